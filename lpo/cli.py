@@ -1,0 +1,195 @@
+"""The command line: a command a stage, and generate, score, preset, doctor, summary.
+
+A command reads params.yaml and calls one `run` of lpo/stages. Those modules are imported inside the commands, after the
+parameters are read: `lpo --help` answers at once, and so does a mistake in the parameters. A mistake that a person can
+mend is printed without a traceback, and the exit code is 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lpo.config import load_params
+from lpo.errors import LpoError
+
+app = typer.Typer(
+    name="lpo",
+    help="Teach a text-to-image model what people prefer. The stages run in the order base, dataset, score, filter, "
+    "encode, lrm, lpo, evaluate, report; `dvc repro` runs those whose inputs changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", metavar="FILE")]
+PARAMS = Path("params.yaml")
+
+
+@app.command()
+def base(params: ParamsFile = PARAMS) -> None:
+    """Stage: train the base model. Takes hours; its result is committed."""
+    loaded = load_params(params)
+    from lpo.stages.base import run
+
+    run(loaded)
+
+
+@app.command()
+def pretrain(params: ParamsFile = PARAMS) -> None:
+    """The same as base."""
+    base(params)
+
+
+@app.command()
+def dataset(params: ParamsFile = PARAMS) -> None:
+    """Stage: make pairs of pictures with labels."""
+    loaded = load_params(params)
+    from lpo.stages.dataset import run
+
+    run(loaded)
+
+
+@app.command()
+def score(
+    image: Annotated[
+        Path | None,
+        typer.Argument(metavar="IMAGE", help="A picture, to see its score.", exists=True, show_default=False),
+    ] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Its prompt.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Where the plot goes.", metavar="FILE")] = Path("score.png"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Stage: score every picture. With IMAGE and PROMPT: plot the reward of one picture by timestep."""
+    loaded = load_params(params)
+    if image is None:
+        from lpo.stages.score import run
+
+        run(loaded)
+        return
+    if prompt is None:
+        raise typer.BadParameter("give the prompt of the picture too: lpo score IMAGE PROMPT", param_hint="PROMPT")
+    from lpo.stages.inspect import run as inspect
+
+    inspect(loaded, image, prompt, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command("filter")
+def filter_(params: ParamsFile = PARAMS) -> None:
+    """Stage: check the pairs, keep the consistent.
+
+    Rows that break the data contract go to quarantine; pairs whose scores disagree with the label are dropped.
+    """
+    loaded = load_params(params)
+    from lpo.stages.filter import run
+
+    run(loaded)
+
+
+@app.command()
+def encode(params: ParamsFile = PARAMS) -> None:
+    """Stage: encode pictures and captions once."""
+    loaded = load_params(params)
+    from lpo.stages.encode import run
+
+    run(loaded)
+
+
+@app.command()
+def lrm(params: ParamsFile = PARAMS) -> None:
+    """Stage: train the latent reward model."""
+    loaded = load_params(params)
+    from lpo.stages.lrm import run
+
+    run(loaded)
+
+
+@app.command()
+def lpo(params: ParamsFile = PARAMS) -> None:
+    """Stage: tune the base by preferences (a LoRA)."""
+    loaded = load_params(params)
+    from lpo.stages.lpo import run
+
+    run(loaded)
+
+
+@app.command()
+def evaluate(params: ParamsFile = PARAMS) -> None:
+    """Stage: compare tuned and base, unseen prompts."""
+    loaded = load_params(params)
+    from lpo.stages.evaluate import run
+
+    run(loaded)
+
+
+@app.command()
+def report(params: ParamsFile = PARAMS) -> None:
+    """Stage: write the page and the model card."""
+    loaded = load_params(params)
+    from lpo.stages.report import run
+
+    run(loaded)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='For example "a cat left of a taxi at night".')],
+    lora: Annotated[Path | None, typer.Option(help="A tuned model, such as data/lpo; without it: the base.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the picture goes.", metavar="FILE")] = Path("image.png"),
+    seed: Annotated[int | None, typer.Option(help="Default: seed of the parameters.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="Default: evaluate.guidance_scale.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: evaluate.num_inference_steps.")] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Draw one picture of a prompt."""
+    loaded = load_params(params)
+    from lpo.stages.generate import run
+
+    run(loaded, prompt, lora, out, loaded.seed if seed is None else seed, guidance_scale, steps)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def preset(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file of presets/, without .yaml.")],
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Merge a preset into the parameters. Keeps the comments of the file, and shows what changed."""
+    from lpo.presets import apply_preset
+
+    changes = apply_preset(name, params)
+    typer.echo("\n".join(changes) if changes else f"{params} already holds the preset {name}")
+
+
+@app.command()
+def doctor(params: ParamsFile = PARAMS) -> None:
+    """Check that what a run needs is here."""
+    from lpo.stages.doctor import run
+
+    if not run(params):
+        raise typer.Exit(1)
+
+
+@app.command()
+def summary() -> None:
+    """Print the figures and where the report is."""
+    from lpo.stages.summary import run
+
+    run()
+
+
+def main() -> None:
+    """The console script. Exits with 2 on an `LpoError`, whose message goes to stderr."""
+    try:
+        app()
+    except LpoError as error:
+        typer.secho(str(error), fg=typer.colors.RED, err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""The data contract: what a pair and a score must be before anything is learned from them.
+
+    verdict = check(pairs, images, scores, count_tokens, max_tokens)
+    bad = pairs[verdict.reasons != ""]
+
+Great Expectations is the one source of truth. What a rule cannot see in a single cell (tokens of a caption, splits that
+share it, contents behind a uid) is measured into a column first; the rules are expectations about columns; the reasons
+of a row are read from the rows that an expectation names. So the Data Docs, the counts and the rows cannot disagree.
+
+Pairs have N rows, images are measured by `lpo.data.schema.inspect_images`, scores have one row an image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lpo.data.schema import SPLITS, UIDS
+from lpo.errors import LpoError
+
+os.environ["GX_ANALYTICS_ENABLED"] = "False"  # it is read once, by the next import
+import great_expectations as gx  # noqa: E402
+import great_expectations.expectations as gxe  # noqa: E402
+from great_expectations.data_context.types.base import ProgressBarsConfig  # noqa: E402
+
+# Wide enough for every scorer in use: the aesthetic predictor is nominally 0..10 but unbounded, clip is a cosine or 100
+# times it, vqa a probability. NaN is a rule of its own; infinities are outside.
+SCORE_RANGES = {"aesthetic": (-20.0, 30.0), "clip": (-100.0, 100.0), "vqa": (0.0, 1.0)}
+TYPES = {
+    "split": "str", "ranking_id": "int64", "caption": "str", "image_0_uid": "str", "image_1_uid": "str",
+    "label_0": "float64", "label_1": "float64", "has_label": "bool", "are_different": "bool",
+    "num_example_per_prompt": "int64",
+}  # fmt: skip
+QUOTED = 120  # characters of a value inside a reason
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """reasons: str (N,), all that is wrong with a row joined by "; ", "" for a good one; counts: rows by reason."""
+
+    reasons: pd.Series
+    counts: dict[str, int]
+    results: list[Any]  # validation results, for the Data Docs
+    summary: dict[str, Any]
+
+
+def check(
+    pairs: pd.DataFrame,
+    images: pd.DataFrame,
+    scores: pd.DataFrame,
+    count_tokens: Callable[[list[str]], list[int]],
+    max_tokens: int,
+) -> Verdict:
+    """Hold pairs, their images and their scores to the contract.
+
+    Args:
+        pairs: as `read_pairs` gives them, with an index 0..N-1.
+        images: image_{0,1}_problem and image_{0,1}_digest, the same rows.
+        scores: image_uid, aesthetic, clip, vqa.
+        count_tokens: captions -> their lengths in tokens, uncut, with start and end of text.
+        max_tokens: the longest caption that the model reads to its end.
+
+    Raises:
+        LpoError: if a table as a whole breaks the contract: an empty split, no scores, a column of another type.
+    """
+    scores = scores.reset_index(drop=True)
+    scored = _validate("scores", scores, score_rules(), "data/scores.parquet")
+    broken = scores["image_uid"].to_frame().assign(reason=_reasons(scored, scores))
+    broken = broken[broken["reason"] != ""].groupby("image_uid")["reason"].first()
+    frame = measure(pairs, images, count_tokens)
+    for k, uid in enumerate(UIDS):
+        found = frame[uid].isin(scores["image_uid"])
+        frame[f"image_{k}_scores_problem"] = (
+            frame[uid].map(broken).where(found, "there are none").where(frame[uid].notna())
+        )
+    checked = _validate("pairs", frame, pair_rules(max_tokens), "data/pairs")
+    reasons = _reasons(checked, frame)
+    results = [checked, scored]
+    rules = [result for suite in results for result in suite.results]
+    counts = {
+        rule.expectation_config.meta["reason"]: int(rule.result["unexpected_count"])
+        for rule in checked.results
+        if rule.result.get("unexpected_count")
+    }
+    summary = {
+        "pairs": len(pairs),
+        "scores": len(scores),
+        "expectations": {"evaluated": len(rules), "met": sum(bool(rule.success) for rule in rules)},
+        "quarantined": int((reasons != "").sum()),
+        "quarantined_by": counts,
+        "great_expectations": gx.__version__,
+    }
+    return Verdict(reasons, counts, results, summary)
+
+
+def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[list[str]], list[int]]) -> pd.DataFrame:
+    """Pairs with a column for all that cannot be seen in one cell. Every measure is null where its subject is."""
+    frame = pairs.copy()
+    low, high = (getattr(pairs[UIDS], side)(axis=1) for side in ("min", "max"))
+    frame["same_image"] = pairs[UIDS[0]] == pairs[UIDS[1]]
+    frame["copies"] = pairs.groupby([pairs["ranking_id"], low, high])["split"].transform("size")
+    captions = pairs["caption"].dropna().unique().tolist()
+    frame["caption_tokens"] = pairs["caption"].map(dict(zip(captions, count_tokens(captions), strict=True)))
+    # A leak may hide behind capitals or spaces, which tokenizers of CLIP do not see either.
+    plain = pairs["caption"].map({caption: " ".join(caption.casefold().split()) or None for caption in captions})
+    frame["caption_splits"] = pairs.groupby(plain)["split"].transform("nunique")
+    sides = [
+        pd.DataFrame({"uid": pairs[uid], "digest": images[f"image_{k}_digest"], "caption": pairs["caption"]})
+        for k, uid in enumerate(UIDS)
+    ]
+    both = pd.concat(sides)
+    contents, described = (both.groupby("uid")[name].nunique() for name in ("digest", "caption"))
+    for k, uid in enumerate(UIDS):
+        frame[f"image_{k}_contents"] = pairs[uid].map(contents)
+        frame[f"image_{k}_captions"] = pairs[uid].map(described)
+        frame[f"image_{k}_problem"] = images[f"image_{k}_problem"].to_numpy()
+    return frame
+
+
+def pair_rules(max_tokens: int) -> list[Any]:
+    """What is expected of pairs: of the table first, then of every row."""
+    table = [gxe.ExpectColumnToExist(column=name, meta={"reason": f"{name} is missing"}) for name in TYPES]
+    table += [
+        gxe.ExpectColumnValuesToBeOfType(column=name, type_=kind, meta={"reason": f"{name} is not {kind}"})
+        for name, kind in TYPES.items()
+    ]
+    splits = gxe.ExpectColumnDistinctValuesToContainSet
+    table += [splits(column="split", value_set=[s], meta={"reason": f"the split {s} has no pairs"}) for s in SPLITS]
+    rows = [_filled(name) for name in TYPES]
+    rows += [_text(name) for name in ["caption", *UIDS]]
+    rows += [
+        _at_most("caption_tokens", max_tokens, f"the caption has more than {max_tokens} tokens"),
+        _at_most("caption_splits", 1, "the caption is in several splits"),
+        _at_most("copies", 1, "the pair is there several times under one ranking_id"),
+        _one_of("same_image", [False], "image_0_uid and image_1_uid are the same"),
+        _one_of("has_label", [True], "has_label is false"),
+        _one_of("are_different", [True], "are_different is false"),
+        _one_of("label_0", [0, 0.5, 1], "label_0 is not 0, 0.5 or 1"),
+        _one_of("label_1", [0, 0.5, 1], "label_1 is not 0, 0.5 or 1"),
+        gxe.ExpectMulticolumnSumToEqual(
+            column_list=["label_0", "label_1"],
+            sum_total=1,
+            ignore_row_if="any_value_is_missing",
+            meta={"reason": "the labels do not sum to 1"},
+        ),
+        _between("num_example_per_prompt", 1, None, "num_example_per_prompt is below 1"),
+    ]
+    for k in (0, 1):
+        rows += [
+            _null(f"image_{k}_problem", f"image_{k} is unusable"),
+            _null(f"image_{k}_scores_problem", f"image_{k} has no usable scores"),
+            _at_most(f"image_{k}_contents", 1, f"image_{k}_uid stands for several images"),
+            _at_most(f"image_{k}_captions", 1, f"image_{k}_uid stands under several captions"),
+        ]
+    return table + rows
+
+
+def score_rules() -> list[Any]:
+    """What is expected of scores."""
+    empty = gxe.ExpectTableRowCountToBeBetween(min_value=1, meta={"reason": "no image has scores"})
+    unique = gxe.ExpectColumnValuesToBeUnique(column="image_uid", meta={"reason": "scored several times"})
+    rules = [empty, _filled("image_uid"), unique]
+    for name, (low, high) in SCORE_RANGES.items():
+        rules.append(gxe.ExpectColumnValuesToNotBeNull(column=name, meta={"reason": f"{name} is NaN or missing"}))
+        rules.append(_between(name, low, high, f"{name} is not in {low:g}..{high:g}"))
+    return rules
+
+
+def _filled(column: str) -> Any:
+    return gxe.ExpectColumnValuesToNotBeNull(column=column, meta={"reason": f"{column} is missing"})
+
+
+def _text(column: str) -> Any:
+    return gxe.ExpectColumnValuesToMatchRegex(column=column, regex=r"\S", meta={"reason": f"{column} is empty"})
+
+
+def _between(column: str, low: float | None, high: float | None, reason: str) -> Any:
+    meta = {"reason": reason, "tell": True}  # the value, which no table shows beside the reason
+    return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, meta=meta)
+
+
+def _at_most(column: str, most: int, reason: str) -> Any:
+    return _between(column, None, most, reason)
+
+
+def _one_of(column: str, values: list[Any], reason: str) -> Any:
+    return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=values, meta={"reason": reason})
+
+
+def _null(column: str, reason: str) -> Any:
+    return gxe.ExpectColumnValuesToBeNull(column=column, meta={"reason": reason, "tell": True})
+
+
+def _validate(name: str, frame: pd.DataFrame, rules: list[Any], where: str) -> Any:
+    """The validation result of a table. Raises LpoError if a rule about the whole table does not hold."""
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    asset = context.data_sources.add_pandas("pandas").add_dataframe_asset(name)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    suite = gx.ExpectationSuite(name, expectations=rules)
+    form = {"result_format": "COMPLETE", "return_unexpected_index_query": False}
+    result = batch.validate(suite, result_format=form)
+    failed = [r for r in result.results if not r.success and "unexpected_index_list" not in r.result]
+    if failed:
+        what = "; ".join(r.expectation_config.meta["reason"] + _raised(r) for r in failed)
+        raise LpoError(f"the data contract is broken: {what}", where, "mend the data; rows cannot be left out for this")
+    return result
+
+
+def _raised(result: Any) -> str:
+    """What an expectation raised while it was evaluated, if it did."""
+    info = result.exception_info or {}
+    found = [info] if "exception_message" in info else list(info.values())
+    messages = [str(item["exception_message"]) for item in found if item.get("exception_message")]
+    return f" ({'; '.join(messages)})" if messages else ""
+
+
+def _reasons(result: Any, frame: pd.DataFrame) -> pd.Series:
+    """What is wrong with each row, every reason of it."""
+    reasons: dict[int, list[str]] = {}
+    for rule in result.results:
+        rows = rule.result.get("unexpected_index_list") or []  # all of them; unexpected_list ends after 200
+        meta = rule.expectation_config.meta
+        values = frame.loc[rows, rule.expectation_config.kwargs["column"]] if meta.get("tell") else [""] * len(rows)
+        for row, value in zip(rows, values, strict=True):
+            reasons.setdefault(row, []).append(
+                f"{meta['reason']}: {str(value)[:QUOTED]}" if value != "" else meta["reason"]
+            )
+    joined = {row: "; ".join(texts) for row, texts in reasons.items()}
+    return pd.Series([joined.get(row, "") for row in frame.index], index=frame.index, dtype=str)

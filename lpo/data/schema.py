@@ -1,0 +1,253 @@
+"""The columns of Pick-a-Pic, and how pairs are read: a typed frame without images, images one batch at a time.
+
+    pairs = read_pairs("data/pairs")                         one row a pair, in the order of the shards
+    for uids, data in iter_images("data/pairs", None, 64):   every image once, as encoded bytes
+        pictures = decode_rgb(data, 512)                     (B, 512, 512, 3) uint8
+
+A shard is SPLIT-*.parquet. Pairs have N rows; `file` and `row` say where each was found. Integers and truth values are
+nullable, so that a hole in the data stays a hole until the contract names it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from lpo.errors import LpoError
+
+SPLITS = ("train", "validation", "test")
+UIDS, IMAGES = ["image_0_uid", "image_1_uid"], ["jpg_0", "jpg_1"]
+PAIRS = {
+    "ranking_id": pa.int64(),
+    "caption": pa.string(),
+    "image_0_uid": pa.string(),
+    "image_1_uid": pa.string(),
+    "label_0": pa.float64(),  # 1 and 0, 0 and 1, or 0.5 and 0.5 for a tie
+    "label_1": pa.float64(),
+    "has_label": pa.bool_(),
+    "are_different": pa.bool_(),
+    "num_example_per_prompt": pa.int64(),
+    "jpg_0": pa.binary(),  # an encoded image, whatever its name says
+    "jpg_1": pa.binary(),
+}
+OPTIONAL = {"category": pa.string(), "difference": pa.string()}  # what the embedded world adds; null elsewhere
+SCORES = {"image_uid": pa.string(), "aesthetic": pa.float64(), "clip": pa.float64(), "vqa": pa.float64()}
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # each format more is one more decoder that hostile bytes can reach
+MAX_PIXELS = 4096 * 4096  # a few kilobytes can claim far more, and decoding them would fill the memory
+BATCH = 64  # rows whose images are in memory at once
+NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+
+
+def shards(folder: str | Path) -> list[Path]:
+    """The shards of a folder in the order of their names, all of them with the columns of `PAIRS`.
+
+    Raises:
+        LpoError: if there is none, one is named after no split, cannot be read, or has other columns: all mistakes.
+    """
+    paths = sorted(Path(folder).glob("*.parquet"))
+    if not paths:
+        raise LpoError("there are no pairs", f"{folder}/*.parquet", "run `lpo dataset`, or put shards there")
+    for path in paths:
+        if split_of(path) not in SPLITS:
+            raise LpoError(f"{path.name} names no split", str(path), f"call it SPLIT-*.parquet, SPLIT of {SPLITS}")
+    mistakes = [f"{path}: {mistake}" for path in paths for mistake in _column_mistakes(path, PAIRS)]
+    if mistakes:
+        remedy = "give the shards the columns and types of Pick-a-Pic that data/README.md lists"
+        raise LpoError("pairs do not have the columns that they must have", "; ".join(mistakes), remedy)
+    return paths
+
+
+def split_of(path: Path) -> str:
+    """The split that a shard is named after: train of train-00000.parquet."""
+    return path.stem.split("-")[0]
+
+
+def read_pairs(folder: str | Path) -> pd.DataFrame:
+    """All pairs of a folder without their images: split, file, row, then the columns of `PAIRS` and `OPTIONAL`.
+
+    Raises:
+        LpoError: see `shards`.
+    """
+    columns = {name: kind for name, kind in PAIRS.items() if name not in IMAGES} | OPTIONAL
+    frames = []
+    for path in shards(folder):
+        frame = _read(path, columns)
+        frame.insert(0, "split", split_of(path))
+        frame.insert(1, "file", str(path))
+        frame.insert(2, "row", np.arange(len(frame)))
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_scores(path: str | Path) -> pd.DataFrame:
+    """The table of scores: image_uid, aesthetic, clip, vqa.
+
+    Raises:
+        LpoError: if it is absent, cannot be read, or lacks a column.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise LpoError("there are no scores", str(path), "run `lpo score`")
+    mistakes = _column_mistakes(path, SCORES)
+    if mistakes:
+        raise LpoError("scores lack what they must have: " + "; ".join(mistakes), str(path), "run `lpo score` again")
+    return _read(path, SCORES)
+
+
+def caption_of_images(folder: str | Path) -> dict[str, str]:
+    """Image uid -> the caption that it was first seen with ("" where the data has none)."""
+    pairs = read_pairs(folder)
+    uids = pairs[UIDS].to_numpy().ravel()  # row by row, as iter_images goes
+    captions = np.repeat(pairs["caption"].fillna("").to_numpy(), 2)
+    first = pd.Series(captions, index=uids).groupby(level=0).first()  # groupby leaves out a missing uid
+    return dict(zip(first.index, first, strict=True))
+
+
+def iter_images(
+    folder: str | Path, wanted: set[str] | None, batch_size: int, label: str = ""
+) -> Iterator[tuple[list[str], list[bytes]]]:
+    """Every image once, in the order of the shards, as (uids, encoded bytes) of at most `batch_size` images.
+
+    Memory holds one batch and the uids. With `wanted`, exactly those images; without it, every one that decodes.
+
+    Raises:
+        LpoError: see `shards`; or if a wanted image is not there.
+    """
+    seen: set[str] = set()
+    uids, data = [], []
+    for row in _image_rows(shards(folder), UIDS, label):
+        for uid, encoded in zip(row[:2], row[2:], strict=True):
+            known = uid is None or uid in seen
+            if known or (image_problem(encoded) if wanted is None else uid not in wanted):
+                continue
+            seen.add(uid)
+            uids.append(uid)
+            data.append(encoded)
+            if len(uids) == batch_size:
+                yield uids, data
+                uids, data = [], []
+    if uids:
+        yield uids, data
+    missing = sorted((wanted or set()) - seen)
+    if missing:
+        what = f"{len(missing)} images are not among the pairs: {', '.join(missing[:5])}"
+        raise LpoError(what, str(folder), "run `lpo filter` again")
+
+
+def inspect_images(folder: str | Path, label: str = "") -> pd.DataFrame:
+    """Look at every image: image_{0,1}_problem (null if it decodes) and image_{0,1}_digest, rows as `read_pairs`."""
+    problems: dict[str, str | None] = {}  # by digest, so that an image in ten pairs is decoded once
+    rows: list[list[str]] = []
+    for row in _image_rows(shards(folder), [], label):
+        digests = [hashlib.blake2b(data or b"", digest_size=16).hexdigest() for data in row]
+        for digest, data in zip(digests, row, strict=True):
+            if digest not in problems:
+                problems[digest] = image_problem(data) or None
+        rows.append(digests)
+    frame = pd.DataFrame(rows, columns=["image_0_digest", "image_1_digest"], dtype=str)
+    for k in (0, 1):
+        frame[f"image_{k}_problem"] = frame[f"image_{k}_digest"].map(problems).astype(str)
+    return frame
+
+
+def image_problem(data: bytes | None) -> str:
+    """Why encoded bytes are no usable image, "" if they are."""
+    try:
+        _open(data)
+    except LpoError as error:
+        return error.what
+    return ""
+
+
+def decode_rgb(data: list[bytes], size: int) -> np.ndarray:
+    """(N, size, size, 3) uint8 of encoded images; other shapes are resized to the square.
+
+    A pixel of the result is the mean of the area it covers, so enlarged pixel art comes back as it was.
+
+    Raises:
+        LpoError: if one does not decode or claims more than `MAX_PIXELS`.
+    """
+    box = Image.Resampling.BOX
+    return np.stack([np.asarray(_open(item).convert("RGB").resize((size, size), box)) for item in data])
+
+
+def _open(data: bytes | None) -> Image.Image:
+    if not data:
+        raise LpoError("has no bytes")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height <= MAX_PIXELS:
+            picture.load()
+            return picture
+    except UnidentifiedImageError as error:  # its text holds a memory address, another one every run
+        raise LpoError(f"is no {', '.join(FORMATS)} image") from error
+    except Exception as error:  # what a decoder raises on broken bytes is its own choice
+        raise LpoError(f"does not decode ({str(error)[:100] or type(error).__name__})") from error
+    raise LpoError(f"claims {picture.width}x{picture.height} pixels, more than {MAX_PIXELS}")
+
+
+def _image_rows(paths: list[Path], columns: list[str], label: str) -> Iterator[tuple]:
+    """Rows of `columns` and both images. Without pre-buffering, a row group of gigabytes is read page by page."""
+    total = sum(pq.read_metadata(path).num_rows for path in paths)
+    with tqdm(total=total, desc=label, disable=not label, mininterval=2) as bar:
+        for path in paths:
+            with _readable(path):
+                file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+                for batch in file.iter_batches(batch_size=BATCH, columns=columns + IMAGES):
+                    yield from zip(*(batch.column(name).to_pylist() for name in columns + IMAGES), strict=True)
+                    bar.update(len(batch))
+
+
+def _column_mistakes(path: Path, columns: dict[str, pa.DataType]) -> list[str]:
+    with _readable(path):
+        schema = pq.read_schema(path)
+    found = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}
+    return [
+        f"{name} is missing" if name not in found else f"{name} is {found[name]}, not {kind}"
+        for name, kind in columns.items()
+        if name not in found or not _fits(found[name], kind)
+    ]
+
+
+def _fits(found: pa.DataType, kind: pa.DataType) -> bool:
+    if pa.types.is_floating(kind):
+        return pa.types.is_floating(found) or pa.types.is_integer(found)
+    alike = {
+        pa.int64(): [pa.types.is_integer],
+        pa.string(): [pa.types.is_string, pa.types.is_large_string],
+        pa.binary(): [pa.types.is_binary, pa.types.is_large_binary],
+        pa.bool_(): [pa.types.is_boolean],
+    }
+    return any(test(found) for test in alike[kind])
+
+
+def _read(path: Path, columns: dict[str, pa.DataType]) -> pd.DataFrame:
+    with _readable(path):
+        file = pq.ParquetFile(path)
+        table = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
+        table.validate(full=True)  # text that is no UTF-8 is found here, with the name of the file
+        for name, kind in OPTIONAL.items():
+            if name in columns and (name not in table.column_names or pa.types.is_null(table.schema.field(name).type)):
+                table = table.drop_columns([name] if name in table.column_names else [])
+                table = table.append_column(name, pa.nulls(len(table), kind))
+        frame: pd.DataFrame = table.select(list(columns)).cast(pa.schema(columns)).to_pandas(types_mapper=NULLABLE.get)
+        return frame
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise LpoError(f"the file cannot be read: {error}", str(path), "damaged: make or copy it again") from error

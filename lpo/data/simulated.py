@@ -1,0 +1,95 @@
+"""Simulated preference data: pairs of the embedded world, labelled by annotators who look as the judge does.
+
+rendered  a caption's picture beside a near-miss of it (something replaced, moved, missing, doubled, ...), or beside
+          another picture of the caption; all with flaws that no caption names
+sampled   two pictures that the base made of one caption
+
+    u = w_alignment alignment / unit + w_aesthetic aesthetic / unit      (emoji.judge.Verdict.utility)
+    tie if |u_0 - u_1| < margin, else 0 preferred with probability sigmoid((u_0 - u_1) / temperature), then flipped
+    with probability flip_rate
+
+These are simulated labels, never human ones. The schema is that of Pick-a-Pic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lpo.config import Dataset
+from lpo.emoji.judge import judge
+from lpo.emoji.render import render
+from lpo.emoji.scenes import Prompt, flawed, layout, near_miss, sample_prompts
+
+SAME_CAPTION_SHARE = 0.25  # of rendered pairs: both right, only the flaws differ
+Sampler = Callable[[list[str], list[int]], np.ndarray]  # captions, seeds -> (N, H, W, 3) uint8
+
+
+def png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def rendered_pairs(prompts: list[Prompt], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """(pictures 0, pictures 1, what differs); the faithful one is 0 or 1 at random."""
+    drawn: list[tuple[Prompt, Prompt]] = []
+    differences = []
+    for prompt in prompts:
+        other, kind = (prompt, "flaws") if rng.random() < SAME_CAPTION_SHARE else near_miss(prompt, rng)
+        drawn.append((prompt, other) if rng.random() < 0.5 else (other, prompt))
+        differences.append(kind)
+    first, second = (render([flawed(layout(p[k], rng), rng) for p in drawn], rng) for k in (0, 1))
+    return first, second, differences
+
+
+def label(gap: np.ndarray, config: Dataset, rng: np.random.Generator) -> np.ndarray:
+    """label_0 (N,) in {1, 0.5, 0} of pairs whose utilities differ by gap = u_0 - u_1 (N,)."""
+    first = rng.random(len(gap)) < 1 / (1 + np.exp(-gap / config.temperature))
+    first = first ^ (rng.random(len(gap)) < config.flip_rate)
+    return np.where(np.abs(gap) < config.tie_margin, 0.5, first.astype(float))
+
+
+def make_pairs(split: str, rendered: int, sampled: int, sampler: Sampler, config: Dataset, seed: int) -> pd.DataFrame:
+    """The pairs of one split as a frame in the schema of Pick-a-Pic, in a random order."""
+    rng = np.random.default_rng([seed, {"train": 1, "validation": 2, "test": 3}[split]])
+    prompts = sample_prompts(split, rendered + sampled, rng)
+    first, second, differences = rendered_pairs(prompts[:rendered], rng)
+    captions = [prompt.caption for prompt in prompts]
+    if sampled:
+        seeds = [int(s) for s in rng.integers(2**31, size=2 * sampled)]
+        own = sampler(captions[rendered:] * 2, seeds)
+        first, second = np.concatenate([first, own[:sampled]]), np.concatenate([second, own[sampled:]])
+        differences += ["sampled"] * sampled
+    verdicts = [judge(pictures, prompts) for pictures in (first, second)]
+    weights = (config.alignment_weight, config.aesthetic_weight)
+    utility = np.array([[verdict.utility(*weights) for verdict in side] for side in verdicts])
+    label_0 = label(utility[0] - utility[1], config, rng)
+    counts = pd.Series(captions).value_counts()
+    encoded = [[png(picture) for picture in pictures] for pictures in (first, second)]
+    uids = [[_uid(data, c) for data, c in zip(side, captions, strict=True)] for side in encoded]
+    made_by = ["render"] * rendered + ["base"] * sampled
+    best = [u0 if y == 1 else u1 if y == 0 else "" for y, u0, u1 in zip(label_0, *uids, strict=True)]
+    frame = pd.DataFrame(
+        {
+            "caption": captions, "jpg_0": encoded[0], "jpg_1": encoded[1],
+            "image_0_uid": uids[0], "image_1_uid": uids[1], "best_image_uid": best,
+            "label_0": label_0, "label_1": 1 - label_0, "has_label": True, "are_different": True,
+            "num_example_per_prompt": [int(counts[c]) for c in captions], "model_0": made_by, "model_1": made_by,
+            "category": [prompt.category for prompt in prompts], "difference": differences,
+        }
+    )  # fmt: skip
+    frame = frame[frame["image_0_uid"] != frame["image_1_uid"]]
+    frame = frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+    frame.insert(0, "ranking_id", np.arange(len(frame)))
+    return frame
+
+
+def _uid(data: bytes, caption: str) -> str:
+    """A picture's name: its contents and its caption, since scores belong to both."""
+    return hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:32]

@@ -1,0 +1,203 @@
+"""One stochastic step x_t -> x_s of a diffusion or flow model, as a Gaussian with a known density.
+
+    x_s = mean(prediction, x_t, t, s) + std(t, s) noise,    noise ~ N(0, I)
+    log p(x_s | x_t) = -(x_s - mean)^2 / (2 std^2) - log std - log sqrt(2 pi), mean or sum over all but the batch
+
+    transition = DDIM.from_scheduler(scheduler, eta=1.0)
+    mean, std = transition.mean_std(prediction, x_t, t, s)
+    x_s = transition.sample(prediction, x_t, t, s, noise)
+    transition.log_prob(x_s, mean, std)
+
+Shapes: prediction, x_t, x_s, noise (B, ...) alike; t, s (B,); std (B, 1, ...); sigma and log_prob (B,). The noise is an
+argument, so that sampling can be tested. Coefficients are float32, which lifts half-precision latents to float32 as
+well: a ratio of densities does not survive rounding. `sample` and `add_noise` return the dtype of their latents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from diffusers import DDIMScheduler
+
+from lpo.diffusion.schedule import alpha_at, check_scheduler, ddim_sigma
+
+Reduction = Literal["mean", "sum"]
+
+
+def gaussian_log_prob(
+    x_s: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, reduction: Reduction = "mean"
+) -> torch.Tensor:
+    """Log density of N(mean, std^2) at x_s, reduced over all dimensions but the first: (B,), float32 or wider.
+
+    With "mean" the scale does not depend on the resolution (published LPO); "sum" is the density itself.
+
+    Raises:
+        ValueError: on shapes that do not fit, and where a std is 0: such a step has no density, leave it out.
+    """
+    if x_s.shape != mean.shape or std.shape != _column(mean, len(mean)):
+        raise ValueError(f"x_s {tuple(x_s.shape)}, mean {tuple(mean.shape)} and std {tuple(std.shape)} do not fit")
+    if not bool((std > 0).all()):
+        raise ValueError("a step with std 0 has no density; leave it out")
+    z = (x_s - mean) / std
+    terms = -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
+    return terms.flatten(1).mean(1) if reduction == "mean" else terms.flatten(1).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class DDIM:
+    """Variance-preserving diffusion, DDIM steps with eta (arXiv 2010.02502, eq. 12 and 16); a = alphas_cumprod.
+
+        x_t  = sqrt(a_t) x0 + sqrt(1 - a_t) eps
+        mean = sqrt(a_s) x0_hat + sqrt(1 - a_s - sigma^2) eps_hat,  std = sigma(t, s)
+
+    t, s are long tensors of timesteps; s = -1 is the end of the last step, where a_s is final_alpha_cumprod. Equal to
+    diffusers' DDIMScheduler.step without clipping.
+    """
+
+    alphas_cumprod: torch.Tensor  # (T,)
+    final_alpha_cumprod: torch.Tensor  # ()
+    prediction_type: Literal["epsilon", "v_prediction"]
+    eta: float
+
+    log_prob = staticmethod(gaussian_log_prob)
+
+    @classmethod
+    def from_scheduler(cls, scheduler: DDIMScheduler, eta: float) -> DDIM:
+        """Read a scheduler. Raises LpoError on unsupported settings (`check_scheduler`)."""
+        check_scheduler(scheduler.config)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], is {eta}")
+        return cls(scheduler.alphas_cumprod, scheduler.final_alpha_cumprod, scheduler.config.prediction_type, eta)
+
+    def pred_x0_eps(
+        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prediction as (x0_hat, eps_hat), each of x_t's shape.
+
+        epsilon: x0 = (x_t - sqrt(1 - a) eps) / sqrt(a)
+        v:       x0 = sqrt(a) x_t - sqrt(1 - a) v,  eps = sqrt(a) v + sqrt(1 - a) x_t
+        """
+        _check(x_t, prediction, t)
+        alpha = self._alpha(x_t, t)
+        root, noise_root = alpha**0.5, (1 - alpha) ** 0.5
+        if self.prediction_type == "epsilon":
+            return (x_t - noise_root * prediction) / root, prediction
+        return root * x_t - noise_root * prediction, root * prediction + noise_root * x_t
+
+    def sigma(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of the step, (B,); 0 where a_s = 1 and at eta 0."""
+        final = self.final_alpha_cumprod
+        return ddim_sigma(alpha_at(self.alphas_cumprod, final, t), alpha_at(self.alphas_cumprod, final, s), self.eta)
+
+    def mean_std(
+        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (x_t's shape) and std (B, 1, ...) of x_s."""
+        _check(x_t, prediction, t, s)
+        x0, eps = self.pred_x0_eps(prediction, x_t, t)
+        alpha_s, std = self._alpha(x_t, s), self.sigma(t, s).view(_column(x_t, len(t)))
+        # At zero terminal SNR the difference is 0 up to rounding, which may fall below it.
+        direction = (1 - alpha_s - std**2).clamp(min=0) ** 0.5
+        return alpha_s**0.5 * x0 + direction * eps, std
+
+    def sample(
+        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """x_s = mean + std noise, of x_t's dtype."""
+        _check(x_t, noise)
+        mean, std = self.mean_std(prediction, x_t, t, s)
+        return (mean + std * noise).to(x_t.dtype)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise, of x0's dtype."""
+        _check(x0, noise, t)
+        alpha = self._alpha(x0, t)
+        return (alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise).to(x0.dtype)
+
+    def _alpha(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return alpha_at(self.alphas_cumprod, self.final_alpha_cumprod, t).view(_column(x, len(t)))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow, x_t = (1 - t) x0 + t eps, prediction v = eps - x0; t, s are float32 levels in [0, 1], s < t.
+
+    form "ddim", eta in [0, 1]: the DDIM step with alpha = 1 - t (LPO, appendix B; derived for these coefficients)
+        std  = eta (s / t) sqrt(t^2 - ((1 - t) / (1 - s))^2 s^2)
+        mean = (1 - s) x0_hat + sqrt(s^2 - std^2) eps_hat
+    form "sde", eta = a: the step of Flow-GRPO (arXiv 2505.05470), g = a sqrt(t / (1 - t)), dt = s - t
+        std  = g sqrt(-dt)
+        mean = x_t (1 + g^2 / (2 t) dt) + v (1 + g^2 (1 - t) / (2 t)) dt
+
+    eta 0 is the Euler step x_t + v dt in both. At s = 0 "ddim" has std 0, "sde" still adds noise: leave the last step
+    out of training, and take it with eta 0.
+    """
+
+    eta: float
+    form: Literal["ddim", "sde"] = "ddim"
+
+    log_prob = staticmethod(gaussian_log_prob)
+
+    def pred_x0_eps(
+        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x0_hat = x_t - t v, eps_hat = x_t + (1 - t) v, each of x_t's shape."""
+        _check(x_t, prediction, t)
+        level = t.view(_column(x_t, len(t)))
+        return x_t - level * prediction, x_t + (1 - level) * prediction
+
+    def sigma(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of the step, (B,)."""
+        if self.form == "ddim":
+            return self.eta * (s / t) * (t**2 - ((1 - t) / (1 - s) * s) ** 2) ** 0.5
+        return self._diffusion(t, s) * (t - s) ** 0.5
+
+    def mean_std(
+        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean (x_t's shape) and std (B, 1, ...) of x_s."""
+        _check(x_t, prediction, t, s)
+        column = _column(x_t, len(t))
+        std = self.sigma(t, s).view(column)
+        if self.form == "ddim":
+            x0, eps = self.pred_x0_eps(prediction, x_t, t)
+            level = s.view(column)
+            # At t = 1 and eta 1 the difference is 0 up to rounding, which may fall below it.
+            return (1 - level) * x0 + (level**2 - std**2).clamp(min=0) ** 0.5 * eps, std
+        drift = (self._diffusion(t, s) ** 2 / (2 * t)).view(column)
+        level, dt = t.view(column), (s - t).view(column)
+        return x_t * (1 + drift * dt) + prediction * (1 + drift * (1 - level)) * dt, std
+
+    def sample(
+        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """x_s = mean + std noise, of x_t's dtype."""
+        _check(x_t, noise)
+        mean, std = self.mean_std(prediction, x_t, t, s)
+        return (mean + std * noise).to(x_t.dtype)
+
+    def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """x_t = (1 - t) x0 + t noise, of x0's dtype."""
+        _check(x0, noise, t)
+        level = t.view(_column(x0, len(t)))
+        return ((1 - level) * x0 + level * noise).to(x0.dtype)
+
+    def _diffusion(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        # g is infinite at t = 1; Flow-GRPO's code puts the next level there.
+        return self.eta * (t / (1 - torch.where(t == 1, s, t))) ** 0.5
+
+
+Transition = DDIM | Flow
+
+
+def _column(x: torch.Tensor, batch: int) -> tuple[int, ...]:
+    return (batch, *(1 for _ in x.shape[1:]))
+
+
+def _check(x: torch.Tensor, like: torch.Tensor, *times: torch.Tensor) -> None:
+    if like.shape != x.shape or any(time.shape != x.shape[:1] for time in times):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (x, like, *times))
+        raise ValueError(f"expected latents (B, ...) alike and times (B,), got {shapes}")

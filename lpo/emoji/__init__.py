@@ -1,0 +1,1 @@
+"""The embedded world: captioned emoji scenes whose truth is known exactly."""

@@ -1,0 +1,1 @@
+"""Evaluation: statistics of paired comparisons, figures, and the report."""

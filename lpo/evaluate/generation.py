@@ -1,0 +1,65 @@
+"""Sampling pictures: DDIM with guidance, one generator a picture, so that a picture depends on its seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
+from lpo.families.sd import SD
+
+
+@torch.no_grad()
+def sample(
+    family: SD,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float,
+    eta: float,
+) -> torch.Tensor:
+    """Latents (N, C, h, w) of prompts; all noise of picture i comes from a generator seeded with seeds[i]."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def draw() -> torch.Tensor:
+        noise = [torch.randn(family.latent_shape, generator=g) for g in generators]
+        return torch.stack(noise).to(family.device, family.dtype)
+
+    conditioning, null = family.encode_prompts(list(prompts)), family.encode_prompts([""])
+    transition = family.transition(eta)
+    schedule = zip(
+        *(f(family.scheduler, num_inference_steps).tolist() for f in (ddim_timesteps, previous_timesteps)), strict=True
+    )
+    x = draw()
+    for now, after in schedule:
+        t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
+        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, guidance_scale), x, t, s)
+        x = mean + std * draw() if eta > 0 else mean
+    return x
+
+
+def generate(
+    family: SD, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
+    eta: float, batch_size: int, label: str = "generate",
+) -> np.ndarray:  # fmt: skip
+    """Pictures (N, H, W, 3) uint8, batch after batch, with a progress bar (none where `label` is empty)."""
+    pictures = []
+    starts = range(0, len(prompts), batch_size)
+    for i in tqdm(starts, desc=label, disable=not label, mininterval=2):
+        part = slice(i, i + batch_size)
+        latents = sample(family, prompts[part], seeds[part], num_inference_steps, guidance_scale, eta)
+        pictures.append(to_uint8(family.decode(latents)))
+    return np.concatenate(pictures)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8."""
+    return ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1], the inverse of `to_uint8`."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

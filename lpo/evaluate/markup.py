@@ -1,0 +1,162 @@
+"""Pieces of the report's page: escaped tables, sections, figures, notes, number formats, and the style.
+
+Every function escapes what it is given, except where an argument is named `body` or `bodies`: those are pieces made
+here. Numbers are written with a thin space between thousands and a true minus sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#24292f;--soft:#59636e;--page:#f6f7f8;--card:#fff;--line:#d8dee4;--blue:#0072b2;
+--warn:#fff4e0;--warn-line:#e69f00;--good:#00714f;--bad:#b04500}
+@media (prefers-color-scheme:dark){:root{--ink:#d7dde4;--soft:#97a1ac;--page:#14171b;--card:#1c2026;--line:#353c45;
+--blue:#56b4e9;--warn:#33291a;--warn-line:#e69f00;--good:#3fc79a;--bad:#f0874a}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,
+"Noto Sans","DejaVu Sans",sans-serif}
+main,header,nav{max-width:1124px;margin:0 auto;padding:0 24px}
+main{padding-bottom:48px}
+header{padding-top:44px}
+.over{margin:0 0 6px;color:var(--soft);font-size:14px}
+h1{margin:0 0 14px;font-size:30px;line-height:1.25;font-weight:650;letter-spacing:-.01em;text-wrap:balance}
+h2{margin:0 0 4px;font-size:21px;font-weight:650}
+h3{margin:28px 0 2px;font-size:16px;font-weight:650}
+p{margin:8px 0;max-width:76ch}
+.lead{font-size:18px}
+.soft,figcaption{color:var(--soft);font-size:14px}
+nav{display:flex;flex-wrap:wrap;gap:6px 18px;padding-top:14px;font-size:14px}
+a{color:var(--blue)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:14px;margin:22px 0 6px}
+.tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
+.tile b{display:block;font-size:28px;line-height:1.2;font-weight:650;font-variant-numeric:tabular-nums}
+.tile span{display:block;color:var(--soft);font-size:13.5px}
+section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:22px 24px;margin:22px 0}
+.wide{overflow-x:auto;margin:14px 0}
+table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:50%}
+th{color:var(--soft);font-weight:550;text-align:right}
+th,td{padding:5px 18px 5px 0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
+th.text,td.text{text-align:left}
+td.text{overflow-wrap:anywhere}
+figure{margin:16px 0}
+figure img{display:block;max-width:100%;height:auto}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:14px;margin:12px 0}
+.card{border:1px solid var(--line);border-radius:10px;padding:11px}
+.card p{margin:0 0 8px;font-weight:550;font-size:14.5px;line-height:1.35;overflow-wrap:anywhere}
+.row{display:flex;gap:8px}
+.two .shot{flex-basis:128px}
+.shot{flex:0 1 96px;min-width:0;font-size:12.5px;line-height:1.35;color:var(--soft)}
+.shot img{display:block;width:100%;aspect-ratio:1;object-fit:contain;border-radius:6px;margin-bottom:4px;
+image-rendering:pixelated}
+.shot b{color:var(--ink);font-weight:600}
+.good{color:var(--good)}.bad{color:var(--bad)}
+.missing{background:var(--warn);border-left:4px solid var(--warn-line);border-radius:4px;padding:9px 14px;
+max-width:none}
+code{font:13px/1.5 ui-monospace,"SFMono-Regular",Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
+summary{cursor:pointer;font-weight:550;padding:4px 0}
+@media (max-width:560px){h1{font-size:24px}.lead{font-size:16px}section{padding:16px}
+main,header,nav{padding-left:14px;padding-right:14px}}
+"""
+
+
+def page(title: str, body: str) -> str:
+    """The whole document; the policy forbids every load that is not inside the page."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def section(name: str, title: str, *bodies: str) -> str:
+    return f'<section id="{escape(name)}">\n<h2>{escape(title)}</h2>\n' + "\n".join(bodies) + "\n</section>"
+
+
+def heading(text: str) -> str:
+    return f"<h3>{escape(text)}</h3>"
+
+
+def text(words: str, kind: str = "") -> str:
+    return f'<p class="{escape(kind)}">{escape(words)}</p>' if kind else f"<p>{escape(words)}</p>"
+
+
+def missing(what: str, stage: str) -> str:
+    """A note that a file or a figure is not there, and the command that makes it."""
+    return (
+        f'<p class="missing">Missing: {escape(what)}. <code>{escape(f"dvc repro {stage}".strip())}</code> makes it.</p>'
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """The first `texts` columns hold words (left), the others numbers (right)."""
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        kinds = [' class="text"' if place < texts else "" for place in range(len(cells))]
+        made = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return f"<tr>{made}</tr>"
+
+    body = "\n".join(line("td", row) for row in rows)
+    return f'<div class="wide"><table>\n<thead>{line("th", head)}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def figure(uri: str, alt: str, caption: str) -> str:
+    return f'<figure><img src="{escape(uri)}" alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def folded(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>\n{body}\n</details>"
+
+
+def tile(number: str, label: str, note: str) -> str:
+    return f'<div class="tile"><b>{escape(number)}</b><span>{escape(label)}</span><span>{escape(note)}</span></div>'
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def percents(row: Mapping[str, Any]) -> str:
+    """The interval of a share, as '62.0 to 71.3 %'."""
+    return f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, as '+4.2'."""
+    return signed(100 * value, 1)
+
+
+def plain(value: Any) -> str:
+    """Any value of a JSON or YAML file in a few characters."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u2009").replace("-", "−")
+    if isinstance(value, float):
+        return f"{value:.5g}".replace("-", "−")
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(plain(item) for item in value) + "]"
+    return "none" if value is None else str(value)
+
+
+def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
+    """(dotted path, text) of everything in nested mappings and lists of mappings."""
+    if isinstance(value, Mapping):
+        return [row for key, item in value.items() for row in flat(item, f"{path}.{key}".lstrip("."))]
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+        return [row for place, item in enumerate(value) for row in flat(item, f"{path}[{place}]")]
+    return [(path, plain(value))]
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table of JSON rows, one column a key, in the order in which the keys appear."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return table(keys, [[plain(row[key]) if key in row else "" for key in keys] for row in rows], texts=0)

@@ -1,0 +1,103 @@
+"""data/evaluation/results.parquet -> the dict of metrics/evaluate.json.
+
+    win_rate              tuned against the base at the tuned model's guidance scale (base_matched): the headline,
+                          because more guidance alone already buys looks
+    win_rate_default_cfg  tuned against the base at its own guidance scale
+    by_category.NAME      win_rate of the prompts of one category
+    all_correct           share of images in which every question of the prompt is answered right
+    means, scorers        means of the judge's axes; the same with win rates for the scorers (of MPCF and validation)
+    reward                the same for the latent reward model itself: what was climbed, not evidence
+
+A win rate is {overall, alignment, aesthetics}, each {value, low, high, ties, prompts}; a change is {base, tuned,
+difference, low, high, prompts} with base_matched as base and the interval of the difference. Images are
+paired by prompt and seed.
+Shapes: frame (N, columns of the contract: prompt, category, seed, model, all_correct, alignment, aesthetic, utility,
+clip, vqa, aesthetic_score, lrm); for every prompt and seed one row of each model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from lpo.errors import LpoError
+from lpo.evaluate.statistics import RESAMPLES, Figures, mean_difference, win_rate
+
+AXES = {"overall": "utility", "alignment": "alignment", "aesthetics": "aesthetic"}
+SCORERS = {"clip": "clip", "vqa": "vqa", "aesthetic": "aesthetic_score"}
+WHERE = "data/evaluation/results.parquet"
+DIGITS = 5  # of what is written: enough for any interval, and a diff stays readable
+
+
+def paired(frame: pd.DataFrame, tuned: str, base: str) -> pd.DataFrame:
+    """One row a prompt and seed: prompt, seed, category, and every other column twice (X_tuned, X_base).
+
+    Raises LpoError if an image has no partner or appears twice.
+    """
+    keys = ["prompt", "seed"]
+    sides = {}
+    for side, model in (("tuned", tuned), ("base", base)):
+        rows = frame[frame["model"] == model].drop(columns="model")
+        twice = rows[rows.duplicated(keys)]
+        if len(rows) == 0 or len(twice):
+            what = f"{len(twice)} images appear twice" if len(rows) else "no images"
+            raise LpoError(f"{what}: model '{model}'", WHERE, "run the stage evaluate again")
+        sides[side] = rows.set_index(keys).sort_index()
+    alone = sides["tuned"].index.symmetric_difference(sides["base"].index)
+    if len(alone):
+        raise LpoError(
+            f"{len(alone)} images of '{tuned}' and '{base}' have no partner, the first: {list(alone[:3])}",
+            WHERE,
+            "both models must draw the same prompts with the same seeds",
+        )
+    others = sides["base"].drop(columns="category").add_suffix("_base")
+    mine = sides["tuned"].rename(columns={name: f"{name}_tuned" for name in sides["tuned"] if name != "category"})
+    return mine.join(others).reset_index()
+
+
+def evaluate_results(frame: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> Figures:
+    """The whole of metrics/evaluate.json (schema: see the top of this file). Raises LpoError as paired does."""
+    matched = paired(frame, "tuned", "base_matched")
+    default = paired(frame, "tuned", "base")
+    by_category = {str(name): rows for name, rows in matched.groupby("category")}
+
+    def rates(pairs: pd.DataFrame) -> Figures:
+        return {axis: _win_rate(pairs, column, resamples, seed) for axis, column in AXES.items()}
+
+    def change(pairs: pd.DataFrame, column: str) -> Figures:
+        return _change(pairs, column, resamples, seed)
+
+    def change_and_rate(column: str) -> Figures:
+        return change(matched, column) | {"win_rate": _win_rate(matched, column, resamples, seed)}
+
+    result = {
+        "prompts": int(matched["prompt"].nunique()),
+        "images": len(matched),
+        "win_rate": rates(matched),
+        "win_rate_default_cfg": rates(default),
+        "by_category": {name: rates(rows) for name, rows in by_category.items()},
+        "all_correct": change(matched, "all_correct")
+        | {"by_category": {name: change(rows, "all_correct") for name, rows in by_category.items()}},
+        "means": {axis: change(matched, column) for axis, column in AXES.items()},
+        "scorers": {name: change_and_rate(column) for name, column in SCORERS.items()},
+        "reward": change_and_rate("lrm"),
+    }
+    return {name: _rounded(figures) for name, figures in result.items()}
+
+
+def _win_rate(pairs: pd.DataFrame, column: str, resamples: int, seed: int) -> Figures:
+    return win_rate(pairs[f"{column}_tuned"], pairs[f"{column}_base"], pairs["prompt"].to_numpy(), resamples, seed)
+
+
+def _change(pairs: pd.DataFrame, column: str, resamples: int, seed: int) -> Figures:
+    tuned, base = pairs[f"{column}_tuned"].astype(float), pairs[f"{column}_base"].astype(float)
+    found = mean_difference(tuned, base, pairs["prompt"].to_numpy(), resamples, seed)
+    found["difference"] = found.pop("value")
+    return found | {"base": float(base.mean()), "tuned": float(tuned.mean())}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, DIGITS) if isinstance(value, float) else value

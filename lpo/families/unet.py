@@ -1,0 +1,45 @@
+"""The first half of a UNet2DConditionModel: what a latent reward model reads (LPO paper, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers import UNet2DConditionModel
+
+
+def down_and_mid(
+    unet: UNet2DConditionModel,
+    latents: torch.Tensor,
+    t: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    added: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Spatial means of each down block's last residual before its downsampler, and of the mid block.
+
+    latents (B, C, h, w), t (B,) -> ([(B, C_1), ..., (B, C_n)], (B, C_n)). SD1.5: 320, 640, 1280, 1280 and 1280,
+    which are `down_block_res_samples[2, 5, 8, 11]` of the published LRM. The up blocks are not run, and may be absent.
+    """
+    emb = unet.time_embedding(unet.get_time_embed(sample=latents, timestep=t))
+    if added:
+        aug = unet.get_aug_embed(emb=emb, encoder_hidden_states=prompt_embeds, added_cond_kwargs=dict(added))
+        emb = emb if aug is None else emb + aug
+    sample = unet.conv_in(latents)
+    pooled: list[torch.Tensor] = []
+    for block in unet.down_blocks:
+        if getattr(block, "has_cross_attention", False):
+            sample, residuals = block(hidden_states=sample, temb=emb, encoder_hidden_states=prompt_embeds)
+        else:
+            sample, residuals = block(hidden_states=sample, temb=emb)
+        last = residuals[-1] if block.downsamplers is None else residuals[-2]
+        pooled.append(last.mean(dim=(2, 3)))
+    sample = unet.mid_block(sample, emb, encoder_hidden_states=prompt_embeds)
+    return pooled, sample.mean(dim=(2, 3))
+
+
+def drop_up_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Remove what `down_and_mid` never runs, in place: about 60 % of an SD1.5 U-Net."""
+    unet.up_blocks = torch.nn.ModuleList()
+    unet.conv_norm_out = unet.conv_act = None
+    unet.conv_out = torch.nn.Identity()
+    return unet

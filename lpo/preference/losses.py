@@ -1,0 +1,148 @@
+"""Losses on log densities and scores. All inputs are (B,) unless said otherwise; computed in float32 or wider.
+
+    LPO             -log sigmoid(beta (log r_w - log r_l)),  r = clamp(p_theta / p_ref, 1 -+ eps)
+    Bradley-Terry   -label_0 log sigmoid(d) - label_1 log sigmoid(-d) - entropy of the labels,  d = score_0 - score_1
+    Diffusion-DPO   -log sigmoid(-beta / 2 ((mse_w - mse_l)_theta - (mse_w - mse_l)_ref))
+    GRPO            -min(r A, clamp(r, 1 -+ eps) A) + beta KL,  r = p_theta / p_sampling
+
+A loss is (loss, statistics): loss (B,) carries gradients to the policy, statistics are detached tensors of its shape,
+so that the caller can average them by timestep.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+Statistics = dict[str, torch.Tensor]
+
+
+def lpo_loss(
+    logp_policy_w: torch.Tensor,
+    logp_ref_w: torch.Tensor,
+    logp_policy_l: torch.Tensor,
+    logp_ref_l: torch.Tensor,
+    beta: float,
+    clip_epsilon: float,
+) -> tuple[torch.Tensor, Statistics]:
+    """Step-level preference loss (LPO, arXiv 2502.01051; the clamp is of SPO, arXiv 2406.04314).
+
+    Args:
+        logp_*: log densities of winner (w) and loser (l) under policy and reference.
+        beta: strength; the clamp bounds the argument of the sigmoid to beta log((1 + eps) / (1 - eps)).
+        clip_epsilon: eps. A density whose ratio is outside has no gradient.
+
+    Returns:
+        loss, and statistics: clipped (share of the pair's two ratios outside the clamp), correct (1 where the policy
+        raised the winner more than the loser, 0.5 where equally), ratio_w and ratio_l (not clamped).
+    """
+    _same_shape(logp_policy_w, logp_ref_w, logp_policy_l, logp_ref_l)
+    change_w, change_l = _wide(logp_policy_w) - _wide(logp_ref_w), _wide(logp_policy_l) - _wide(logp_ref_l)
+    # log clamp(exp(x), a, b) = clamp(x, log a, log b), which neither overflows nor divides by a tiny number.
+    low, high = math.log1p(-clip_epsilon), math.log1p(clip_epsilon)
+    loss = -F.logsigmoid(beta * (change_w.clamp(low, high) - change_l.clamp(low, high)))
+    with torch.no_grad():
+        outside = [((change < low) | (change > high)).to(loss.dtype) for change in (change_w, change_l)]
+        statistics = {
+            "clipped": (outside[0] + outside[1]) / 2,
+            "correct": _correct(change_w - change_l),
+            "ratio_w": change_w.exp(),
+            "ratio_l": change_l.exp(),
+        }
+    return loss, statistics
+
+
+def pairwise_loss(
+    score_0: torch.Tensor, score_1: torch.Tensor, label_0: torch.Tensor, label_1: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Bradley-Terry loss of a reward model with ties, (): mean of weight times loss.
+
+    A tie has labels 0.5, 0.5 and its loss less log 2 (the entropy of its labels), so that it is 0 at equal scores.
+
+    Args:
+        score_*: (B,). label_*: (B,), summing to 1. weight: (B,), of mean one over the data set.
+    """
+    _same_shape(score_0, score_1, label_0, label_1, weight)
+    difference = _wide(score_0) - _wide(score_1)
+    cross = -label_0 * F.logsigmoid(difference) - label_1 * F.logsigmoid(-difference)
+    entropy = -torch.xlogy(label_0, label_0) - torch.xlogy(label_1, label_1)
+    return (weight * (cross - entropy)).mean()
+
+
+def diffusion_dpo_loss(
+    mse_policy_w: torch.Tensor,
+    mse_ref_w: torch.Tensor,
+    mse_policy_l: torch.Tensor,
+    mse_ref_l: torch.Tensor,
+    beta: float,
+) -> tuple[torch.Tensor, Statistics]:
+    """Diffusion-DPO (arXiv 2311.12908; what it calls T and omega is inside beta here).
+
+    Args:
+        mse_*: mean squared error of the noise prediction per example, at one t and one noise for both images.
+        beta: 2000 to 5000 in the paper.
+
+    Returns:
+        loss, and statistics: correct (1 where the policy improved on the winner more than on the loser), margin
+        (the argument of the sigmoid).
+    """
+    _same_shape(mse_policy_w, mse_ref_w, mse_policy_l, mse_ref_l)
+    policy = _wide(mse_policy_w) - _wide(mse_policy_l)
+    margin = -0.5 * beta * (policy - (_wide(mse_ref_w) - _wide(mse_ref_l)))
+    return -F.logsigmoid(margin), {"correct": _correct(margin.detach()), "margin": margin.detach()}
+
+
+def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """(reward - mean) / std over the K candidates of a row, (B, K); population std, 0 where all rewards are equal."""
+    wide = _wide(rewards)
+    centred = wide - wide.mean(dim=1, keepdim=True)
+    std = centred.square().mean(dim=1, keepdim=True).sqrt()
+    equal = wide.amax(dim=1, keepdim=True) == wide.amin(dim=1, keepdim=True)
+    return torch.where(equal, 0.0, centred / std)
+
+
+def grpo_loss(
+    logp_policy: torch.Tensor,
+    logp_sampling: torch.Tensor,
+    logp_ref: torch.Tensor,
+    advantages: torch.Tensor,
+    beta: float,
+    clip_epsilon: float,
+) -> tuple[torch.Tensor, Statistics]:
+    """Step-wise GRPO (LPO, appendix B; objective and KL estimate are those of DeepSeekMath, arXiv 2402.03300).
+
+        KL(theta || ref), per sample: exp(-x) + x - 1,  x = log p_theta - log p_ref
+
+    Args:
+        logp_*: of each candidate under the policy, the policy that sampled it and the reference; (B, K) or (B,).
+        advantages: of the same shape (`group_advantages`).
+        beta: weight of the KL. clip_epsilon: of the ratio.
+
+    Returns:
+        loss of the inputs' shape, and statistics: clipped (1 where the clamp takes the gradient), ratio, kl.
+    """
+    _same_shape(logp_policy, logp_sampling, logp_ref, advantages)
+    policy = _wide(logp_policy)
+    ratio = (policy - _wide(logp_sampling)).exp()
+    clamped = ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon)
+    above = policy - _wide(logp_ref)
+    kl = torch.expm1(-above) + above
+    loss = -torch.minimum(ratio * advantages, clamped * advantages) + beta * kl
+    with torch.no_grad():
+        clipped = (clamped * advantages < ratio * advantages).to(loss.dtype)
+    return loss, {"clipped": clipped, "ratio": ratio.detach(), "kl": kl.detach()}
+
+
+def _correct(margin: torch.Tensor) -> torch.Tensor:
+    return (margin.sign() + 1) / 2
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _same_shape(*tensors: torch.Tensor) -> None:
+    if len({tensor.shape for tensor in tensors}) > 1:
+        raise ValueError(f"expected one shape, got {', '.join(str(tuple(tensor.shape)) for tensor in tensors)}")

@@ -1,0 +1,110 @@
+"""Which of K scored candidates make a pair, and which one goes on (LPO, arXiv 2502.01051).
+
+    measure(gap) = softmax(max, min)_max - softmax(max, min)_min = tanh(gap / 2),  gap = max - min
+    a pair (best, worst) is kept if its measure is above the threshold of its step
+    threshold(t) = low + (high - low) (sigma_t - sigma_min) / (sigma_max - sigma_min)
+
+Scores are (B, K), higher is better; indices are long (B,).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+
+from lpo.errors import LpoError
+
+
+class Selection(NamedTuple):
+    """best, worst: indices (B,). keep: bool (B,). gap: score of best less score of worst, (B,) float32."""
+
+    best: torch.Tensor
+    worst: torch.Tensor
+    keep: torch.Tensor
+    gap: torch.Tensor
+
+
+def threshold(
+    sigma_t: torch.Tensor | float,
+    sigma_min: torch.Tensor | float,
+    sigma_max: torch.Tensor | float,
+    schedule: str,
+    low: float,
+    high: float,
+    t: torch.Tensor | float,
+    num_train_timesteps: int = 1000,
+) -> torch.Tensor:
+    """Threshold of the measure at a step, low + (high - low) place, of the shape of sigma_t.
+
+        constant        place = 0
+        sigma           place = (sigma_t - sigma_min) / (sigma_max - sigma_min)
+        sigma_squared   the same of the squares
+        linear          place = t / num_train_timesteps
+
+    Args:
+        sigma_t: DDIM standard deviation of the step at eta 1; sigma_min, sigma_max over all steps of the sampler.
+        t: timestep of the step, only "linear" looks at it.
+
+    Raises:
+        ValueError: on another schedule ("quantile" asks the measures, not the step: `quantile_threshold`).
+    """
+    sigma, least, most, time = (torch.as_tensor(value) for value in (sigma_t, sigma_min, sigma_max, t))
+    if schedule == "constant":
+        place = torch.zeros_like(sigma)
+    elif schedule == "sigma":
+        place = (sigma - least) / (most - least)
+    elif schedule == "sigma_squared":
+        place = (sigma**2 - least**2) / (most**2 - least**2)
+    elif schedule == "linear":
+        place = time / num_train_timesteps
+    else:
+        raise ValueError(f"no threshold by step for schedule {schedule!r}")
+    return low + (high - low) * place
+
+
+def measure(gap: torch.Tensor) -> torch.Tensor:
+    """tanh(gap / 2), in [0, 1): the difference of the two softmax probabilities."""
+    return torch.tanh(gap / 2)
+
+
+def quantile_threshold(measures: torch.Tensor, q: float) -> torch.Tensor:
+    """The q-quantile, (), of measures of any shape: a pair above it belongs to the top share 1 - q."""
+    return torch.quantile(measures.float(), q)
+
+
+def select_best_worst(scores: torch.Tensor, threshold: torch.Tensor | float) -> Selection:
+    """Best and worst candidate of every row, and whether the pair is kept.
+
+    Args:
+        scores: (B, K).
+        threshold: of the measure, (B,) or one for all. A pair on it is not kept, nor is an exact tie of all K.
+
+    Raises:
+        ValueError: unless scores are (B, K >= 2).
+        LpoError: if a score is not finite.
+    """
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ValueError(f"scores must be (B, K >= 2), are {tuple(scores.shape)}")
+    if not bool(scores.isfinite().all()):
+        bad = int((~scores.isfinite()).sum())
+        raise LpoError(f"{bad} of {scores.numel()} scores are NaN or infinite", "reward", "mend the reward model")
+    wide = scores.float()
+    high, best = wide.max(dim=1)
+    low, worst = wide.min(dim=1)
+    gap = high - low
+    return Selection(best, worst, (measure(gap) > threshold) & (gap > 0), gap)
+
+
+def next_index(
+    scores: torch.Tensor, how: Literal["random", "best"], generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Candidate that each trajectory goes on from, (B,): uniformly drawn (published LPO), or the best.
+
+    The draw happens on the generator's device, so that one seed gives one trajectory on every device.
+    """
+    if how == "best":
+        return scores.argmax(dim=1)
+    device = generator.device if generator is not None else scores.device
+    rows, candidates = scores.shape
+    return torch.randint(candidates, (rows,), generator=generator, device=device).to(scores.device)

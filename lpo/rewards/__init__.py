@@ -1,0 +1,1 @@
+"""Rewards: the latent reward model, and the small scorers of pictures."""

@@ -1,0 +1,1 @@
+"""Stages: files in, library, files out. The only rooms that know paths."""

@@ -1,0 +1,101 @@
+"""base: nothing -> data/base (the embedded diffusion model) and data/scorers, both committed; frozen in dvc.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from lpo.config import Params, Pretrain
+from lpo.emoji.judge import judge
+from lpo.emoji.scenes import CATEGORY_SHARES, prompts_of, sample_prompts
+from lpo.emoji.sprites import ATLAS
+from lpo.emoji.vocabulary import make_tokenizer
+from lpo.errors import LpoError
+from lpo.evaluate.generation import generate, to_uint8
+from lpo.families import sd
+from lpo.files import atomic_folder, file_hash, write_json
+from lpo.rewards.small import Scorers
+from lpo.train import checkpoint
+from lpo.train.loop import numpy_rng
+from lpo.train.pretrain import encode_pictures, flawed_pictures, new_pipeline, train_unet, train_vae, training_set
+from lpo.train.scorers import train_scorers
+
+PAIRS = ("pair", "colour_pair", "relation")
+GUIDANCE_SCALE, STEPS = 3.0, 20
+
+
+def run(params: Params) -> None:
+    """Train VAE, U-Net with text encoder, and scorers; gate them by the judge; write them in half precision."""
+    config, seed = params.pretrain, params.seed
+    folder = checkpoint.folder("base", {"pretrain": asdict(config), "seed": seed, "atlas": file_hash(ATLAS)})
+    parts = {name: folder / name for name in ("vae", "unet", "scorers")}
+    for part in parts.values():
+        part.mkdir(exist_ok=True)
+
+    torch.manual_seed(seed + 1000)
+    scorers = Scorers(make_tokenizer())
+    train_scorers(
+        scorers, parts["scorers"], seed + 1000, config.scorer_steps, config.scorer_batch_size,
+        config.scorer_learning_rate, config.checkpoint_every,
+    )  # fmt: skip
+    pipe = new_pipeline(seed)
+    train_vae(
+        pipe.vae, parts["vae"], seed, config.vae_steps, config.vae_batch_size, config.vae_learning_rate,
+        config.checkpoint_every,
+    )  # fmt: skip
+    metrics = {"vae": {"all_correct": reconstruction(pipe.vae, seed)}}
+    train_unet(
+        pipe, training_set(pipe, seed, config.scenes), parts["unet"], seed, config.unet_steps, config.unet_batch_size,
+        config.unet_learning_rate, config.ema_decay, config.checkpoint_every,
+    )  # fmt: skip
+    with atomic_folder("data/base") as out:
+        pipe.to(torch.float16).save_pretrained(out)
+        metrics["all_correct"] = all_correct(sd.load(str(out), torch.device("cpu"), torch.float32), seed)
+        gate(metrics, config)
+    with atomic_folder("data/scorers") as out:
+        scorers.save(out)
+    write_json("metrics/base.json", metrics)
+
+
+@torch.no_grad()
+def reconstruction(vae: AutoencoderKL, seed: int) -> float:
+    """Share of flawed pictures whose reconstruction the judge finds right in everything."""
+    rng = numpy_rng(seed, "vae gate")
+    prompts = sample_prompts("validation", 500, rng)
+    again = vae.decode(encode_pictures(vae, flawed_pictures(prompts, rng))).sample.clamp(-1, 1)
+    return float(np.mean([verdict.all_correct for verdict in judge(to_uint8(again), prompts)]))
+
+
+def all_correct(family: sd.SD, seed: int, most: int = 100) -> dict[str, float]:
+    """Share of held-out prompts drawn right, by category (validation prompts, repeated where a category has few)."""
+    result = {}
+    for category in CATEGORY_SHARES:
+        pool = prompts_of("validation")[category]
+        chosen = [pool[i] for i in numpy_rng(seed, category).choice(len(pool), most, replace=len(pool) < most)]
+        seeds = list(range(most))
+        pictures = generate(
+            family, [p.caption for p in chosen], seeds, STEPS, GUIDANCE_SCALE, 1.0, most, f"gate {category}"
+        )
+        result[category] = float(np.mean([verdict.all_correct for verdict in judge(pictures, chosen)]))
+    return result
+
+
+def gate(metrics: dict[str, dict[str, float]], config: Pretrain) -> None:
+    """Raise LpoError unless the model is as good as params.yaml asks."""
+    right = metrics["all_correct"]
+    pairs = float(np.mean([right[category] for category in PAIRS]))
+    low, high = config.gate_pair
+    wrong = []
+    if metrics["vae"]["all_correct"] < config.gate_vae:
+        wrong.append(f"reconstructions {metrics['vae']['all_correct']:.2f} < {config.gate_vae}")
+    if right["single"] < config.gate_single:
+        wrong.append(f"single objects {right['single']:.2f} < {config.gate_single}")
+    if not low <= pairs <= high:
+        wrong.append(f"two objects {pairs:.2f} outside [{low}, {high}]")
+    if wrong:
+        raise LpoError(
+            f"the base misses its gates: {'; '.join(wrong)}", "params.yaml: pretrain", "train longer, or move the gates"
+        )

@@ -1,0 +1,45 @@
+"""dataset: data/base -> data/prompts.parquet and data/pairs/, simulated preferences in the schema of Pick-a-Pic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lpo.config import Params
+from lpo.data.simulated import make_pairs
+from lpo.emoji.scenes import sample_prompts
+from lpo.evaluate.generation import generate
+from lpo.families import load_family
+from lpo.files import atomic_folder, write_json, write_parquet
+
+
+def run(params: Params) -> None:
+    """Write the prompts of every split, and pairs whose own samples come from the base."""
+    config, family = params.dataset, load_family(params.model)
+
+    def sampler(captions: list[str], seeds: list[int]) -> np.ndarray:
+        steps, scale = config.num_inference_steps, config.guidance_scale
+        return generate(family, captions, seeds, steps, scale, 1.0, config.batch_size, "sample pairs")
+
+    share = config.sampled_pairs / (config.rendered_pairs + config.sampled_pairs)
+    sizes = {
+        "train": (config.rendered_pairs, config.sampled_pairs),
+        **{
+            split: (n - round(n * config.held_out_sampled_share), round(n * config.held_out_sampled_share))
+            for split, n in (("validation", config.validation_pairs), ("test", config.test_pairs))
+        },
+    }
+    metrics: dict[str, object] = {"sampled_share": round(share, 4)}
+    with atomic_folder("data/pairs") as folder:
+        for split, (rendered, sampled) in sizes.items():
+            frame = make_pairs(split, rendered, sampled, sampler, config, params.seed)
+            write_parquet(folder / f"{split}-00000.parquet", frame)
+            metrics[split] = {"pairs": len(frame), "ties": int((frame["label_0"] == 0.5).sum())}
+    counts = {"train": config.train_prompts, "validation": config.validation_prompts, "test": config.test_prompts}
+    rows = [
+        (prompt.caption, split, prompt.category)
+        for split, n in counts.items()
+        for prompt in sample_prompts(split, n, np.random.default_rng([params.seed, n]), unique=True)
+    ]
+    write_parquet("data/prompts.parquet", pd.DataFrame(rows, columns=["prompt", "split", "category"]))
+    write_json("metrics/dataset.json", metrics)

@@ -1,0 +1,35 @@
+"""encode: data/pairs, data/filtered -> data/latents: latent moments of every picture, tokens of every caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from lpo.config import Params
+from lpo.data.latents import write_captions, write_moments
+from lpo.data.schema import decode_rgb, iter_images
+from lpo.evaluate.generation import to_tensor
+from lpo.families import load_family
+from lpo.files import atomic_folder
+
+PAIRS, KEPT = Path("data/pairs"), Path("data/filtered/kept.parquet")
+
+
+def run(params: Params) -> None:
+    """Encode what the filter kept, each picture once, in the order of the shards."""
+    family = load_family(params.model)
+    kept = pd.read_parquet(KEPT)
+    wanted = set(kept["image_0_uid"]) | set(kept["image_1_uid"])
+    size = family.latent_shape[1] * family.pixels_per_latent
+
+    def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
+        for uids, data in iter_images(PAIRS, wanted, params.encode.batch_size, "encode"):
+            yield uids, family.encode_images(to_tensor(decode_rgb(data, size)))
+
+    captions = sorted(set(kept["caption"]))
+    with atomic_folder("data/latents") as folder:
+        write_moments(folder, batches(), params.encode.shard_size)
+        write_captions(folder, captions, family.tokenize(captions), family.tokenize([""]))

@@ -1,0 +1,141 @@
+"""filter: data/pairs, data/scores.parquet -> data/filtered: the data contract, then MPCF on the train pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from transformers import CLIPTokenizer
+
+from lpo.config import Filter, Params
+from lpo.data import data_docs
+from lpo.data.contract import Verdict, check
+from lpo.data.schema import SPLITS, inspect_images, read_pairs, read_scores
+from lpo.errors import LpoError
+from lpo.files import atomic_folder, write_json, write_parquet, write_text
+from lpo.preference.mpcf import SCORES, gaps_from_scores, mpcf
+
+PAIRS, TABLE, OUT = Path("data/pairs"), Path("data/scores.parquet"), Path("data/filtered")
+COLUMNS = [
+    "ranking_id", "split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt",
+    "category", "difference", "gap_aesthetic", "gap_clip", "gap_vqa",
+]  # fmt: skip
+NAMED = 5  # rows that a message shows
+
+
+def run(params: Params) -> None:
+    """Write kept, dropped and quarantined pairs, the Data Docs and the metrics.
+
+    Raises:
+        LpoError: if the contract is broken by a table or by too many rows, or nothing of a split is left.
+    """
+    config = params.filter
+    count_tokens, limit = token_counter(params.model.path, config.max_tokens)
+    pairs, images, scores = read_pairs(PAIRS), inspect_images(PAIRS, "look at images"), read_scores(TABLE)
+    verdict = check(pairs, images, scores, count_tokens, limit)
+    bad = verdict.reasons != ""
+    _stop_if_too_many(pairs, verdict, config.max_quarantined)
+
+    good = pairs[~bad].reset_index(drop=True).astype({"ranking_id": "int64", "num_example_per_prompt": "int64"})
+    used = scores["image_uid"].isin({*good["image_0_uid"], *good["image_1_uid"]})
+    gaps = gaps_from_scores(good, scores[used])
+    decided = decide(good, gaps, config)
+    filtered = pd.concat([good, gaps.add_prefix("gap_")], axis=1)[COLUMNS].assign(reason=decided["reason"])
+    keep = decided["keep"]
+    for split in SPLITS:
+        if not (keep & (good["split"] == split)).any():
+            found = verdict.counts | dropped_by(decided["reason"])
+            what = f"no pair of the split {split} is left; rows by reason: {found}"
+            raise LpoError(what, str(PAIRS), "mend its pairs, or choose wider margins: filter.strategy in params.yaml")
+    with atomic_folder(OUT) as folder:
+        write_parquet(folder / "kept.parquet", filtered.loc[keep, COLUMNS])
+        write_parquet(folder / "dropped.parquet", filtered[~keep])
+        write_parquet(folder / "quarantine.parquet", quarantine(pairs[bad], verdict.reasons[bad]))
+        write_text(folder / "data_docs/index.html", data_docs.render(verdict.results))
+        write_json(folder / "summary.json", verdict.summary)
+    write_json("metrics/filter.json", metrics(pairs, bad, filtered, keep, verdict))
+
+
+def token_counter(model: str, max_tokens: int) -> tuple[Callable[[list[str]], list[int]], int]:
+    """(captions -> their lengths in tokens, uncut; the longest length that the model reads to its end)."""
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+    except (OSError, ValueError) as error:
+        raise LpoError(
+            f"no tokenizer here: {error}", f"{model}/tokenizer", "run `lpo base`, or mend model.path"
+        ) from error
+
+    def count(captions: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(captions, verbose=False).input_ids] if captions else []
+
+    return count, min(max_tokens, tokenizer.model_max_length)
+
+
+def decide(pairs: pd.DataFrame, gaps: pd.DataFrame, config: Filter) -> pd.DataFrame:
+    """keep and reason of every pair; those of validation and test stay, so that they measure all preferences."""
+    train = pairs["split"] == "train"
+    margins = None if config.strategy == "none" else asdict(config.strategies[config.strategy])
+    ties = (pairs["label_0"] == pairs["label_1"])[train]
+    rest = pd.DataFrame({"keep": True, "reason": ""}, index=pairs.index[~train])
+    return pd.concat([mpcf(gaps[train], ties, margins, asdict(config.ties)), rest]).sort_index()
+
+
+def quarantine(pairs: pd.DataFrame, reasons: pd.Series) -> pd.DataFrame:
+    """Bad rows as they were found, labels as text (they may be anything), with where and why."""
+    shown = pairs[["ranking_id", "split", "caption", "image_0_uid", "image_1_uid"]]
+    labels = pairs[["label_0", "label_1"]].astype(str)
+    return pd.concat([shown, labels, pairs[["file", "row"]]], axis=1).assign(reason=reasons)
+
+
+def dropped_by(reasons: pd.Series) -> dict[str, int]:
+    """Pairs that each rule of MPCF dropped, ties apart; a pair can break several rules."""
+    tie = reasons.str.startswith("mpcf: tie")
+    rules = {name: int((~tie & reasons.str.contains(f"{name} ")).sum()) for name in SCORES}
+    return rules | {"tie": int(tie.sum())}
+
+
+def metrics(
+    pairs: pd.DataFrame, bad: pd.Series, filtered: pd.DataFrame, keep: pd.Series, verdict: Verdict
+) -> dict[str, Any]:
+    """Counts and shares of all pairs and of every split; how often the scores agree with who won."""
+    tables = {"input": pairs, "kept": filtered[keep], "dropped": filtered[~keep], "quarantined": pairs[bad]}
+    counts: dict[str, Any] = {name: len(table) for name, table in tables.items()}
+    counts["share"] = {name: round(len(tables[name]) / len(pairs), 5) for name in ("kept", "dropped", "quarantined")}
+    counts["by_split"] = {
+        split: {name: int((table["split"] == split).sum()) for name, table in tables.items()} for split in SPLITS
+    }
+    counts["kept_ties"] = int((tables["kept"]["label_0"] == 0.5).sum())
+    counts["dropped_by"] = dropped_by(filtered["reason"])
+    counts["quarantined_by"] = verdict.counts
+    won = (filtered["split"] == "train") & (filtered["label_0"] != filtered["label_1"])
+    counts["agreement"] = {"all": _agreement(filtered[won]), "kept": _agreement(filtered[won & keep])}
+    return counts
+
+
+def _agreement(won: pd.DataFrame) -> dict[str, float]:
+    """Share of train pairs whose winner scores no less than the loser, by each score and by all of them."""
+    if won.empty:
+        return {}
+    agree = won[[f"gap_{name}" for name in SCORES]] >= 0
+    shares = {name: round(float(agree[f"gap_{name}"].mean()), 5) for name in SCORES}
+    return shares | {"every": round(float(agree.all(axis=1).mean()), 5), "pairs": len(won)}
+
+
+def _stop_if_too_many(pairs: pd.DataFrame, verdict: Verdict, limit: float) -> None:
+    bad = pairs[verdict.reasons != ""]
+    if len(bad) <= limit * len(pairs):
+        return
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in verdict.counts.items())
+    rows = [
+        f"{file} row {row}: {reason}"
+        for file, row, reason in zip(bad["file"], bad["row"], verdict.reasons[bad.index], strict=True)
+    ]
+    raise LpoError(
+        f"{len(bad)} of {len(pairs)} pairs break the data contract, more than the {limit:.2%} that "
+        f"filter.max_quarantined allows ({reasons})",
+        "\n    ".join([*rows[:NAMED], *([f"and {len(rows) - NAMED} more rows"] if len(rows) > NAMED else [])]),
+        "mend these pairs, or raise filter.max_quarantined in params.yaml to leave them out",
+    )

@@ -1,0 +1,87 @@
+"""lrm: data/latents, data/filtered -> data/lrm, the latent reward model, and its accuracy on held-out pairs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lpo.config import Params
+from lpo.data.latents import Latents
+from lpo.errors import LpoError
+from lpo.evaluate.statistics import share
+from lpo.families import load_family
+from lpo.files import atomic_folder, file_hash, folder_hash, write_json
+from lpo.rewards.lrm import LatentRewardModel
+from lpo.tracking import Tracker
+from lpo.train import checkpoint
+from lpo.train.reward import BINS, RewardTrainer, load_pairs
+
+KEPT = Path("data/filtered/kept.parquet")
+
+
+def run(params: Params) -> None:
+    """Train on the kept train pairs, choose by validation pairs, measure on test pairs."""
+    config = params.lrm
+    latents, kept = Latents(Path("data/latents")), pd.read_parquet(KEPT)
+    identity = {
+        "lrm": asdict(config), "model": asdict(params.model), "seed": params.seed, "pairs": file_hash(KEPT),
+        "base": folder_hash(params.model.path), "latents": folder_hash("data/latents"),
+    }  # fmt: skip
+    folder = checkpoint.folder("lrm", identity)
+    splits = {name: kept[kept["split"] == name].reset_index(drop=True) for name in ("train", "validation", "test")}
+    pairs = {name: load_pairs(frame, latents, config.example_weights) for name, frame in splits.items()}
+    backbone = load_family(params.model, reward=True)
+    if latents.shape != backbone.latent_shape:
+        raise LpoError(
+            f"stored latents are {latents.shape}, the model reads {backbone.latent_shape}",
+            params.model.path,
+            "run `lpo encode` again with this model",
+        )
+    torch.manual_seed(params.seed)
+    model = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features)
+    trainer = RewardTrainer(model, latents, config, params.seed)
+    with Tracker("lrm", params) as tracker:
+        trainer.run(pairs["train"], pairs["validation"], folder, tracker)
+    metrics = measure(trainer.accuracy(pairs["test"]), splits["test"], params.seed)
+    metrics |= {"steps": trainer.history[-1]["step"], "validation": round(trainer.best_accuracy, 5)}
+    with atomic_folder("data/lrm") as out:
+        model.save(out)
+        write_json(out / "history.json", trainer.history)
+    write_json("plots/lrm_accuracy.json", metrics["accuracy"]["by_timestep"])
+    write_json("metrics/lrm.json", metrics)
+
+
+def measure(right: np.ndarray, frame: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Accuracy with intervals from (bins, pairs) of right, wrong and tie (NaN); bootstrap over prompts."""
+    captions = frame["caption"].to_numpy()
+    width = 1000 // BINS
+
+    decided = ~np.isnan(right[0])
+
+    def interval(values: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        known = rows & decided
+        found = share(values[known], captions[known], seed=seed)
+        return {k: round(float(found[k]), 5) for k in ("value", "low", "high")} | {"pairs": int(known.sum())}
+
+    def early(rows: np.ndarray) -> dict[str, float]:
+        return interval(right[: BINS // 2].mean(0), rows)  # over t < 500, where previews of a picture exist
+
+    everything = np.ones(len(frame), bool)
+    accuracy: dict[str, Any] = {
+        "mean": round(float(np.nanmean(right)), 5),
+        "below_500": round(float(np.nanmean(right[: BINS // 2])), 5),
+        "by_timestep": [
+            {"t_low": k * width, "t_high": (k + 1) * width, **interval(right[k], everything)} for k in range(BINS)
+        ],
+    }
+    for column in ("category", "difference"):
+        if column in frame:
+            names = sorted(frame[column].dropna().unique())
+            rows = {name: (frame[column] == name).to_numpy() for name in names}
+            accuracy[f"by_{column}"] = {name: early(r) for name, r in rows.items() if (r & decided).any()}
+    return {"accuracy": accuracy, "test_pairs": len(frame)}

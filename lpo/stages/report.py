@@ -1,0 +1,82 @@
+"""report: metrics, histories, pictures and hashes -> data/report/index.html and data/report/MODEL_CARD.md.
+
+Same inputs, same bytes: no clock is read, and of git only the last commit that touched code or parameters is shown, so
+a commit of anything else (of these results, for one) changes nothing. The hashes are those of the stages before this
+one in dvc.lock; this stage's own would be of the last report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from lpo.config import Params
+from lpo.evaluate.report import Artifact, ReportContext, model_card, render_report
+from lpo.files import atomic_folder, write_text
+
+STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate")  # before this one, in order
+CODE = ("lpo", "params.yaml")
+OUT = Path("data/report")
+
+
+def run(params: Params) -> None:
+    """Write data/report. What is missing is named on the page; only pictures that do not pair up are an error."""
+    sections = dataclasses.asdict(params)
+    del sections["tracking"]  # where a run is recorded is no part of what it made
+    metrics = {stage: found for stage in STAGES if (found := _json(Path(f"metrics/{stage}.json"))) is not None}
+    results = Path("data/evaluation/results.parquet")
+    outs, code = locked(Path("dvc.lock"))
+    context = ReportContext(
+        params=sections,
+        metrics=metrics,
+        results=pd.read_parquet(results) if results.exists() else None,
+        lrm_history=_json(Path("data/lrm/history.json")),
+        lpo_history=_json(Path("data/lpo/history.json")),
+        contract=_json(Path("data/filtered/summary.json")),
+        artifacts=outs,
+        code=code,
+        revision=revision(Path(".")),
+    )
+    with atomic_folder(OUT) as folder:
+        write_text(folder / "index.html", render_report(context))
+        write_text(folder / "MODEL_CARD.md", model_card(sections, metrics))
+
+
+def locked(path: Path) -> tuple[list[Artifact], list[Artifact]]:
+    """(what the stages made, the code they ran) as dvc.lock records them."""
+    stages = yaml.safe_load(path.read_text())["stages"] if path.exists() else {}
+
+    def artifacts(key: str) -> list[Artifact]:
+        return [
+            Artifact(stage, item["path"], item.get("md5", ""), item.get("size", 0))
+            for stage in STAGES
+            for item in stages.get(stage, {}).get(key, [])
+        ]
+
+    return artifacts("outs"), [item for item in artifacts("deps") if item.path.split("/")[0] in CODE]
+
+
+def revision(root: Path) -> str:
+    """The last commit that touched code or parameters, and whether they were changed after it."""
+    try:
+        commit = _git(root, "log", "-1", "--format=%H", "--", *CODE)
+        changed = _git(root, "status", "--porcelain", "--", *CODE)
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "no git repository"
+    if not commit:
+        return "not committed yet"
+    return f"{commit}, with changes that are not committed" if changed else commit
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,1 @@
+"""Training: rollouts, trainers and checkpoints."""

@@ -1,0 +1,155 @@
+"""Training of the embedded base: AutoencoderKL, CLIPTextModel, UNet2DConditionModel from nothing, on rendered scenes.
+
+    VAE    L = |x - x'| + |grad x - grad x'| + 2e-6 KL(q(z|x) || N(0, 1))
+    U-Net  L = |v - v_theta(x_t, t, c)|^2,  v = sqrt(a) eps - sqrt(1 - a) x_0  (v-prediction),  t ~ U[0, T)
+
+with the caption dropped in a tenth of the examples for classifier-free guidance. v-prediction because its loss counts
+errors of x_0 about equally at every t, and where objects stand is decided at high t, where the epsilon loss hardly
+sees it. Scenes carry flaws that no caption names (blur, fade, clutter), as web pictures do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from lpo.emoji.render import render
+from lpo.emoji.scenes import Prompt, flawed, layout, sample_prompts
+from lpo.emoji.vocabulary import make_tokenizer
+from lpo.train import checkpoint
+from lpo.train.loop import cosine, numpy_rng, optimizer_step, resume_training, save_training
+
+CAPTION_DROPOUT = 0.1
+KL_WEIGHT = 2e-6
+ENCODED_AT_ONCE = 256
+
+
+def new_pipeline(seed: int) -> StableDiffusionPipeline:
+    """The untrained embedded base, 5 M parameters, as the pipeline class that everybody's tools load."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=3,
+            num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length, projection_dim=128,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(16, 32, 64), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=8,
+        sample_size=32,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(48, 80, 112),
+        down_block_types=("CrossAttnDownBlock2D",) * 3, up_block_types=("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=128, attention_head_dim=4, norm_num_groups=16,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
+        set_alpha_to_one=False, prediction_type="v_prediction", timestep_spacing="leading",
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def flawed_pictures(prompts: list[Prompt], rng: np.random.Generator) -> torch.Tensor:
+    """Rendered scenes with flaws, (N, 3, 32, 32) in [-1, 1]."""
+    scenes = [flawed(layout(prompt, rng), rng) for prompt in prompts]
+    return torch.from_numpy(render(scenes, rng)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_vae(
+    vae: AutoencoderKL, folder: Path, seed: int, steps: int, batch_size: int, learning_rate: float, every: int
+) -> None:
+    """Train the autoencoder in place and set its scaling factor to 1 / std of its latents; resumes from `folder`."""
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
+    start = resume_training(folder, {"vae": vae}, optimizer)
+    vae.train()
+    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc="vae", mininterval=2)):
+        rng = numpy_rng(seed, "vae", step)
+        pictures = flawed_pictures(sample_prompts("train", batch_size, rng), rng)
+        posterior = vae.encode(pictures).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=checkpoint.generator(seed, "vae noise", step))
+        error = vae.decode(posterior.mean + posterior.std * noise).sample - pictures
+        loss = error.abs().mean() + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        loss = loss + KL_WEIGHT * posterior.kl().mean()
+        optimizer_step(optimizer, loss, learning_rate * cosine(step, steps))
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+        if (step + 1) % every == 0 or step + 1 == steps:
+            save_training(folder, step + 1, {"vae": vae}, optimizer)
+    vae.eval()
+    rng = numpy_rng(seed, "vae scale")
+    latents = encode_pictures(vae, flawed_pictures(sample_prompts("train", 1000, rng), rng))
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
+    """Posterior means, unscaled: (N, 3, H, W) in [-1, 1] -> (N, C, h, w)."""
+    return torch.cat([vae.encode(batch).latent_dist.mean for batch in pictures.split(ENCODED_AT_ONCE)])
+
+
+def training_set(pipe: StableDiffusionPipeline, seed: int, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(latents (N, C, h, w) scaled, input_ids (N, L)) of rendered train scenes."""
+    latents, ids = [], []
+    chunk = 1000
+    for i in tqdm(range(0, scenes, chunk), desc="render and encode", mininterval=2):
+        rng = numpy_rng(seed, "scenes", i)
+        prompts = sample_prompts("train", min(chunk, scenes - i), rng)
+        latents.append(encode_pictures(pipe.vae, flawed_pictures(prompts, rng)) * pipe.vae.config.scaling_factor)
+        ids.append(tokenize(pipe.tokenizer, [prompt.caption for prompt in prompts]))
+    return torch.cat(latents), torch.cat(ids)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def train_unet(
+    pipe: StableDiffusionPipeline, data: tuple[torch.Tensor, torch.Tensor], folder: Path, seed: int, steps: int,
+    batch_size: int, learning_rate: float, ema_decay: float, every: int,
+) -> None:  # fmt: skip
+    """Train U-Net and text encoder in place; what they end with is the EMA. Resumes from `folder`."""
+    modules = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    weights = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
+    ema = {name: value.detach().clone() for name, value in weights.items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=learning_rate, weight_decay=1e-3, betas=(0.9, 0.99))
+    start = resume_training(folder, modules, optimizer, ema)
+    latents, ids = data
+    null = tokenize(pipe.tokenizer, [""])[0]
+    alphas = pipe.scheduler.alphas_cumprod
+    for module in modules.values():
+        module.train()
+    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc="unet", mininterval=2)):
+        draw = checkpoint.generator(seed, "unet", step)
+        rows = torch.randint(len(latents), (batch_size,), generator=draw)
+        x0, tokens = latents[rows], ids[rows].clone()
+        tokens[torch.rand(batch_size, generator=draw) < CAPTION_DROPOUT] = null
+        t = torch.randint(len(alphas), (batch_size,), generator=draw)
+        noise = torch.randn(x0.shape, generator=draw)
+        a = alphas[t][:, None, None, None]
+        target = a.sqrt() * noise - (1 - a).sqrt() * x0
+        states = pipe.text_encoder(tokens)[0]
+        loss = F.mse_loss(pipe.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample, target)
+        optimizer_step(optimizer, loss, learning_rate * cosine(step, steps))
+        checkpoint.update_ema(ema, weights, min(ema_decay, (1 + step) / (10 + step)))
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+        if (step + 1) % every == 0 or step + 1 == steps:
+            save_training(folder, step + 1, modules, optimizer, ema)
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(ema[name])
+    for module in modules.values():
+        module.eval()

@@ -1,0 +1,178 @@
+"""Training of the latent reward model on stored latents (LPO paper, section 3.2).
+
+One step: a batch of pairs, one t a pair, noise per image (or shared); both noisy latents are scored under the pair's
+caption; L = mean of weight * pairwise loss (preference.losses.pairwise_loss). Departures from the published recipe:
+t ~ U[0, T) unless `timesteps: grid` (decisions.md 7), latents stored beforehand (15), the checkpoint with the best
+mean accuracy over timestep bins is kept (8), weights normalised over the data set (21).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from lpo.config import Lrm
+from lpo.data.latents import Latents, sample_latents
+from lpo.diffusion.transitions import DDIM
+from lpo.preference.losses import pairwise_loss
+from lpo.rewards.lrm import LatentRewardModel
+from lpo.tracking import Tracker
+from lpo.train import checkpoint
+
+BINS = 10  # of the timestep axis, in validation
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs as rows into stored latents: places_k (N, 2), captions (N,), labels (N, 2), weights (N,) of mean one."""
+
+    places_0: np.ndarray
+    places_1: np.ndarray
+    captions: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def load_pairs(frame: pd.DataFrame, latents: Latents, weighted: bool) -> Pairs:
+    """The pairs of a frame with the columns of data/filtered/kept.parquet."""
+    weights = 1 / frame["num_example_per_prompt"].to_numpy(float) if weighted else np.ones(len(frame))
+    return Pairs(
+        latents.places(frame["image_0_uid"]),
+        latents.places(frame["image_1_uid"]),
+        latents.caption_rows(frame["caption"]),
+        torch.tensor(frame[["label_0", "label_1"]].to_numpy(np.float32)),
+        torch.tensor(weights / weights.mean(), dtype=torch.float32),
+    )
+
+
+class RewardTrainer:
+    """The state of a training: model, optimiser, best weights so far. `run` goes from wherever it stands to the end."""
+
+    def __init__(self, model: LatentRewardModel, latents: Latents, config: Lrm, seed: int) -> None:
+        self.model, self.latents, self.config, self.seed = model, latents, config, seed
+        self.transition: DDIM = model.backbone.transition(1.0)
+        self.device = model.backbone.device
+        heads = [model.visual_projection, model.text_projection]
+        trained = heads if config.trainable == "frozen" else [*heads, model.unet, model.text_encoder]
+        self.weights = [p.requires_grad_(True) for module in trained for p in module.parameters()]
+        self.weights.append(model.logit_scale.requires_grad_(True))
+        self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_accuracy, self.misses = -1.0, 0
+
+    def scores(
+        self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (B,), (B,) of both images of pairs `rows` at timesteps t (B,), noise drawn from `generator`."""
+        moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
+        shape = (len(moments), *self.latents.shape)
+        x0 = sample_latents(moments, torch.randn(shape, generator=generator), self.model.backbone.scaling_factor)
+        noise = torch.randn((len(rows) if self.config.shared_noise else len(moments), *shape[1:]), generator=generator)
+        if self.config.shared_noise:
+            noise = torch.cat([noise, noise])
+        both = torch.cat([t, t])
+        noisy = self.transition.add_noise(x0, noise, both).to(self.device, self.model.backbone.dtype)
+        captions, inverse = pairs.captions[rows].unique(return_inverse=True)
+        text = self.model.backbone.encode_tokens(torch.cat([self.latents.null, self.latents.tokens[captions]]))
+        conditioning = text[1 + torch.cat([inverse, inverse]).to(self.device)]
+        score = self.model.score(noisy, both.to(self.device), conditioning, text[:1])
+        first, second = score.chunk(2)
+        return first, second
+
+    def timesteps(self, n: int, generator: torch.Generator) -> torch.Tensor:
+        """t ~ U{0, ..., T - 1}, or of the published grid {1, 51, ..., 951}."""
+        if self.config.timesteps == "grid":
+            return 1 + 50 * torch.randint(20, (n,), generator=generator)
+        return torch.randint(len(self.transition.alphas_cumprod), (n,), generator=generator)
+
+    def step(self, pairs: Pairs, step: int) -> float:
+        config, size = self.config, self.config.batch_size
+        per_epoch = max(len(pairs) // size, 1)
+        order = torch.randperm(len(pairs), generator=checkpoint.generator(self.seed, "lrm epoch", step // per_epoch))
+        rows = order[step % per_epoch * size :][:size]
+        generator = checkpoint.generator(self.seed, "lrm step", step)
+        first, second = self.scores(pairs, rows, self.timesteps(len(rows), generator), generator)
+        labels, weights = pairs.labels[rows].to(self.device), pairs.weights[rows].to(self.device)
+        loss = pairwise_loss(first, second, labels[:, 0], labels[:, 1], weights)
+        warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+        self.optimizer.param_groups[0]["lr"] = config.learning_rate * warmup * (1 - step / config.steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, config.max_grad_norm or math.inf)
+        self.optimizer.step()
+        return loss.item()
+
+    def run(self, train: Pairs, validation: Pairs, folder: Path, tracker: Tracker) -> None:
+        """Train to the end or to `patience` validations without improvement; the best weights are left in the model."""
+        config = self.config
+        done = self.resume(folder)
+        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc="lrm", mininterval=2)
+        for step in bar:
+            if self.misses > config.patience:
+                break
+            loss = self.step(train, step)
+            if step % 25 == 0:
+                bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best_accuracy:.3f}")
+                self.history.append({"step": step, "loss": loss})
+                tracker.log(step, {"lrm/loss": loss})
+            last = step + 1 == config.steps
+            if (step + 1) % config.validate_every == 0 or last:
+                right = self.accuracy(validation)
+                accuracy = float(np.nanmean(right))
+                self.history.append({"step": step + 1, "accuracy": accuracy})
+                tracker.log(step, {"lrm/accuracy": accuracy})
+                self.misses += 1
+                if accuracy > self.best_accuracy:
+                    self.best_accuracy, self.misses = accuracy, 0
+                    self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            if (step + 1) % config.checkpoint_every == 0 or last:
+                self.save(folder, step + 1)
+        self.model.load_state_dict(self.best)
+
+    @torch.no_grad()
+    def accuracy(self, pairs: Pairs, bins: int = BINS, batch_size: int = 250) -> np.ndarray:
+        """Right (1), wrong (0) or tie (NaN) of every pair in every timestep bin, (bins, pairs).
+
+        In bin k every pair is scored at one t drawn uniformly from [k T / bins, (k + 1) T / bins), always the same.
+        """
+        steps = len(self.transition.alphas_cumprod)
+        self.model.eval()
+        result = np.full((bins, len(pairs)), np.nan)
+        sign = (pairs.labels[:, 0] - pairs.labels[:, 1]).sign()
+        for k in range(bins):
+            for start in range(0, len(pairs), batch_size):
+                rows = torch.arange(start, min(start + batch_size, len(pairs)))
+                generator = checkpoint.generator(self.seed, f"lrm validation {k}", start)
+                t = torch.randint(k * steps // bins, (k + 1) * steps // bins, (len(rows),), generator=generator)
+                first, second = self.scores(pairs, rows, t, generator)
+                right = ((first - second).cpu().sign() == sign[rows]).double()
+                result[k, rows.numpy()] = torch.where(sign[rows] == 0, torch.nan, right).numpy()
+        return result
+
+    def save(self, folder: Path, step: int) -> None:
+        tensors = checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer))
+        tensors |= checkpoint.prefixed("model", self.model.state_dict()) | checkpoint.prefixed("best", self.best)
+        meta = {"history": self.history, "best_accuracy": self.best_accuracy, "misses": self.misses}
+        checkpoint.save(folder, step, tensors, meta)
+
+    def resume(self, folder: Path) -> int:
+        found = checkpoint.load(folder)
+        if found is None:
+            return 0
+        step, tensors, meta = found
+        self.model.load_state_dict(checkpoint.unprefixed("model", tensors))
+        checkpoint.load_optimizer(self.optimizer, checkpoint.unprefixed("optimizer", tensors))
+        self.best = checkpoint.unprefixed("best", tensors)
+        self.history, self.best_accuracy, self.misses = meta["history"], meta["best_accuracy"], meta["misses"]
+        return step

@@ -1,0 +1,109 @@
+"""Tests run offline, with one thread (so that sums have one order), and say nothing to anybody."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from lpo.families.sd import SD
+    from lpo.rewards.lrm import LatentRewardModel
+
+# Before anything imports torch, a hub client, a tracker or Great Expectations: they read these once.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    DVC_NO_ANALYTICS="1",
+    DO_NOT_TRACK="1",
+    WANDB_MODE="offline",
+    GX_ANALYTICS_ENABLED="False",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    OMP_NUM_THREADS="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+
+settings.register_profile("lpo", derandomize=True, deadline=None, database=None)
+settings.load_profile("lpo")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def repository() -> Path:
+    """The folder of the repository; tests read there and write elsewhere."""
+    return REPOSITORY
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with params.yaml and presets/, made the working directory."""
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    shutil.copytree(REPOSITORY / "presets", tmp_path / "presets")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with an untrained U-Net of two levels, VAE and text encoder over the emoji vocabulary."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from lpo.emoji.vocabulary import make_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    text_config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 24),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=2, norm_num_groups=8,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8, 16), layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=4,
+        sample_size=32, scaling_factor=0.9,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False,
+        set_alpha_to_one=False, timestep_spacing="leading",
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    StableDiffusionPipeline(
+        vae=vae, text_encoder=CLIPTextModel(text_config), tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_base: Path) -> SD:
+    """The tiny model as a family object, fresh for every test."""
+    import torch
+
+    from lpo.families import sd
+
+    return sd.load(str(tiny_base), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def tiny_reward(tiny_base: Path) -> LatentRewardModel:
+    """A latent reward model on a backbone of the tiny model, untrained."""
+    import torch
+
+    from lpo.families import sd
+    from lpo.rewards.lrm import LatentRewardModel
+
+    torch.manual_seed(1)
+    backbone = sd.load(str(tiny_base), torch.device("cpu"), torch.float32, reward=True)
+    return LatentRewardModel(backbone, embedding_dim=8, guidance_scale=7.5, features="multi_scale")

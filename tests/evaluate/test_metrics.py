@@ -1,0 +1,109 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lpo.errors import LpoError
+from lpo.evaluate.metrics import evaluate_results, paired
+
+
+def results() -> pd.DataFrame:
+    """Four prompts of two categories, one seed; the tuned model is better in utility on three of four."""
+    # prompt, category, then (all_correct, alignment, aesthetic, utility) of base, base_matched, tuned
+    world = [
+        ("a cat", "single", (0, 0.5, 4.0, -1.0), (1, 1.0, 5.0, 0.0), (1, 1.0, 6.0, 1.0)),
+        ("a dog", "single", (0, 0.5, 4.0, -1.0), (0, 0.5, 5.0, 0.0), (1, 1.0, 5.0, 0.5)),
+        ("two cats", "count", (0, 0.5, 4.0, -1.0), (1, 1.0, 5.0, 0.0), (0, 0.5, 4.0, -0.5)),
+        ("two dogs", "count", (0, 0.5, 4.0, -1.0), (0, 0.5, 5.0, 0.0), (0, 0.5, 7.0, 2.0)),
+    ]
+    rows = []
+    for prompt, category, *sides in world:
+        for model, (right, alignment, aesthetic, utility) in zip(("base", "base_matched", "tuned"), sides, strict=True):
+            rows.append(
+                {"prompt": prompt, "category": category, "seed": 1, "model": model, "png": b"",
+                 "all_correct": bool(right), "alignment": alignment, "aesthetic": aesthetic, "utility": utility,
+                 "clip": utility + 0.25, "vqa": 0.5, "aesthetic_score": -utility, "lrm": 3 * utility}
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_win_rates_by_hand():
+    found = evaluate_results(results())["win_rate"]
+    assert found["overall"]["value"] == 3 / 4  # a cat, a dog, two dogs
+    assert found["alignment"]["value"] == (0.5 + 1 + 0 + 0.5) / 4
+    assert found["alignment"]["ties"] == 2 / 4
+    assert found["aesthetics"]["value"] == (1 + 0.5 + 0 + 1) / 4
+    assert found["overall"]["prompts"] == 4
+
+
+def test_headline_is_against_the_matched_base_and_the_other_rate_against_the_usual_one():
+    frame = results()
+    frame.loc[frame["model"] == "base", "utility"] = 100.0
+    found = evaluate_results(frame)
+    assert found["win_rate"]["overall"]["value"] == 3 / 4
+    assert found["win_rate_default_cfg"]["overall"]["value"] == 0.0
+
+
+def test_all_correct_by_hand():
+    found = evaluate_results(results())["all_correct"]
+    assert (found["base"], found["tuned"], found["difference"]) == (0.5, 0.5, 0.0)
+    assert found["low"] < 0 < found["high"]
+    assert found["by_category"]["single"]["difference"] == 0.5
+    assert found["by_category"]["count"]["difference"] == -0.5
+
+
+def test_by_category_by_hand():
+    found = evaluate_results(results())["by_category"]
+    assert found["single"]["overall"]["value"] == 1.0
+    assert found["count"]["overall"]["value"] == 0.5
+    assert found["count"]["overall"]["prompts"] == 2
+
+
+def test_scorers_read_their_own_columns():
+    found = evaluate_results(results())
+    assert found["scorers"]["clip"]["base"] == 0.25
+    assert found["scorers"]["clip"]["difference"] == 0.75  # the mean of 1, .5, -.5 and 2
+    assert found["scorers"]["vqa"]["win_rate"]["ties"] == 1.0
+    assert found["scorers"]["aesthetic"]["difference"] == -0.75
+    assert found["reward"]["difference"] == 2.25
+    assert found["means"]["aesthetics"]["difference"] == 0.5
+
+
+def test_order_of_rows_does_not_matter_and_the_result_is_json():
+    frame = results()
+    shuffled = frame.sample(frac=1, random_state=0)
+    assert json.dumps(evaluate_results(frame)) == json.dumps(evaluate_results(shuffled))
+
+
+def test_images_of_one_prompt_stay_together():
+    frame = results()
+    twice = pd.concat([frame, frame.assign(seed=2)])
+    one, two = evaluate_results(frame), evaluate_results(twice)
+    assert two["images"] == 2 * one["images"] == 8
+    assert two["win_rate"] == one["win_rate"]
+
+
+def test_pairs_join_on_prompt_and_seed():
+    frame = results().sample(frac=1, random_state=1)
+    pairs = paired(frame, "tuned", "base_matched").set_index("prompt")
+    assert pairs.loc["two dogs", "aesthetic_tuned"] == 7.0
+    assert pairs.loc["two dogs", "aesthetic_base"] == 5.0
+
+
+def test_an_image_without_partner_is_named():
+    with pytest.raises(LpoError, match=r"1 images of 'tuned' and 'base_matched' have no partner.*two dogs"):
+        evaluate_results(results().iloc[:-1])
+
+
+def test_an_image_that_appears_twice_is_refused():
+    frame = results()
+    with pytest.raises(LpoError, match="1 images appear twice: model 'tuned'"):
+        evaluate_results(pd.concat([frame, frame.iloc[-1:]]))
+
+
+def test_a_score_that_is_not_finite_is_refused():
+    frame = results()
+    frame.loc[2, "clip"] = np.nan
+    with pytest.raises(LpoError, match="not finite"):
+        evaluate_results(frame)

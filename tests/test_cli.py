@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import ast
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lpo import cli
+from lpo.config import Params, load_params
+from lpo.errors import LpoError
+
+STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report")
+Calls = list[tuple[Any, ...]]
+
+
+def run(*args: str) -> Any:
+    return CliRunner().invoke(cli.app, list(args))
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, name: str) -> Calls:
+    """Put a module that only notes its calls in the place of lpo.stages.NAME, which would import torch and train."""
+    calls: Calls = []
+    module: Any = types.ModuleType(f"lpo.stages.{name}")
+    module.run = lambda *args: calls.append(args)
+    monkeypatch.setitem(sys.modules, f"lpo.stages.{name}", module)
+    return calls
+
+
+@pytest.fixture
+def console(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The console script as a person meets it: (exit code, stdout, stderr)."""
+
+    def call(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lpo", *args])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_command_a_stage_runs_that_stage_with_the_parameters(
+    project: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    calls = fake(monkeypatch, stage)
+    assert run(stage).exit_code == 0
+    assert calls == [(load_params("params.yaml"),)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_takes_the_parameters_and_nothing_else(repository: Path, stage: str) -> None:
+    tree = ast.parse((repository / "lpo" / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
+    (run_,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    assert ast.unparse(run_.args) == "params: Params"
+
+
+def test_pretrain_is_base_and_another_parameter_file_can_be_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake(monkeypatch, "base")
+    (project / "params.yaml").rename(project / "other.yaml")
+    assert run("pretrain", "--params", "other.yaml").exit_code == 0
+    assert calls == [(load_params("other.yaml"),)]
+
+
+def test_score_with_a_picture_and_a_prompt_is_the_plot_and_needs_both(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, plot = fake(monkeypatch, "score"), fake(monkeypatch, "inspect")
+    Path("cat.png").touch()
+    assert run("score", "cat.png").exit_code == 2
+    assert run("score", "absent.png", "a cat").exit_code == 2
+    assert run("score", "cat.png", "a cat", "--out", "plot.png").exit_code == 0
+    assert stage == []
+    assert plot == [(load_params(), Path("cat.png"), "a cat", Path("plot.png"))]
+
+
+def test_generate_takes_what_is_not_said_from_the_parameters(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake(monkeypatch, "generate")
+    params: Params = load_params()
+    assert run("generate", "a cat", "--lora", "data/lpo").exit_code == 0
+    said = ("--out", "x.png", "--seed", "0", "--guidance-scale", "1", "--steps", "5")
+    assert run("generate", "a cat", *said).exit_code == 0
+    assert calls == [
+        (params, "a cat", Path("data/lpo"), Path("image.png"), params.seed, None, None),
+        (params, "a cat", None, Path("x.png"), 0, 1.0, 5),
+    ]
+
+
+def test_a_mistake_is_told_without_a_traceback_and_exits_with_2(
+    project: Path, console: Callable[..., tuple[int, str, str]]
+) -> None:
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    Path("params.yaml").write_text(text.replace("seed: 42", "seed: -1"), encoding="utf-8")
+    code, out, err = console("dataset")
+    assert (code, out) == (2, "")
+    assert "params.yaml: seed: must be >= 0, is -1" in err
+    assert "Traceback" not in err
+
+
+def test_a_bug_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch, "dataset")
+    monkeypatch.setattr(sys.modules["lpo.stages.dataset"], "run", lambda params: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["lpo", "dataset"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> None:
+    before = Path("params.yaml").read_text(encoding="utf-8")
+    Path("presets/tiny.yaml").write_text(
+        "lpo: {beta: 100.0, threshold: {low: 0.4}, timestep_range: [250, 950]}\nlrm: {max_grad_norm: null}\n"
+    )
+    result = run("preset", "tiny")
+    assert result.exit_code == 0
+    assert set(result.stdout.splitlines()) == {
+        "lpo.beta: 500.0 -> 100.0",
+        "lpo.threshold.low: 0.35 -> 0.4",
+        "lpo.timestep_range: [0, 1000] -> [250, 950]",
+        "lrm.max_grad_norm: 1.0 -> null",
+    }
+    after = Path("params.yaml").read_text(encoding="utf-8")
+    changed = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
+    assert len(changed) == 4
+    assert all(a.partition("#")[2] == b.partition("#")[2] for a, b in changed)
+    params = load_params()
+    assert (params.lpo.beta, params.lpo.threshold.low, params.lpo.timestep_range) == (100.0, 0.4, (250, 950))
+    assert run("preset", "tiny").stdout == "params.yaml already holds the preset tiny\n"
+    assert Path("params.yaml").read_text(encoding="utf-8") == after
+
+
+@pytest.mark.parametrize("preset", ["lpo: {bata: 1}", "lpo: {beta: -1}", "nonsense: 1", "lpo: [", "seed: 1\nseed: 1"])
+def test_a_preset_that_is_not_valid_changes_nothing(project: Path, preset: str) -> None:
+    before = Path("params.yaml").read_bytes()
+    Path("presets/bad.yaml").write_text(preset)
+    assert isinstance(run("preset", "bad").exception, LpoError)
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_a_preset_that_is_not_there_is_told_with_the_nearest(
+    project: Path, console: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = console("preset", "emojy")
+    assert code == 2
+    assert "did you mean emoji?" in err
+    assert console("preset", "../params")[0] == 2
+
+
+def test_every_preset_of_the_repository_loads(project: Path) -> None:
+    presets = sorted(Path("presets").glob("*.yaml"))
+    assert Path("presets/emoji.yaml") in presets
+    default = Path("params.yaml").read_bytes()
+    for preset in presets:
+        Path("params.yaml").write_bytes(default)
+        assert run("preset", preset.stem).exit_code == 0
+        load_params()
+
+
+def test_the_default_parameters_are_those_of_the_emoji_preset(project: Path) -> None:
+    assert run("preset", "emoji").stdout == "params.yaml already holds the preset emoji\n"
+
+
+def test_the_doctor_tells_what_is_missing(project: Path) -> None:
+    result = run("doctor")
+    assert result.exit_code == 1
+    rows = {line[6:25].strip(): line[:4] for line in result.stdout.splitlines()}
+    assert (rows["python"], rows["torch"], rows["dvc"], rows["parameters"]) == ("ok  ",) * 4
+    assert (rows["base model"], rows["repository"]) == ("FAIL", "FAIL")
+    Path("data/base").mkdir(parents=True)
+    Path("data/base/model_index.json").touch()
+    Path(".dvc").mkdir()
+    Path(".git").mkdir()
+    assert run("doctor").exit_code == 0
+
+
+def test_the_summary_shows_the_figures_that_are_there(
+    project: Path, console: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, _, err = console("summary")
+    assert code == 2
+    assert "no figures yet" in err
+    rate = {"value": 0.7, "low": 0.6512, "high": 0.75, "prompts": 400}
+    right = {"base": 0.5, "tuned": 0.55, "difference": 0.05, "low": -0.01, "high": 0.11}
+    bins = [{"t_low": 0, "t_high": 250, "value": 0.8, "low": 0.75, "high": 0.85}]
+    metrics = {
+        "evaluate": {"win_rate": dict.fromkeys(("overall", "alignment", "aesthetics"), rate), "all_correct": right},
+        "lrm": {"accuracy": {"mean": 0.714, "by_timestep": bins}},
+        "filter": {"input": 10, "kept": 6, "dropped": 3, "quarantined": 1},
+    }
+    Path("metrics").mkdir()
+    for stage, content in metrics.items():
+        Path(f"metrics/{stage}.json").write_text(json.dumps(content))
+    Path("data/report").mkdir(parents=True)
+    Path("data/report/index.html").touch()
+    out = run("summary").stdout
+    assert "same guidance, 400 held-out prompts" in out
+    assert "overall      70.0%  (65.1% to 75.0%)" in out
+    assert "50.0% before, 55.0% after" in out
+    assert "+5.0 points (-1.0 to +11.0)" in out
+    assert "t    0-250" in out
+    assert "10 in, 6 kept, 3 dropped, 1 quarantined" in out
+    assert "Report: data/report/index.html" in out
+
+
+def test_help_names_every_stage() -> None:
+    lines = run("--help").stdout
+    commands = [line.split()[0] for line in lines.partition("Commands:")[2].splitlines() if line.strip()]
+    assert [name for name in commands if name in STAGES] == list(STAGES)
+    assert {"pretrain", "generate", "preset", "doctor", "summary"} < set(commands)

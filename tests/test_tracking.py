@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lpo.config import Params, load_params
+from lpo.tracking import Tracker
+
+
+@pytest.fixture
+def params(project: Path) -> Params:
+    return load_params()
+
+
+def without_wandb(params: Params) -> Params:
+    return replace(params, tracking=replace(params.tracking, wandb="disabled"))
+
+
+def git(*args: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    return subprocess.run(["git", *who, *args], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_run_is_written_by_both_trackers_and_git_sees_nothing_else(params: Params, project: Path) -> None:
+    Path(".gitignore").write_text("dvclive/\n.wandb/\n")
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[core]\n    analytics = false\n")
+    Path(".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
+    git("init", "--quiet")
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "start")
+    refs = git("for-each-ref")
+    with Tracker("lrm", params) as tracker:
+        tracker.log(0, {"lrm/loss": 0.75})
+        tracker.log(250, {"lrm/loss": 0.5, "lrm/accuracy": 0.625})
+    rows = Path("dvclive/lrm/plots/metrics/lrm/loss.tsv").read_text().split()
+    assert rows == ["step", "loss", "0", "0.75", "250", "0.5"]
+    assert len(list(Path(".wandb").rglob("*.wandb"))) == 1
+    assert git("status", "--porcelain") == ""
+    assert git("for-each-ref") == refs
+    assert not Path("dvc.yaml").exists()
+
+
+def test_random_states_are_those_of_a_run_without_trackers(params: Params) -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    def seed() -> None:
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+
+    seed()
+    plain = [draw() for _ in range(3)]
+    seed()
+    with Tracker("lpo", params) as tracker:
+        tracked = [draw()]
+        tracker.log(0, {"loss": 1.0})
+        tracked.append(draw())
+    tracked.append(draw())
+    assert tracked == plain
+
+
+def broken_live(monkeypatch: pytest.MonkeyPatch, fails_in: str) -> list[str]:
+    """In the place of DVCLive: one that raises in a method, and draws random numbers in all."""
+    calls: list[str] = []
+
+    class Live:
+        def __init__(self, **kwargs: Any) -> None:
+            self._call("init")
+
+        def log_metric(self, name: str, value: float) -> None:
+            self._call("log")
+
+        def make_summary(self) -> None:
+            self._call("summary")
+
+        def end(self) -> None:
+            self._call("end")
+
+        def _call(self, name: str) -> None:
+            calls.append(name)
+            random.random(), np.random.rand(), torch.rand(())
+            if name == fails_in:
+                raise RuntimeError("the disk is full")
+
+    module: Any = types.ModuleType("dvclive")
+    module.Live = Live
+    monkeypatch.setitem(sys.modules, "dvclive", module)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("fails_in", "expected"),
+    [
+        ("init", ["init"]),
+        ("log", ["init", "log"]),
+        ("end", ["init", "log", "summary", "log", "summary", "log", "summary", "end"]),
+    ],
+)
+def test_a_tracker_that_fails_is_told_once_dropped_and_harms_nothing(
+    params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fails_in: str,
+    expected: list[str],
+) -> None:
+    calls = broken_live(monkeypatch, fails_in)
+    before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+    with Tracker("lrm", without_wandb(params)) as tracker:
+        for step in range(3):
+            tracker.log(step, {"loss": 1.0})
+    assert calls == expected
+    assert capsys.readouterr().err == "warning: dvclive failed and records no more of this run: the disk is full\n"
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_the_error_of_a_run_goes_through_and_the_tracker_is_closed(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = broken_live(monkeypatch, "never")
+    with pytest.raises(KeyboardInterrupt), Tracker("lrm", without_wandb(params)):
+        raise KeyboardInterrupt
+    assert calls == ["init", "end"]
+
+
+def test_outside_of_its_block_a_tracker_does_nothing(params: Params, project: Path) -> None:
+    Tracker("lrm", params).log(0, {"loss": 1.0})
+    assert not Path("dvclive").exists()
+    assert not Path(".wandb").exists()

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lpo.config import load_params
+from lpo.preference.losses import lpo_loss
+from lpo.train import checkpoint
+from lpo.train.policy import PolicyTrainer
+from lpo.train.rollout import rollout
+
+PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
+
+
+class Silent:
+    def log(self, step, metrics):
+        pass
+
+
+@pytest.fixture
+def config(repository):
+    lpo = load_params(repository / "params.yaml").lpo
+    return replace(
+        lpo, prompts=12, prompts_per_rollout=4, num_inference_steps=4, batch_size=5, guidance_scale=3.0, lora_rank=2,
+        validate_every=2, checkpoint_every=1, learning_rate=1e-2, timestep_range=(0, 1000),
+        threshold=replace(lpo.threshold, schedule="constant", low=0.0, high=0.0),
+    )  # fmt: skip
+
+
+def pairs_of(family, reward, config, seed=0):
+    return rollout(family, reward, PROMPTS, config, checkpoint.generator(seed, "test"))
+
+
+def test_winner_and_loser_start_from_the_same_latents_and_the_reward_ranks_them(tiny, tiny_reward, config):
+    pairs, conditioning, statistics = pairs_of(tiny, tiny_reward, config)
+    assert [s.t for s in statistics] == [751, 501, 251, 1]
+    assert len(pairs) == sum(s.kept for s in statistics) == 16
+    text, null = tiny_reward.encode_prompts(PROMPTS), tiny_reward.encode_prompts([""])
+    with torch.no_grad():
+        best, worst = (tiny_reward.score(x, pairs.t, text[pairs.prompt], null) for x in (pairs.best, pairs.worst))
+    assert bool((best > worst).all())
+    assert len(conditioning) == len(PROMPTS)
+
+
+def test_every_pair_is_a_step_of_the_policy(tiny, tiny_reward, config):
+    """Both candidates lie about one standard deviation a dimension from the mean that x_t, t and the prompt give."""
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    transition, null = tiny.transition(config.eta), tiny.encode_prompts([""])
+    with torch.no_grad():
+        prediction = tiny.guided(pairs.x_t, pairs.t, conditioning[pairs.prompt], null, config.guidance_scale)
+    mean, std = transition.mean_std(prediction, pairs.x_t, pairs.t, pairs.s)
+    for x in (pairs.best, pairs.worst):
+        assert float(((x - mean) / std).std()) == pytest.approx(1, abs=0.1)
+
+
+def test_a_threshold_keeps_only_what_is_above_it(tiny, tiny_reward, config):
+    _, _, open_ = pairs_of(tiny, tiny_reward, config)
+    half = replace(config, threshold=replace(config.threshold, schedule="quantile", low=0.5))
+    _, _, closed = pairs_of(tiny, tiny_reward, half)
+    assert all(c.kept == 2 and o.kept == 4 for c, o in zip(closed[:1], open_[:1], strict=True))
+    impossible = replace(config, threshold=replace(config.threshold, low=1.0, high=1.0))
+    assert len(pairs_of(tiny, tiny_reward, impossible)[0]) == 0
+
+
+def test_steps_outside_the_range_yield_no_pairs(tiny, tiny_reward, config):
+    pairs, _, statistics = pairs_of(tiny, tiny_reward, replace(config, timestep_range=(250, 600)))
+    assert {s.t for s in statistics} == set(pairs.t.tolist()) == {501, 251}
+
+
+def test_a_reward_that_only_looks_at_the_next_timestep_is_given_it(tiny, tiny_reward, config, monkeypatch):
+    seen = []
+    score = tiny_reward.score
+    monkeypatch.setattr(
+        tiny_reward, "score", lambda x, t, *rest: seen.append(t.unique().tolist()) or score(x, t, *rest)
+    )
+    pairs_of(tiny, tiny_reward, replace(config, reward_timestep="current"))
+    pairs_of(tiny, tiny_reward, replace(config, reward_timestep="next"))
+    assert seen == [[751], [501], [251], [1], [501], [251], [1], [0]]
+
+
+def test_one_policy_and_one_reference_forward_equal_the_published_four(tiny, tiny_reward, config):
+    """The published recipe: winner and loser, policy and a deep copied reference, four guided forwards."""
+    frozen = copy.deepcopy(tiny)
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    state = {k: 0.1 * torch.randn(v.shape, generator=checkpoint.generator(5, k)) for k, v in tiny.lora_state().items()}
+    tiny.load_lora_state(state)
+    null, transition = frozen.encode_prompts([""]), frozen.transition(config.eta)
+
+    def log_prob(model, x):
+        prediction = model.guided(pairs.x_t, pairs.t, conditioning[pairs.prompt], null, config.guidance_scale)
+        return transition.log_prob(x, *transition.mean_std(prediction, pairs.x_t, pairs.t, pairs.s), "mean")
+
+    four = [log_prob(model, x) for x in (pairs.best, pairs.worst) for model in (tiny, frozen)]
+    expected, _ = lpo_loss(*four, config.beta, config.clip_epsilon)
+    loss, _ = trainer.loss(pairs, conditioning[pairs.prompt])
+    torch.testing.assert_close(loss, expected)
+    mine = torch.autograd.grad(loss.sum(), trainer.weights)
+    theirs = torch.autograd.grad(expected.sum(), trainer.weights)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_update_raises_winners_over_losers(tiny, tiny_reward, config):
+    trainer = PolicyTrainer(tiny, tiny_reward, replace(config, learning_rate=1e-3, epochs_per_rollout=5), seed=0)
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    before = trainer.loss(pairs, conditioning[pairs.prompt])[0].detach().mean()
+    assert float(before) == pytest.approx(0.6931, abs=1e-3)  # policy = reference
+    trainer.update(pairs, conditioning, checkpoint.generator(0, "update"))
+    after, statistics = trainer.loss(pairs, conditioning[pairs.prompt])
+    assert float(after.detach().mean()) < float(before)
+    assert float(statistics["correct"].mean()) > 0.6
+
+
+def run(family, reward, config, folder, stop_after=None):
+    trainer = PolicyTrainer(family, reward, config, seed=3)
+    calls = []
+
+    def validate():
+        calls.append(1)
+        weight = sum(float(v.abs().sum()) for v in family.lora_state().values())
+        return 0.5 + weight / 1e4
+
+    if stop_after is not None:
+
+        class Killed(Exception):
+            pass
+
+        class Killer:
+            def log(self, step, metrics):
+                if step == stop_after:
+                    raise Killed
+
+        with pytest.raises(Killed):
+            trainer.run(PROMPTS, validate, folder, Killer())
+        return None
+    trainer.run(PROMPTS, validate, folder, Silent())
+    return trainer
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_killed_and_resumed_equals_never_interrupted(tiny, tiny_reward, config, tmp_path, stop):
+    families = [copy.deepcopy(tiny) for _ in range(3)]
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    straight = run(families[0], tiny_reward, config, tmp_path / "straight")
+    run(families[1], tiny_reward, config, tmp_path / "killed", stop_after=stop)
+    resumed = run(families[2], tiny_reward, config, tmp_path / "killed")
+    for state in ("ema", "best"):
+        one, other = getattr(straight, state), getattr(resumed, state)
+        assert all(torch.equal(one[k], other[k]) for k in one)
+    assert all(torch.equal(a, b) for a, b in zip(straight.weights, resumed.weights, strict=True))
+    assert straight.history == resumed.history and straight.updates == resumed.updates
+
+
+def test_every_prompt_is_used_once_a_pass(tiny, tiny_reward, config):
+    trainer = PolicyTrainer(tiny, tiny_reward, replace(config, prompts=10, prompts_per_rollout=3), seed=0)
+    prompts = [f"p{i}" for i in range(5)]
+    drawn = [p for r in range(trainer.rollouts) for p in trainer.prompts_of(prompts, r)]
+    assert len(drawn) == 10 and sorted(drawn[:5]) == sorted(drawn[5:]) == prompts

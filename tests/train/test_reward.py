@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lpo.config import load_params
+from lpo.data.latents import Latents, write_captions, write_moments
+from lpo.train.reward import RewardTrainer, load_pairs
+
+
+class Silent:
+    def log(self, step, metrics):
+        pass
+
+
+@pytest.fixture
+def config(repository):
+    return replace(
+        load_params(repository / "params.yaml").lrm, steps=12, warmup_steps=2, batch_size=8, learning_rate=3e-3,
+        validate_every=4, checkpoint_every=3, patience=10, embedding_dim=8,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def stored(tiny, tmp_path):
+    """40 pictures whose latents are bright (even) or dark (odd), pairs that prefer the bright one, and two ties."""
+    uids = [f"u{i}" for i in range(40)]
+    means = torch.stack([torch.full((4, 8, 8), 1.0 if i % 2 == 0 else -1.0) for i in range(40)])
+    moments = torch.cat([means, torch.full_like(means, -20.0)], dim=1)
+    captions = ["a cat", "two dogs"]
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    write_moments(folder, [(uids, moments)], shard_size=16)
+    write_captions(folder, captions, tiny.tokenize(captions), tiny.tokenize([""]))
+    rows = [(captions[i % 2], uids[2 * i], uids[2 * i + 1], 1.0, 0.0) for i in range(18)]
+    rows += [("a cat", uids[36], uids[38], 0.5, 0.5), ("a cat", uids[37], uids[39], 0.5, 0.5)]
+    frame = pd.DataFrame(rows, columns=["caption", "image_0_uid", "image_1_uid", "label_0", "label_1"])
+    return Latents(folder), frame.assign(num_example_per_prompt=1)
+
+
+def trainer_of(tiny_base, latents, config):
+    from lpo.families import sd
+    from lpo.rewards.lrm import LatentRewardModel
+
+    torch.manual_seed(1)
+    backbone = sd.load(str(tiny_base), torch.device("cpu"), torch.float32, reward=True)
+    return RewardTrainer(LatentRewardModel(backbone, 8, 3.0, "multi_scale"), latents, config, seed=0)
+
+
+def test_it_learns_a_preference_that_is_there_and_ties_do_not_count(tiny_base, stored, config, tmp_path):
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=True)
+    trainer = trainer_of(tiny_base, latents, replace(config, steps=40, validate_every=40))
+    trainer.run(pairs, pairs, tmp_path, Silent())
+    right = trainer.accuracy(pairs)
+    assert right.shape == (10, 20) and np.isnan(right[:, 18:]).all()
+    assert np.nanmean(right[:3]) > 0.9
+
+
+@pytest.mark.parametrize("stop", [4, 7, 11])
+def test_killed_and_resumed_equals_never_interrupted(tiny_base, stored, config, tmp_path, stop):
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=True)
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    straight = trainer_of(tiny_base, latents, config)
+    straight.run(pairs, pairs, tmp_path / "straight", Silent())
+    killed = trainer_of(tiny_base, latents, config)
+    step = killed.step
+    killed.step = lambda p, k: (_ for _ in ()).throw(InterruptedError) if k == stop else step(p, k)
+    with pytest.raises(InterruptedError):
+        killed.run(pairs, pairs, tmp_path / "killed", Silent())
+    resumed = trainer_of(tiny_base, latents, config)
+    resumed.run(pairs, pairs, tmp_path / "killed", Silent())
+    one, other = straight.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert straight.history == resumed.history
+
+
+def test_patience_stops_a_training_that_no_longer_improves(tiny_base, stored, config, tmp_path):
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=True)
+    trainer = trainer_of(
+        tiny_base, latents, replace(config, steps=50, validate_every=1, patience=2, learning_rate=1e-9)
+    )
+    trainer.run(pairs, pairs, tmp_path, Silent())
+    assert max(h["step"] for h in trainer.history) <= 4
+
+
+def test_a_frozen_backbone_stays_as_it_was(tiny_base, stored, config, tmp_path):
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=True)
+    trainer = trainer_of(tiny_base, latents, replace(config, trainable="frozen"))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.run(pairs, pairs, tmp_path, Silent())
+    changed = {k.split(".")[0] for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"visual_projection", "text_projection", "logit_scale"}
+
+
+def test_shared_noise_is_shared_and_grid_timesteps_are_the_published_ones(tiny_base, stored, config):
+    latents, frame = stored
+    same = frame.assign(image_1_uid=frame["image_0_uid"])
+    pairs = load_pairs(same, latents, weighted=False)
+    rows, t = torch.arange(6), torch.full((6,), 500)
+    for shared in (True, False):
+        trainer = trainer_of(tiny_base, latents, replace(config, shared_noise=shared))
+        with torch.no_grad():
+            first, second = trainer.scores(pairs, rows, t, torch.Generator().manual_seed(0))
+        assert torch.allclose(first, second, atol=1e-3) == shared
+    grid = trainer_of(tiny_base, latents, replace(config, timesteps="grid"))
+    drawn = grid.timesteps(2000, torch.Generator().manual_seed(0)).unique().tolist()
+    assert drawn == list(range(1, 1000, 50))
+
+
+def test_a_pairs_weight_is_one_over_its_prompts_examples(stored):
+    latents, frame = stored
+    counts = frame.assign(num_example_per_prompt=[1] * 10 + [4] * 10)
+    weights = load_pairs(counts, latents, weighted=True).weights
+    assert float(weights[0] / weights[-1]) == pytest.approx(4) and float(weights.mean()) == pytest.approx(1)
+    assert torch.equal(load_pairs(counts, latents, weighted=False).weights, torch.ones(20))
