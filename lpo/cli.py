@@ -175,11 +175,13 @@ def doctor(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def summary() -> None:
+def summary(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of figures in README.md.")] = False,
+) -> None:
     """Print the figures and where the report is."""
     from lpo.stages.summary import run
 
-    run()
+    run(markdown)
 
 
 def main() -> None:

@@ -57,10 +57,10 @@ class Pretrain:
 class Dataset:
     source: Literal["simulated"]
     rendered_pairs: ZeroOrMore
-    sampled_pairs: ZeroOrMore
-    validation_pairs: Count
-    test_pairs: Count
-    held_out_sampled_share: Share
+    sampled_prompts: ZeroOrMore
+    images_per_prompt: Annotated[int, Range(at_least=2)]
+    held_out_rendered_pairs: Count
+    held_out_sampled_prompts: ZeroOrMore
     train_prompts: Count
     validation_prompts: Count
     test_prompts: Count
@@ -213,7 +213,7 @@ AT_MOST = (
     ("lpo.threshold.low", "lpo.threshold.high"),
 )
 NOT_BOTH_ZERO = (
-    ("dataset.rendered_pairs", "dataset.sampled_pairs"),
+    ("dataset.rendered_pairs", "dataset.sampled_prompts"),
     ("dataset.alignment_weight", "dataset.aesthetic_weight"),
 )
 

@@ -117,7 +117,7 @@ def test_what_no_field_can_say_by_itself_is_told_even_beside_other_mistakes(tree
     set_(tree, "lrm.warmup_steps", tree["lrm"]["steps"] + 1)
     set_(tree, "filter.strategy", "4")
     set_(tree, "dataset.rendered_pairs", 0)
-    set_(tree, "dataset.sampled_pairs", 0)
+    set_(tree, "dataset.sampled_prompts", 0)
     paths = {mistake.split(": ")[1] for mistake in mistakes(tree)}
     assert paths == {
         "lpo.beta",

@@ -69,14 +69,11 @@ def check(
     """
     scores = scores.reset_index(drop=True)
     scored = _validate("scores", scores, score_rules(), "data/scores.parquet")
-    broken = scores["image_uid"].to_frame().assign(reason=_reasons(scored, scores))
-    broken = broken[broken["reason"] != ""].groupby("image_uid")["reason"].first()
+    faults = _reasons(scored, scores).groupby(scores["image_uid"]).first()
     frame = measure(pairs, images, count_tokens)
     for k, uid in enumerate(UIDS):
-        found = frame[uid].isin(scores["image_uid"])
-        frame[f"image_{k}_scores_problem"] = (
-            frame[uid].map(broken).where(found, "there are none").where(frame[uid].notna())
-        )
+        found = frame[uid].map(faults).fillna("there are none")
+        frame[f"image_{k}_scores_problem"] = found.where((found != "") & frame[uid].notna())
     checked = _validate("pairs", frame, pair_rules(max_tokens), "data/pairs")
     reasons = _reasons(checked, frame)
     results = [checked, scored]
@@ -117,8 +114,9 @@ def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[l
     for k, uid in enumerate(UIDS):
         frame[f"image_{k}_contents"] = pairs[uid].map(contents)
         frame[f"image_{k}_captions"] = pairs[uid].map(described)
-        frame[f"image_{k}_problem"] = images[f"image_{k}_problem"].to_numpy()
-    return frame
+        frame[f"image_{k}_problem"] = images[f"image_{k}_problem"]
+    whole = [name for name in frame.columns.difference(pairs.columns) if pd.api.types.is_float_dtype(frame[name])]
+    return frame.astype(dict.fromkeys(whole, "Int64"))  # counts beside a hole: 81, not 81.0
 
 
 def pair_rules(max_tokens: int) -> list[Any]:
@@ -131,8 +129,9 @@ def pair_rules(max_tokens: int) -> list[Any]:
     splits = gxe.ExpectColumnDistinctValuesToContainSet
     table += [splits(column="split", value_set=[s], meta={"reason": f"the split {s} has no pairs"}) for s in SPLITS]
     rows = [_filled(name) for name in TYPES]
-    rows += [_text(name) for name in ["caption", *UIDS]]
     rows += [
+        gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=r"\S", meta={"reason": "caption is empty"}),
+        *(gxe.ExpectColumnValuesToNotBeInSet(column=u, value_set=[""], meta={"reason": f"{u} is empty"}) for u in UIDS),
         _at_most("caption_tokens", max_tokens, f"the caption has more than {max_tokens} tokens"),
         _at_most("caption_splits", 1, "the caption is in several splits"),
         _at_most("copies", 1, "the pair is there several times under one ranking_id"),
@@ -174,12 +173,8 @@ def _filled(column: str) -> Any:
     return gxe.ExpectColumnValuesToNotBeNull(column=column, meta={"reason": f"{column} is missing"})
 
 
-def _text(column: str) -> Any:
-    return gxe.ExpectColumnValuesToMatchRegex(column=column, regex=r"\S", meta={"reason": f"{column} is empty"})
-
-
 def _between(column: str, low: float | None, high: float | None, reason: str) -> Any:
-    meta = {"reason": reason, "tell": True}  # the value, which no table shows beside the reason
+    meta = {"reason": reason, "tell": True}  # tell the value too, which no table shows beside the reason
     return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, meta=meta)
 
 
@@ -224,11 +219,9 @@ def _reasons(result: Any, frame: pd.DataFrame) -> pd.Series:
     reasons: dict[int, list[str]] = {}
     for rule in result.results:
         rows = rule.result.get("unexpected_index_list") or []  # all of them; unexpected_list ends after 200
-        meta = rule.expectation_config.meta
-        values = frame.loc[rows, rule.expectation_config.kwargs["column"]] if meta.get("tell") else [""] * len(rows)
-        for row, value in zip(rows, values, strict=True):
-            reasons.setdefault(row, []).append(
-                f"{meta['reason']}: {str(value)[:QUOTED]}" if value != "" else meta["reason"]
-            )
-    joined = {row: "; ".join(texts) for row, texts in reasons.items()}
-    return pd.Series([joined.get(row, "") for row in frame.index], index=frame.index, dtype=str)
+        config = rule.expectation_config
+        reason, tell = config.meta["reason"], "tell" in config.meta
+        for row, value in zip(rows, frame.loc[rows, config.kwargs["column"]] if tell else rows, strict=True):
+            reasons.setdefault(row, []).append(f"{reason}: {str(value)[:QUOTED]}" if tell else reason)
+    joined = pd.Series({row: "; ".join(texts) for row, texts in reasons.items()}, dtype=str)
+    return joined.reindex(frame.index, fill_value="")

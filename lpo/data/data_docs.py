@@ -11,6 +11,7 @@ import copy
 import html
 from typing import Any
 
+from great_expectations.render import RenderedHeaderContent
 from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
 from jinja2 import ChoiceLoader, DictLoader
@@ -34,7 +35,7 @@ td, th { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; vertical-a
 
 def render(results: list[Any]) -> str:
     """One HTML page of the validation results of several suites."""
-    pages = [ValidationResultsPageRenderer().render(_clean(result)) for result in results]
+    pages = [_page(result) for result in results]
     page = pages[0]
     page.sections = [section for each in pages for section in each.sections]
     view = DefaultJinjaPageView()
@@ -42,6 +43,13 @@ def render(results: list[Any]) -> str:
     view.env.filters["generate_html_element_uuid"] = lambda prefix: f"{prefix}body"
     text: str = view.render(page)
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
+
+
+def _page(result: Any) -> Any:
+    page = ValidationResultsPageRenderer().render(_clean(result))
+    overview = page.sections[0].content_blocks  # a header that links to a page of another site, statistics, run info
+    overview[:] = [RenderedHeaderContent(header=f"Suite: {result.suite_name}"), overview[1]]
+    return page
 
 
 def _clean(result: Any) -> Any:

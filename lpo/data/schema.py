@@ -221,6 +221,8 @@ def _column_mistakes(path: Path, columns: dict[str, pa.DataType]) -> list[str]:
 
 
 def _fits(found: pa.DataType, kind: pa.DataType) -> bool:
+    if pa.types.is_null(found):  # how an empty column, or one of holes, is often written
+        return True
     if pa.types.is_floating(kind):
         return pa.types.is_floating(found) or pa.types.is_integer(found)
     alike = {
@@ -237,10 +239,8 @@ def _read(path: Path, columns: dict[str, pa.DataType]) -> pd.DataFrame:
         file = pq.ParquetFile(path)
         table = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
         table.validate(full=True)  # text that is no UTF-8 is found here, with the name of the file
-        for name, kind in OPTIONAL.items():
-            if name in columns and (name not in table.column_names or pa.types.is_null(table.schema.field(name).type)):
-                table = table.drop_columns([name] if name in table.column_names else [])
-                table = table.append_column(name, pa.nulls(len(table), kind))
+        for name in columns.keys() - set(table.column_names):
+            table = table.append_column(name, pa.nulls(len(table)))
         frame: pd.DataFrame = table.select(list(columns)).cast(pa.schema(columns)).to_pandas(types_mapper=NULLABLE.get)
         return frame
 

@@ -3,6 +3,7 @@
 rendered  a caption's picture beside a near-miss of it (something replaced, moved, missing, doubled, ...), or beside
           another picture of the caption; all with flaws that no caption names
 sampled   two pictures that the base made of one caption
+mixed     one that the base made beside a rendered one
 
     u = w_alignment alignment / unit + w_aesthetic aesthetic / unit      (emoji.judge.Verdict.utility)
     tie if |u_0 - u_1| < margin, else 0 preferred with probability sigmoid((u_0 - u_1) / temperature), then flipped
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -55,17 +57,43 @@ def label(gap: np.ndarray, config: Dataset, rng: np.random.Generator) -> np.ndar
     return np.where(np.abs(gap) < config.tie_margin, 0.5, first.astype(float))
 
 
+def sampled_pairs(
+    prompts: list[Prompt], images: int, sampler: Sampler, rng: np.random.Generator
+) -> tuple[list[Prompt], np.ndarray, np.ndarray, list[str], np.ndarray]:
+    """Pairs of the base's own pictures, `images` of each prompt: every two of them, and each beside a rendered one.
+
+    (prompts, pictures 0, pictures 1, "sampled" or "mixed", which pictures are the base's (N, 2)) of the pairs; of
+    mixed pairs either can come first.
+    """
+    repeated = [prompt for prompt in prompts for _ in range(images)]
+    own = sampler([p.caption for p in repeated], [int(s) for s in rng.integers(2**31, size=len(repeated))])
+    drawn = render([flawed(layout(prompt, rng), rng) for prompt in repeated], rng)
+    rows = np.arange(len(repeated)).reshape(len(prompts), images)
+    two = np.concatenate([rows[:, pair] for pair in combinations(range(images), 2)])
+    turned = rng.random(len(repeated)) < 0.5
+    turn = turned[:, None, None, None]
+    first = np.concatenate([own[two[:, 0]], np.where(turn, drawn, own)])
+    second = np.concatenate([own[two[:, 1]], np.where(turn, own, drawn)])
+    asked = [repeated[row] for row in two[:, 0]] + repeated
+    kinds = ["sampled"] * len(two) + ["mixed"] * len(repeated)
+    base = np.concatenate([np.ones((len(two), 2), bool), np.stack([~turned, turned], axis=1)])
+    return asked, first, second, kinds, base
+
+
 def make_pairs(split: str, rendered: int, sampled: int, sampler: Sampler, config: Dataset, seed: int) -> pd.DataFrame:
-    """The pairs of one split as a frame in the schema of Pick-a-Pic, in a random order."""
+    """The pairs of one split in the schema of Pick-a-Pic, in a random order.
+
+    `rendered` prompts make one rendered pair each; `sampled` prompts make what `sampled_pairs` says.
+    """
     rng = np.random.default_rng([seed, {"train": 1, "validation": 2, "test": 3}[split]])
-    prompts = sample_prompts(split, rendered + sampled, rng)
-    first, second, differences = rendered_pairs(prompts[:rendered], rng)
-    captions = [prompt.caption for prompt in prompts]
+    prompts = sample_prompts(split, rendered, rng)
+    first, second, differences = rendered_pairs(prompts, rng)
+    base = np.zeros((rendered, 2), bool)
     if sampled:
-        seeds = [int(s) for s in rng.integers(2**31, size=2 * sampled)]
-        own = sampler(captions[rendered:] * 2, seeds)
-        first, second = np.concatenate([first, own[:sampled]]), np.concatenate([second, own[sampled:]])
-        differences += ["sampled"] * sampled
+        own = sampled_pairs(sample_prompts(split, sampled, rng), config.images_per_prompt, sampler, rng)
+        prompts, differences, base = prompts + own[0], differences + own[3], np.concatenate([base, own[4]])
+        first, second = np.concatenate([first, own[1]]), np.concatenate([second, own[2]])
+    captions = [prompt.caption for prompt in prompts]
     verdicts = [judge(pictures, prompts) for pictures in (first, second)]
     weights = (config.alignment_weight, config.aesthetic_weight)
     utility = np.array([[verdict.utility(*weights) for verdict in side] for side in verdicts])
@@ -73,14 +101,15 @@ def make_pairs(split: str, rendered: int, sampled: int, sampler: Sampler, config
     counts = pd.Series(captions).value_counts()
     encoded = [[png(picture) for picture in pictures] for pictures in (first, second)]
     uids = [[_uid(data, c) for data, c in zip(side, captions, strict=True)] for side in encoded]
-    made_by = ["render"] * rendered + ["base"] * sampled
+    made_by = np.where(base, "base", "render")
     best = [u0 if y == 1 else u1 if y == 0 else "" for y, u0, u1 in zip(label_0, *uids, strict=True)]
     frame = pd.DataFrame(
         {
             "caption": captions, "jpg_0": encoded[0], "jpg_1": encoded[1],
             "image_0_uid": uids[0], "image_1_uid": uids[1], "best_image_uid": best,
             "label_0": label_0, "label_1": 1 - label_0, "has_label": True, "are_different": True,
-            "num_example_per_prompt": [int(counts[c]) for c in captions], "model_0": made_by, "model_1": made_by,
+            "num_example_per_prompt": [int(counts[c]) for c in captions],
+            "model_0": made_by[:, 0], "model_1": made_by[:, 1],
             "category": [prompt.category for prompt in prompts], "difference": differences,
         }
     )  # fmt: skip

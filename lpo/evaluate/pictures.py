@@ -8,18 +8,24 @@ Shapes: results is data/evaluation/results.parquet, one row a picture (columns: 
 
 from __future__ import annotations
 
+import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
 
 from lpo.evaluate.markup import heading, missing, plain, section, text
 from lpo.evaluate.metrics import paired
 from lpo.evaluate.plots import picture_uri
 
 Place = tuple[str, int]  # prompt, seed
+SHEET = {"base_matched": "base", "tuned": "tuned"}  # rows of the contact sheet, from above, and their names
+SHOWN = 128  # pixels: smaller pictures are enlarged to it by a whole number, larger ones stay
+GAP, SIDE, LINE, LINES = 12, 48, 15, 4  # pixels between pictures, for the rows' names and for a line; lines a caption
 
 
 def choose(results: pd.DataFrame, count: int, seed: int) -> dict[str, list[Place]]:
@@ -77,3 +83,36 @@ def _card(rows: pd.DataFrame, place: Place, shown: Sequence[tuple[str, str, floa
         )
     kind = "row two" if len(shown) == 2 else "row"
     return f'<div class="card"><p>{prompt}</p><div class="{kind}">{"".join(shots)}</div></div>'
+
+
+def contact_sheet(results: pd.DataFrame, n: int, seed: int = 0) -> bytes:
+    """PNG of n prompts that `choose` draws with `seed`: the base above, the tuned model below, the caption under both.
+
+    The base has the tuned model's guidance scale. A picture of 32 pixels is enlarged four times, pixel by pixel.
+    """
+    rows = results.set_index(["model", "prompt", "seed"])["png"]
+    places = choose(results, n, seed)["random"]
+    shots = [[_enlarged(rows.loc[(model, *place)]) for place in places] for model in SHEET]
+    width, height = (max(shot.size[k] for row in shots for shot in row) for k in (0, 1))
+    font = ImageFont.load_default(12)
+    below = 2 * (height + GAP) + GAP // 2
+    sheet = Image.new("RGB", (SIDE + len(places) * (width + GAP) + GAP, below + LINES * LINE + GAP // 2), "white")
+    for row, name in enumerate(SHEET.values()):
+        top = GAP + row * (height + GAP // 2)
+        ImageDraw.Draw(sheet).text((GAP, top + height // 2), name, fill="black", font=font, anchor="lm")
+        for column, shot in enumerate(shots[row]):
+            sheet.paste(shot, (SIDE + GAP + column * (width + GAP), top))
+    for column, (prompt, _) in enumerate(places):
+        caption = Image.new("RGB", (width, LINES * LINE), "white")  # what is too wide is cut at its edge
+        for line, words in enumerate(textwrap.wrap(prompt, width // 6, max_lines=LINES, placeholder=" ...")):
+            ImageDraw.Draw(caption).text((0, line * LINE), words, fill="black", font=font)
+        sheet.paste(caption, (SIDE + GAP + column * (width + GAP), below))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _enlarged(png: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    factor = max(1, SHOWN // picture.width)
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)

@@ -21,5 +21,8 @@ def device_of(model: Model) -> torch.device:
 
 
 def load_family(model: Model, reward: bool = False) -> sd.SD:
-    """The family object of `model`; with `reward` only what a reward's backbone needs."""
+    """The family object of `model`; with `reward` only what a reward's backbone needs.
+
+    One family today: a second one is a file beside sd.py and a choice of `model.family` in config.py.
+    """
     return sd.load(model.path, device_of(model), DTYPES[model.dtype], reward)

@@ -1,6 +1,6 @@
 """The scorers of the embedded world, for MPCF and for validation: small, learned from renders, seeds of their own.
 
-clip       100 cos(image, text) of a CLIPModel trained contrastively against near-misses
+clip       cos(image, text) of a CLIPModel trained contrastively against near-misses
 aesthetic  an MLP on that CLIP's image embedding, 0..10, as the LAION predictor is one on CLIP-L's
 vqa        P("yes") of a small transformer that is asked: does this picture show this caption?
 
@@ -90,7 +90,7 @@ class Scorers(nn.Module):
         embedding = self.embed(images)
         return {
             "aesthetic": self.predict_aesthetic(embedding),
-            "clip": 100 * (embedding * self.embed_text(ids)).sum(1),
+            "clip": (embedding * self.embed_text(ids)).sum(1),
             "vqa": torch.sigmoid(self.vqa(images, ids)),
         }
 

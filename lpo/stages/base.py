@@ -70,10 +70,11 @@ def reconstruction(vae: AutoencoderKL, seed: int) -> float:
 
 
 def all_correct(family: sd.SD, seed: int, most: int = 100) -> dict[str, float]:
-    """Share of held-out prompts drawn right, by category (validation prompts, repeated where a category has few)."""
+    """Share of prompts drawn right, by category: validation prompts, but every single object of all splits."""
     result = {}
     for category in CATEGORY_SHARES:
-        pool = prompts_of("validation")[category]
+        splits = ("train", "validation", "test") if category == "single" else ("validation",)
+        pool = [prompt for split in splits for prompt in prompts_of(split)[category]]
         chosen = [pool[i] for i in numpy_rng(seed, category).choice(len(pool), most, replace=len(pool) < most)]
         seeds = list(range(most))
         pictures = generate(
@@ -86,7 +87,8 @@ def all_correct(family: sd.SD, seed: int, most: int = 100) -> dict[str, float]:
 def gate(metrics: dict[str, dict[str, float]], config: Pretrain) -> None:
     """Raise LpoError unless the model is as good as params.yaml asks."""
     right = metrics["all_correct"]
-    pairs = float(np.mean([right[category] for category in PAIRS]))
+    shares = [CATEGORY_SHARES[category] for category in PAIRS]
+    pairs = float(np.average([right[category] for category in PAIRS], weights=shares))
     low, high = config.gate_pair
     wrong = []
     if metrics["vae"]["all_correct"] < config.gate_vae:

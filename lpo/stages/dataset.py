@@ -21,20 +21,19 @@ def run(params: Params) -> None:
         steps, scale = config.num_inference_steps, config.guidance_scale
         return generate(family, captions, seeds, steps, scale, 1.0, config.batch_size, "sample pairs")
 
-    share = config.sampled_pairs / (config.rendered_pairs + config.sampled_pairs)
     sizes = {
-        "train": (config.rendered_pairs, config.sampled_pairs),
-        **{
-            split: (n - round(n * config.held_out_sampled_share), round(n * config.held_out_sampled_share))
-            for split, n in (("validation", config.validation_pairs), ("test", config.test_pairs))
-        },
+        "train": (config.rendered_pairs, config.sampled_prompts),
+        "validation": (config.held_out_rendered_pairs, config.held_out_sampled_prompts),
+        "test": (config.held_out_rendered_pairs, config.held_out_sampled_prompts),
     }
-    metrics: dict[str, object] = {"sampled_share": round(share, 4)}
+    metrics: dict[str, object] = {}
     with atomic_folder("data/pairs") as folder:
         for split, (rendered, sampled) in sizes.items():
             frame = make_pairs(split, rendered, sampled, sampler, config, params.seed)
             write_parquet(folder / f"{split}-00000.parquet", frame)
-            metrics[split] = {"pairs": len(frame), "ties": int((frame["label_0"] == 0.5).sum())}
+            kinds = frame["difference"].where(frame["difference"].isin(["sampled", "mixed"]), "rendered")
+            ties = int((frame["label_0"] == 0.5).sum())
+            metrics[split] = {"pairs": len(frame), "ties": ties, **kinds.value_counts().sort_index().to_dict()}
     counts = {"train": config.train_prompts, "validation": config.validation_prompts, "test": config.test_prompts}
     rows = [
         (prompt.caption, split, prompt.category)

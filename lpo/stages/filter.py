@@ -40,8 +40,7 @@ def run(params: Params) -> None:
     _stop_if_too_many(pairs, verdict, config.max_quarantined)
 
     good = pairs[~bad].reset_index(drop=True).astype({"ranking_id": "int64", "num_example_per_prompt": "int64"})
-    used = scores["image_uid"].isin({*good["image_0_uid"], *good["image_1_uid"]})
-    gaps = gaps_from_scores(good, scores[used])
+    gaps = gaps_from_scores(good, scores.drop_duplicates("image_uid"))  # repeated ones belong to no good pair
     decided = decide(good, gaps, config)
     filtered = pd.concat([good, gaps.add_prefix("gap_")], axis=1)[COLUMNS].assign(reason=decided["reason"])
     keep = decided["keep"]
@@ -67,6 +66,9 @@ def token_counter(model: str, max_tokens: int) -> tuple[Callable[[list[str]], li
         raise LpoError(
             f"no tokenizer here: {error}", f"{model}/tokenizer", "run `lpo base`, or mend model.path"
         ) from error
+
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes, in silence, of an absent folder
+        raise LpoError("the tokenizer has no words", f"{model}/tokenizer", "run `lpo base`, or mend model.path")
 
     def count(captions: list[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(captions, verbose=False).input_ids] if captions else []

@@ -1,4 +1,4 @@
-"""report: metrics, histories, pictures and hashes -> data/report/index.html and data/report/MODEL_CARD.md.
+"""report: metrics, histories, pictures and hashes -> data/report/: index.html, MODEL_CARD.md, before_after.png.
 
 Same inputs, same bytes: no clock is read, and of git only the last commit that touched code or parameters is shown, so
 a commit of anything else (of these results, for one) changes nothing. The hashes are those of the stages before this
@@ -17,12 +17,14 @@ import pandas as pd
 import yaml
 
 from lpo.config import Params
+from lpo.evaluate.pictures import contact_sheet
 from lpo.evaluate.report import Artifact, ReportContext, model_card, render_report
-from lpo.files import atomic_folder, write_text
+from lpo.files import atomic_folder, write_bytes, write_text
 
 STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate")  # before this one, in order
 CODE = ("lpo", "params.yaml")
 OUT = Path("data/report")
+SHEET = 6  # prompts on before_after.png: what is still readable at the width of a page
 
 
 def run(params: Params) -> None:
@@ -46,6 +48,8 @@ def run(params: Params) -> None:
     with atomic_folder(OUT) as folder:
         write_text(folder / "index.html", render_report(context))
         write_text(folder / "MODEL_CARD.md", model_card(sections, metrics))
+        if context.results is not None:
+            write_bytes(folder / "before_after.png", contact_sheet(context.results, SHEET, params.seed))
 
 
 def locked(path: Path) -> tuple[list[Artifact], list[Artifact]]:

@@ -1,6 +1,7 @@
 """summary: metrics/*.json -> the figures a person wants first, and where the report is, on stdout.
 
-Intervals in brackets are of 95 %.
+Intervals in brackets are of 95 %. With `markdown` the same figures are the table between the markers of README.md, and
+a test holds the two together.
 """
 
 from __future__ import annotations
@@ -13,23 +14,61 @@ from typing import Any
 import typer
 
 from lpo.errors import LpoError
+from lpo.evaluate.markup import percent, percents, plain, points
 
 METRICS = Path("metrics")
 REPORT = Path("data/report/index.html")
+AXES = {"overall": "overall", "alignment": "what the prompt asks for", "aesthetics": "looks"}
 
 
-def run() -> None:
-    """Print what is there.
+def run(markdown: bool = False) -> None:
+    """Print what is there, as text or as the table of README.md.
 
     Raises:
         LpoError: if no stage has written its metrics yet.
     """
-    lines = [line for stage in (_evaluate, _lrm, _filter) for line in stage()]
+    lines = list(_markdown()) if markdown else [line for stage in (_evaluate, _lrm, _filter) for line in stage()]
     if not lines:
         raise LpoError("there are no figures yet", f"{METRICS}/", "run the pipeline: make run")
-    if REPORT.exists():
+    if REPORT.exists() and not markdown:
         lines += ["", f"Report: {REPORT}"]
     typer.echo("\n".join(lines))
+
+
+def _markdown() -> Iterator[str]:
+    rows = list(_rows())
+    if not rows:
+        return
+    yield from ("| figure | value | 95 % interval |", "| --- | --- | --- |")
+    yield from (f"| {name} | {value} |{interval and ' ' + interval} |" for name, value, interval in rows)
+    if found := _read("evaluate"):
+        yield ""
+        yield (
+            f"{plain(found['win_rate']['overall']['prompts'])} held-out prompts. Both models draw them from the same "
+            "noise at the same guidance scale; a tie counts half. Intervals come from drawing prompts again."
+        )
+
+
+def _rows() -> Iterator[tuple[str, str, str]]:
+    """(figure, value, interval) of every row; an interval that no stage measures is left empty."""
+    if found := _read("evaluate"):
+        for name, words in AXES.items():
+            rate = found["win_rate"][name]
+            yield f"Tuned model wins over its base: {words}", percent(rate["value"]), percents(rate)
+        right = found["all_correct"]
+        low, high = points(right["low"]), points(right["high"])
+        yield "Pictures right in everything, before", percent(right["base"]), ""
+        yield "Pictures right in everything, after", percent(right["tuned"]), ""
+        yield "Pictures right in everything, change", f"{points(right['difference'])} points", f"{low} to {high} points"
+    if found := _read("lrm"):
+        yield "Reward model right on held-out pairs: mean over timesteps", percent(found["accuracy"]["mean"]), ""
+        bins = found["accuracy"]["by_timestep"]
+        for part in (bins[0], bins[len(bins) // 2], bins[-1]):  # the clean end, the middle, the noisy end
+            name = f"Reward model right on held-out pairs: t from {part['t_low']} to {part['t_high']}"
+            yield name, percent(part["value"]), percents(part)
+    if found := _read("filter"):
+        kept, of = (found["by_split"]["train"][name] for name in ("kept", "input"))
+        yield "Training pairs that the filter keeps", f"{plain(kept)} of {plain(of)} ({percent(kept / of)})", ""
 
 
 def _evaluate() -> Iterator[str]:

@@ -24,13 +24,13 @@ def numpy_rng(seed: int, stream: str, step: int = 0) -> np.random.Generator:
 
 
 def optimizer_step(
-    optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float, max_grad_norm: float = 1.0
+    optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float, max_grad_norm: float | None = 1.0
 ) -> None:
-    """Backward, clip, step, at this learning rate. Clipping acts (decisions.md 1)."""
+    """Backward, clip (None: don't, as the published runs in effect did not), step, at this learning rate."""
     optimizer.param_groups[0]["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm or math.inf)
     optimizer.step()
 
 

@@ -9,7 +9,6 @@ exponential moving average of the adapter.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from lpo.preference.losses import lpo_loss
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
+from lpo.train.loop import optimizer_step
 from lpo.train.rollout import StepPairs, StepStatistics, rollout
 
 BASE_VALUE = 0.5  # of `validate`, at the base itself
@@ -72,10 +72,7 @@ class PolicyTrainer:
             for rows in order.tensor_split(max(1, round(len(pairs) / self.config.batch_size))):
                 batch = pairs[rows.to(pairs.t.device)]
                 loss, stats = self.loss(batch, conditioning[batch.prompt])
-                self.optimizer.zero_grad(set_to_none=True)
-                loss.mean().backward()
-                torch.nn.utils.clip_grad_norm_(self.weights, self.config.max_grad_norm or math.inf)
-                self.optimizer.step()
+                optimizer_step(self.optimizer, loss.mean(), self.config.learning_rate, self.config.max_grad_norm)
                 self.updates += 1
                 checkpoint.update_ema(self.ema, self.family.lora_state(), self.config.ema_decay)
                 losses.append(loss.detach())

@@ -8,7 +8,6 @@ mean accuracy over timestep bins is kept (8), weights normalised over the data s
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from lpo.preference.losses import pairwise_loss
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
+from lpo.train.loop import optimizer_step
 
 BINS = 10  # of the timestep axis, in validation
 
@@ -106,11 +106,8 @@ class RewardTrainer:
         labels, weights = pairs.labels[rows].to(self.device), pairs.weights[rows].to(self.device)
         loss = pairwise_loss(first, second, labels[:, 0], labels[:, 1], weights)
         warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-        self.optimizer.param_groups[0]["lr"] = config.learning_rate * warmup * (1 - step / config.steps)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, config.max_grad_norm or math.inf)
-        self.optimizer.step()
+        learning_rate = config.learning_rate * warmup * (1 - step / config.steps)
+        optimizer_step(self.optimizer, loss, learning_rate, config.max_grad_norm)
         return loss.item()
 
     def run(self, train: Pairs, validation: Pairs, folder: Path, tracker: Tracker) -> None:
@@ -119,7 +116,7 @@ class RewardTrainer:
         done = self.resume(folder)
         bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc="lrm", mininterval=2)
         for step in bar:
-            if self.misses > config.patience:
+            if self.misses >= config.patience:
                 break
             loss = self.step(train, step)
             if step % 25 == 0:

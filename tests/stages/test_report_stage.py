@@ -1,3 +1,4 @@
+import io
 import re
 import subprocess
 from pathlib import Path
@@ -5,10 +6,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from lpo.config import load_params
+from lpo.evaluate.pictures import contact_sheet
 from lpo.files import write_json, write_parquet, write_text
-from lpo.stages.report import locked, revision, run
+from lpo.stages.report import SHEET, locked, revision, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +93,11 @@ def test_without_git_or_commits(tmp_path, monkeypatch):
 
 def test_pictures_come_from_the_results(project):
     scores = dict.fromkeys(("alignment", "aesthetic", "utility", "clip", "vqa", "aesthetic_score", "lrm"), 1.0)
-    row = {"prompt": "a <b>cat</b>", "category": "single", "seed": 0, "png": b"", "all_correct": True} | scores
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "PNG")
+    row = {"prompt": "a <b>cat</b>", "category": "single", "seed": 0, "png": buffer.getvalue(), "all_correct": True}
+    row |= scores
     frame = pd.DataFrame([row | {"model": model} for model in ("base", "base_matched", "tuned")])
     write_parquet("data/evaluation/results.parquet", frame)
     assert "a &lt;b&gt;cat&lt;/b&gt;" in page()
+    assert Path("data/report/before_after.png").read_bytes() == contact_sheet(frame, SHEET, load_params().seed)
