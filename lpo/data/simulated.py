@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -29,7 +30,19 @@ from lpo.emoji.render import render
 from lpo.emoji.scenes import Prompt, flawed, layout, near_miss, sample_prompts
 
 SAME_CAPTION_SHARE = 0.25  # of rendered pairs: both right, only the flaws differ
-Sampler = Callable[[list[str], list[int]], np.ndarray]  # captions, seeds -> (N, H, W, 3) uint8
+
+
+@dataclass(frozen=True)
+class Painter:
+    """The base, as far as pictures go.
+
+    sample: captions, seeds -> (N, H, W, 3) uint8. through_vae: what the VAE makes of pictures, same shape. Rendered
+    pictures pass through it, as every picture of a diffusion model's data set did: a preference for what no latent
+    holds could not be learnt.
+    """
+
+    sample: Callable[[list[str], list[int]], np.ndarray]
+    through_vae: Callable[[np.ndarray], np.ndarray]
 
 
 def png(picture: np.ndarray) -> bytes:
@@ -38,7 +51,14 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def rendered_pairs(prompts: list[Prompt], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[str]]:
+def draw(prompts: list[Prompt], rng: np.random.Generator) -> np.ndarray:
+    """A flawed drawing of each prompt."""
+    return render([flawed(layout(prompt, rng), rng) for prompt in prompts], rng)
+
+
+def rendered_pairs(
+    prompts: list[Prompt], painter: Painter, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(pictures 0, pictures 1, what differs); the faithful one is 0 or 1 at random."""
     drawn: list[tuple[Prompt, Prompt]] = []
     differences = []
@@ -46,7 +66,7 @@ def rendered_pairs(prompts: list[Prompt], rng: np.random.Generator) -> tuple[np.
         other, kind = (prompt, "flaws") if rng.random() < SAME_CAPTION_SHARE else near_miss(prompt, rng)
         drawn.append((prompt, other) if rng.random() < 0.5 else (other, prompt))
         differences.append(kind)
-    first, second = (render([flawed(layout(p[k], rng), rng) for p in drawn], rng) for k in (0, 1))
+    first, second = (painter.through_vae(draw([p[k] for p in drawn], rng)) for k in (0, 1))
     return first, second, differences
 
 
@@ -58,7 +78,7 @@ def label(gap: np.ndarray, config: Dataset, rng: np.random.Generator) -> np.ndar
 
 
 def sampled_pairs(
-    prompts: list[Prompt], images: int, sampler: Sampler, rng: np.random.Generator
+    prompts: list[Prompt], images: int, painter: Painter, rng: np.random.Generator
 ) -> tuple[list[Prompt], np.ndarray, np.ndarray, list[str], np.ndarray]:
     """Pairs of the base's own pictures, `images` of each prompt: every two of them, and each beside a rendered one.
 
@@ -66,8 +86,8 @@ def sampled_pairs(
     mixed pairs either can come first.
     """
     repeated = [prompt for prompt in prompts for _ in range(images)]
-    own = sampler([p.caption for p in repeated], [int(s) for s in rng.integers(2**31, size=len(repeated))])
-    drawn = render([flawed(layout(prompt, rng), rng) for prompt in repeated], rng)
+    own = painter.sample([p.caption for p in repeated], [int(s) for s in rng.integers(2**31, size=len(repeated))])
+    drawn = painter.through_vae(draw(repeated, rng))
     rows = np.arange(len(repeated)).reshape(len(prompts), images)
     two = np.concatenate([rows[:, pair] for pair in combinations(range(images), 2)])
     turned = rng.random(len(repeated)) < 0.5
@@ -80,17 +100,17 @@ def sampled_pairs(
     return asked, first, second, kinds, base
 
 
-def make_pairs(split: str, rendered: int, sampled: int, sampler: Sampler, config: Dataset, seed: int) -> pd.DataFrame:
+def make_pairs(split: str, rendered: int, sampled: int, painter: Painter, config: Dataset, seed: int) -> pd.DataFrame:
     """The pairs of one split in the schema of Pick-a-Pic, in a random order.
 
     `rendered` prompts make one rendered pair each; `sampled` prompts make what `sampled_pairs` says.
     """
     rng = np.random.default_rng([seed, {"train": 1, "validation": 2, "test": 3}[split]])
     prompts = sample_prompts(split, rendered, rng)
-    first, second, differences = rendered_pairs(prompts, rng)
+    first, second, differences = rendered_pairs(prompts, painter, rng)
     base = np.zeros((rendered, 2), bool)
     if sampled:
-        own = sampled_pairs(sample_prompts(split, sampled, rng), config.images_per_prompt, sampler, rng)
+        own = sampled_pairs(sample_prompts(split, sampled, rng), config.images_per_prompt, painter, rng)
         prompts, differences, base = prompts + own[0], differences + own[3], np.concatenate([base, own[4]])
         first, second = np.concatenate([first, own[1]]), np.concatenate([second, own[2]])
     captions = [prompt.caption for prompt in prompts]
