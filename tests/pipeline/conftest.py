@@ -1,0 +1,27 @@
+"""The pipeline is run from nothing twice, both runs at once; all tests here look at what they left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from workspace import commit, finish, make, started
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two workspaces with equal files, each after a `dvc repro` from nothing, results committed."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    first, second = make(folder / "first"), make(folder / "second")
+    with started(first, "dvc", "repro") as one, started(second, "dvc", "repro") as other:
+        finish(first, one)
+        finish(second, other)
+    commit(first)
+    commit(second)
+    return first, second
+
+
+@pytest.fixture(scope="session")
+def finished(runs: tuple[Path, Path]) -> Path:
+    """A workspace after `dvc repro`. Tests leave it as it is."""
+    return runs[0]
