@@ -122,8 +122,8 @@ def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> Non
     result = run("preset", "tiny")
     assert result.exit_code == 0
     assert set(result.stdout.splitlines()) == {
-        "lpo.beta: 500.0 -> 100.0",
-        "lpo.threshold.low: 0.35 -> 0.4",
+        "lpo.beta: 150.0 -> 100.0",
+        "lpo.threshold.low: 0.5 -> 0.4",
         "lpo.timestep_range: [0, 1000] -> [250, 950]",
         "lrm.max_grad_norm: 1.0 -> null",
     }

@@ -57,8 +57,8 @@ BY_TIMESTEP = {  # key of history's by_timestep -> (title, colour)
     "implicit_accuracy": ("Pairs that the policy ranks as the reward does", ORANGE),
 }
 CHANCE = (0, (4, 3))  # dashes of a line at chance
-HALF_IS_CHANCE = ("implicit_accuracy", "accuracy", "validation")
-NO_SHARE = ("gap", "loss")
+HALF_IS_CHANCE = ("implicit_accuracy", "accuracy")
+NO_SHARE = ("gap", "loss", "validation")
 
 
 def accuracy_by_timestep(rows: Sequence[Row]) -> str:

@@ -41,7 +41,7 @@ LRM_NOTES = {  # by_category and by_difference are measured over t < 500
 FEW_PROMPTS = 30  # below it an interval by bootstrap is a rough guide
 LPO_CURVES = {
     "loss": "Loss",
-    "validation": "Win rate on validation prompts",
+    "validation": "Gain of the scores on validation prompts (standard deviations)",
     "kept": "Share of candidate groups kept",
     "implicit_accuracy": "Pairs ranked as the reward does",
     "clipped": "Share of ratios clipped",

@@ -69,7 +69,9 @@ def run(params: Params) -> None:
 
 
 class Validation:
-    """The mean share of validation prompts on which the model's picture scores above the base's, over three scorers.
+    """The mean gain over the base on validation prompts, in standard deviations of the base's scores, over three scorers.
+
+    Not the share of prompts won: a shift that is tiny and the same everywhere wins nearly all of them.
 
     The judge has no say here: what chooses the checkpoint is not what the evaluation measures.
     """
@@ -90,5 +92,4 @@ class Validation:
 
     def __call__(self) -> float:
         now = self.scores()
-        wins = [np.mean((now[k] > self.base[k]) + 0.5 * (now[k] == self.base[k])) for k in now]
-        return float(np.mean(wins))
+        return float(np.mean([(now[k] - self.base[k]).mean() / self.base[k].std() for k in now]))

@@ -27,7 +27,7 @@ from lpo.train import checkpoint
 from lpo.train.loop import optimizer_step
 from lpo.train.rollout import StepPairs, StepStatistics, rollout
 
-BASE_VALUE = 0.5  # of `validate`, at the base itself
+BASE_VALUE = 0.0  # of `validate`, at the base itself
 
 
 class PolicyTrainer:

@@ -121,7 +121,7 @@ def run(family, reward, config, folder, stop_after=None):
     def validate():
         calls.append(1)
         weight = sum(float(v.abs().sum()) for v in family.lora_state().values())
-        return 0.5 + weight / 1e4
+        return weight / 1e4
 
     if stop_after is not None:
 
