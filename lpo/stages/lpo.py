@@ -69,7 +69,7 @@ def run(params: Params) -> None:
 
 
 class Validation:
-    """The mean gain over the base on validation prompts, in standard deviations of the base's scores, over three scorers.
+    """The mean gain over the base on validation prompts, in standard deviations of its scores, over three scorers.
 
     Not the share of prompts won: a shift that is tiny and the same everywhere wins nearly all of them.
 

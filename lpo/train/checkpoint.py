@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file a step, in a folder keyed by everything that determines the run.
 
 DVC deletes a stage's outputs before it runs, so checkpoints live outside them, in `.checkpoints/STAGE/KEY/`. KEY is a
-hash of the stage's parameters and of its inputs' contents: a run resumes only what is exactly its own. Randomness is
+hash of the stage's parameters, its inputs' contents and this package's code: a run resumes only what is its own. Randomness is
 never stored: every step draws from `generator(seed, stream, step)`, so a resumed run equals one never interrupted.
 """
 
@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lpo.files import key_of, replacing
+from lpo.files import file_hash, key_of, replacing
 
 ROOT = Path(".checkpoints")
 KEPT_RUNS = 3  # of each stage; older ones are collected
@@ -31,9 +31,18 @@ def generator(seed: int, stream: str, step: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
+def code_hash() -> str:
+    """SHA-256 of every Python file of the package: another code may mean another training."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file_hash(file).encode())
+    return digest.hexdigest()
+
+
 def folder(stage: str, identity: Mapping[str, Any]) -> Path:
     """The checkpoint folder of a run, made if need be; of the stage's other runs only the newest stay."""
-    path = ROOT / stage / key_of(identity)
+    path = ROOT / stage / key_of({"code": code_hash(), **identity})
     path.mkdir(parents=True, exist_ok=True)
     os.utime(path)
     others = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
