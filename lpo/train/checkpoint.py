@@ -1,8 +1,9 @@
 """Checkpoints: one safetensors file a step, in a folder keyed by everything that determines the run.
 
 DVC deletes a stage's outputs before it runs, so checkpoints live outside them, in `.checkpoints/STAGE/KEY/`. KEY is a
-hash of the stage's parameters, its inputs' contents and this package's code: a run resumes only what is its own. Randomness is
-never stored: every step draws from `generator(seed, stream, step)`, so a resumed run equals one never interrupted.
+hash of the stage's parameters, its inputs' contents and this package's code: a run resumes only what is its own.
+Randomness is never stored: every step draws from `generator(seed, stream, step)`, so a resumed run equals one never
+interrupted.
 """
 
 from __future__ import annotations
