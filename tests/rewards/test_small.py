@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,9 +9,7 @@ from lpo.rewards import small
 
 @pytest.fixture(scope="module")
 def committed():
-    from conftest import REPOSITORY
-
-    return small.load(REPOSITORY / "data" / "scorers")
+    return small.load(Path(__file__).resolve().parents[2] / "data" / "scorers")
 
 
 def pictures(captions, flaws=False):
