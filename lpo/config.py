@@ -43,6 +43,8 @@ class Pretrain:
     unet_steps: Count
     unet_batch_size: Count
     unet_learning_rate: Positive
+    layout_steps: Count
+    layout_learning_rate: Positive
     ema_decay: Decay
     scorer_steps: Count
     scorer_batch_size: Count

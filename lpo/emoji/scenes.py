@@ -19,6 +19,7 @@ from lpo.emoji.sprites import COLOURED, NAMES, OBJECTS
 
 BACKGROUNDS = {"": "plain", " at night": "night", " on grass": "grass", " on sand": "sand", " under water": "sea"}
 RELATIONS = ("left of", "right of", "above", "below")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 NUMBERS = {"two": 2, "three": 3, "four": 4}
 PLURALS = {"fox": "foxes", "fish": "fish", "octopus": "octopuses", "cactus": "cactuses"}
 CATEGORY_SHARES = {"single": 0.10, "colour": 0.08, "count": 0.20, "pair": 0.15, "colour_pair": 0.12, "relation": 0.35}
@@ -177,8 +178,10 @@ def near_miss(prompt: Prompt, rng: np.random.Generator) -> tuple[Prompt, str]:
     if kind == "background":
         others = [b for b in BACKGROUNDS.values() if b != prompt.background]
         return replace(prompt, background=str(rng.choice(others))), kind
-    if kind == "relation":
-        return replace(prompt, relation=str(rng.choice([r for r in RELATIONS if r != prompt.relation]))), kind
+    if kind == "relation":  # two of three are swapped: models know the axis long before they know the order
+        swapped = rng.random() < 2 / 3
+        others = [r for r in RELATIONS if r != prompt.relation]
+        return replace(prompt, relation=OPPOSITE[prompt.relation] if swapped else str(rng.choice(others))), kind
     if kind == "missing":
         return replace(prompt, objects=(prompt.objects[which],), relation=""), kind
     if kind == "doubled":

@@ -28,36 +28,42 @@ GUIDANCE_SCALE, STEPS = 3.0, 20
 
 
 def run(params: Params) -> None:
-    """Train VAE, U-Net with text encoder, and scorers; gate them by the judge; write them in half precision."""
+    """Train VAE, scorers, and U-Net with text encoder in two phases; gate them by the judge; write half precision."""
     config, seed = params.pretrain, params.seed
     folder = checkpoint.folder("base", {"pretrain": asdict(config), "seed": seed, "atlas": file_hash(ATLAS)})
-    parts = {name: folder / name for name in ("vae", "unet", "scorers")}
+    parts = {name: folder / name for name in ("vae", "scorers", "unet", "layout")}
     for part in parts.values():
         part.mkdir(exist_ok=True)
 
-    torch.manual_seed(seed + 1000)
-    scorers = Scorers(make_tokenizer())
-    train_scorers(
-        scorers, parts["scorers"], seed + 1000, config.scorer_steps, config.scorer_batch_size,
-        config.scorer_learning_rate, config.checkpoint_every,
-    )  # fmt: skip
     pipe = new_pipeline(seed)
     train_vae(
         pipe.vae, parts["vae"], seed, config.vae_steps, config.vae_batch_size, config.vae_learning_rate,
         config.checkpoint_every,
     )  # fmt: skip
     metrics = {"vae": {"all_correct": reconstruction(pipe.vae, seed)}}
-    train_unet(
-        pipe, training_set(pipe, seed, config.scenes), parts["unet"], seed, config.unet_steps, config.unet_batch_size,
-        config.unet_learning_rate, config.ema_decay, config.checkpoint_every,
+    torch.manual_seed(seed + 1000)
+    scorers = Scorers(make_tokenizer())
+    train_scorers(
+        scorers, parts["scorers"], seed + 1000, config.scorer_steps, config.scorer_batch_size,
+        config.scorer_learning_rate, config.checkpoint_every,
     )  # fmt: skip
+    data = training_set(pipe, seed, config.scenes)
+    for name, steps, learning_rate in (
+        ("unet", config.unet_steps, config.unet_learning_rate),
+        ("layout", config.layout_steps, config.layout_learning_rate),
+    ):
+        train_unet(
+            pipe, data, parts[name], seed, steps, config.unet_batch_size, learning_rate, config.ema_decay,
+            config.checkpoint_every, layout=name == "layout",
+        )  # fmt: skip
+    # A fast tokenizer saves the padding of its last call, which a run resumed at the end never makes.
+    for tokenizer in (pipe.tokenizer, scorers.tokenizer):
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
     with atomic_folder("data/base") as out:
         pipe.to(torch.float16).save_pretrained(out)
         metrics["all_correct"] = all_correct(sd.load(str(out), torch.device("cpu"), torch.float32), seed)
         gate(metrics, config)
-    # A fast tokenizer saves the padding of its last call, which a run resumed at the end never makes.
-    scorers.tokenizer.backend_tokenizer.no_padding()
-    scorers.tokenizer.backend_tokenizer.no_truncation()
     with atomic_folder("data/scorers") as out:
         scorers.save(out)
     write_json("metrics/base.json", metrics)

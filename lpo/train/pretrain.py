@@ -3,7 +3,11 @@
     VAE    L = |x - x'| + |grad x - grad x'| + 2e-6 KL(q(z|x) || N(0, 1))
     U-Net  L = |v - v_theta(x_t, t, c)|^2,  v = sqrt(a) eps - sqrt(1 - a) x_0  (v-prediction),  t ~ U[0, T)
 
-with the caption dropped in a tenth of the examples for classifier-free guidance. v-prediction because its loss counts
+with the caption dropped in a tenth of the examples for classifier-free guidance. A second, shorter phase teaches which
+object stands where, which the first leaves near chance: half of each batch are captions with a relation, half of the
+timesteps lie in [T / 2, T), where places are decided, and the text encoder's f_eos must tell a linear head what stands
+left, right, above and below (cross entropy; the head is thrown away). It stands in for what a pretrained CLIP knows.
+v-prediction because its loss counts
 errors of x_0 about equally at every t, and where objects stand is decided at high t, where the epsilon loss hardly
 sees it. Scenes carry flaws that no caption names (blur, fade, clutter), as web pictures do.
 """
@@ -21,12 +25,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lpo.emoji.render import render
 from lpo.emoji.scenes import Prompt, flawed, layout, sample_prompts
+from lpo.emoji.sprites import NAMES
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.train import checkpoint
 from lpo.train.loop import cosine, numpy_rng, optimizer_step, resume_training, save_training
 
 CAPTION_DROPOUT = 0.1
 KL_WEIGHT = 2e-6
+LAYOUT_WEIGHT = 0.1
+NOTHING = len(NAMES)  # stands where no object does
+SIDES = {"left of": (0, 1), "right of": (1, 0), "above": (2, 3), "below": (3, 2)}  # of left, right, top, bottom
 ENCODED_AT_ONCE = 256
 
 
@@ -100,16 +108,28 @@ def encode_pictures(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     return torch.cat([vae.encode(batch).latent_dist.mean for batch in pictures.split(ENCODED_AT_ONCE)])
 
 
-def training_set(pipe: StableDiffusionPipeline, seed: int, scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(latents (N, C, h, w) scaled, input_ids (N, L)) of rendered train scenes."""
-    latents, ids = [], []
+def sides(prompt: Prompt) -> list[int]:
+    """What a caption with a relation puts left, right, at the top and at the bottom: places in NAMES, or NOTHING."""
+    found = [NOTHING] * 4
+    if prompt.relation:
+        for side, name in zip(SIDES[prompt.relation], prompt.objects, strict=True):
+            found[side] = NAMES.index(name)
+    return found
+
+
+def training_set(
+    pipe: StableDiffusionPipeline, seed: int, scenes: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(latents (N, C, h, w) scaled, input_ids (N, L), `sides` (N, 4)) of rendered train scenes."""
+    latents, ids, placed = [], [], []
     chunk = 1000
     for i in tqdm(range(0, scenes, chunk), desc="render and encode", mininterval=2):
         rng = numpy_rng(seed, "scenes", i)
         prompts = sample_prompts("train", min(chunk, scenes - i), rng)
         latents.append(encode_pictures(pipe.vae, flawed_pictures(prompts, rng)) * pipe.vae.config.scaling_factor)
         ids.append(tokenize(pipe.tokenizer, [prompt.caption for prompt in prompts]))
-    return torch.cat(latents), torch.cat(ids)
+        placed.append(torch.tensor([sides(prompt) for prompt in prompts]))
+    return torch.cat(latents), torch.cat(ids), torch.cat(placed)
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
@@ -117,31 +137,48 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 
 def train_unet(
-    pipe: StableDiffusionPipeline, data: tuple[torch.Tensor, torch.Tensor], folder: Path, seed: int, steps: int,
-    batch_size: int, learning_rate: float, ema_decay: float, every: int,
+    pipe: StableDiffusionPipeline, data: tuple[torch.Tensor, torch.Tensor, torch.Tensor], folder: Path, seed: int,
+    steps: int, batch_size: int, learning_rate: float, ema_decay: float, every: int, layout: bool,
 ) -> None:  # fmt: skip
-    """Train U-Net and text encoder in place; what they end with is the EMA. Resumes from `folder`."""
-    modules = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+    """Train U-Net and text encoder in place; what they end with is the EMA. Resumes from `folder`.
+
+    `layout` is the second phase, which begins where the first has ended.
+    """
+    modules: dict[str, torch.nn.Module] = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
     weights = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
     ema = {name: value.detach().clone() for name, value in weights.items()}
-    optimizer = torch.optim.AdamW(weights.values(), lr=learning_rate, weight_decay=1e-3, betas=(0.9, 0.99))
+    name = "layout" if layout else "unet"
+    if layout:
+        torch.manual_seed(seed)
+        modules["head"] = torch.nn.Linear(pipe.text_encoder.config.hidden_size, 4 * (NOTHING + 1))
+    trained = [p for module in modules.values() for p in module.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-3, betas=(0.9, 0.99))
     start = resume_training(folder, modules, optimizer, ema)
-    latents, ids = data
+    latents, ids, placed = data
+    related = torch.nonzero((placed != NOTHING).any(1))[:, 0]
     null = tokenize(pipe.tokenizer, [""])[0]
     alphas = pipe.scheduler.alphas_cumprod
     for module in modules.values():
         module.train()
-    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc="unet", mininterval=2)):
-        draw = checkpoint.generator(seed, "unet", step)
+    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=2)):
+        draw = checkpoint.generator(seed, name, step)
         rows = torch.randint(len(latents), (batch_size,), generator=draw)
+        if layout:
+            rows[::2] = related[torch.randint(len(related), rows[::2].shape, generator=draw)]
         x0, tokens = latents[rows], ids[rows].clone()
         tokens[torch.rand(batch_size, generator=draw) < CAPTION_DROPOUT] = null
         t = torch.randint(len(alphas), (batch_size,), generator=draw)
+        if layout:
+            t[: batch_size // 2] = (len(alphas) + t[: batch_size // 2]) // 2
         noise = torch.randn(x0.shape, generator=draw)
         a = alphas[t][:, None, None, None]
         target = a.sqrt() * noise - (1 - a).sqrt() * x0
-        states = pipe.text_encoder(tokens)[0]
-        loss = F.mse_loss(pipe.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, states).sample, target)
+        text = pipe.text_encoder(tokens)
+        loss = F.mse_loss(pipe.unet(a.sqrt() * x0 + (1 - a).sqrt() * noise, t, text[0]).sample, target)
+        if layout:
+            told = (placed[rows] != NOTHING).any(1) & (tokens != null).any(1)
+            guess = modules["head"](text.pooler_output[told]).view(-1, NOTHING + 1)
+            loss = loss + LAYOUT_WEIGHT * F.cross_entropy(guess, placed[rows][told].flatten())
         optimizer_step(optimizer, loss, learning_rate * cosine(step, steps))
         checkpoint.update_ema(ema, weights, min(ema_decay, (1 + step) / (10 + step)))
         if step % 50 == 0:
@@ -149,7 +186,7 @@ def train_unet(
         if (step + 1) % every == 0 or step + 1 == steps:
             save_training(folder, step + 1, modules, optimizer, ema)
     with torch.no_grad():
-        for name, value in weights.items():
-            value.copy_(ema[name])
+        for key, value in weights.items():
+            value.copy_(ema[key])
     for module in modules.values():
         module.eval()

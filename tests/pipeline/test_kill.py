@@ -20,6 +20,7 @@ from workspace import (
     LRM_STEPS,
     ROLLOUTS,
     TINY_PRETRAIN,
+    TRAININGS,
     contents,
     finish,
     hashes,
@@ -50,12 +51,12 @@ def progress(folder: Path, stage: str) -> int:
     return sum(newest.values())
 
 
-def kill_while_training(folder: Path, stage: str, steps: int, command: list[str]) -> None:
-    """Start the command and kill it, KILLS times, each time farther into `steps` steps of training."""
-    rng = random.Random(f"{stage} {KILLS}")
-    for step in sorted(rng.sample(range(1, steps + 1), KILLS)):
+def kill_while_training(folder: Path, stage: str, steps: range, command: list[str]) -> None:
+    """Start the command and kill it, KILLS times, each time farther into `steps` (of all trainings of the stage)."""
+    rng = random.Random(f"{stage} {steps} {KILLS}")
+    for step in sorted(rng.sample(steps, KILLS)):
         with started(folder, *command) as process:
-            wait_for_step(folder, stage, min(max(step, progress(folder, stage) + 1), steps), process)
+            wait_for_step(folder, stage, min(max(step, progress(folder, stage) + 1), steps[-1]), process)
             time.sleep(rng.uniform(0, LONGEST))
             kill(process)
         assert process.returncode == -signal.SIGKILL, "it ended before it was killed"
@@ -81,7 +82,7 @@ def test_dvc_repro_killed_while_a_stage_trains_goes_on_to_the_same_bytes(
     md5 = hashes(folder)[out]
     (folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
 
-    kill_while_training(folder, stage, steps, ["dvc", "repro"])
+    kill_while_training(folder, stage, range(1, steps + 1), ["dvc", "repro"])
     done = progress(folder, stage)
     output = run(folder, "dvc", "repro")
 
@@ -92,13 +93,16 @@ def test_dvc_repro_killed_while_a_stage_trains_goes_on_to_the_same_bytes(
     assert not list((folder / "data").rglob(".*.partial"))
 
 
-def test_pretraining_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_pretraining_killed_in_each_of_its_trainings_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         write_params(folder, {"pretrain": TINY_PRETRAIN})
-    steps = sum(TINY_PRETRAIN[f"{part}_steps"] for part in ("scorer", "vae", "unet"))
     with started(whole, *BASE) as unbroken:
-        kill_while_training(killed, "base", steps, BASE)
+        first = 1
+        for part in TRAININGS:
+            last = first + TINY_PRETRAIN[f"{part}_steps"]
+            kill_while_training(killed, "base", range(first, last - 1), BASE)
+            first = last
         run(killed, *BASE)
         finish(whole, unbroken)
     made = contents(whole, "data", "metrics")

@@ -43,10 +43,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "evaluate": {"prompts": 12, "num_inference_steps": 4, "bootstrap": 100},
     "report": {"examples": 2},
 }  # fmt: skip
+TRAININGS = ("vae", "scorer", "unet", "layout")  # of the base, in the order in which they run
 TINY_PRETRAIN = {
-    "scenes": 64, "vae_steps": 2 + KILLS, "vae_batch_size": 4, "unet_steps": 2 + KILLS, "unet_batch_size": 4,
-    "scorer_steps": 2 + KILLS, "scorer_batch_size": 4, "gate_vae": 0.0, "gate_single": 0.0, "gate_pair": [0, 1],
-    "checkpoint_every": 1,
+    **{f"{part}_steps": 3 + KILLS for part in TRAININGS},
+    **{f"{part}_batch_size": 4 for part in ("vae", "scorer", "unet")},
+    **{f"{part}_learning_rate": 2.0e-2 for part in TRAININGS},  # a step done twice, or not at all, must show
+    "scenes": 64, "gate_vae": 0.0, "gate_single": 0.0, "gate_pair": [0, 1], "checkpoint_every": 1,
 }  # fmt: skip
 
 ENVIRONMENT = {
