@@ -1,7 +1,7 @@
-"""Rollout: denoise prompts, K candidates at every step, pairs of best and worst by the reward (LPO, arXiv 2502.01051).
+"""Rollout: denoise prompts, K candidates at every step, those chosen that the reward tells apart (LPO, 2502.01051).
 
     x_s^k = mean(x_t, t, s) + std(t, s) z^k,  k = 1..K        scored by S(p, x_s^k, t)
-    pair (best, worst) is kept if tanh(gap / 2) > threshold(t)
+    a step is kept if tanh(gap / 2) > threshold(t), gap of best and worst; the method says which candidates it keeps
     the next x_t is one of the candidates, drawn uniformly
 
 The policy runs once a step with guidance; every prompt is encoded once, for the policy and for the reward.
@@ -9,34 +9,19 @@ The policy runs once a step with guidance; every prompt is encoded once, for the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
 from lpo.config import Lpo
 from lpo.diffusion.schedule import ddim_sigmas, ddim_timesteps, previous_timesteps
+from lpo.diffusion.transitions import Transition
 from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
-from lpo.preference.selection import measure, next_index, quantile_threshold, select_best_worst, threshold
-from lpo.rewards.lrm import LatentRewardModel
-
-
-@dataclass(frozen=True)
-class StepPairs:
-    """N pairs: x_t, best, worst (N, C, h, w); t, s (N,), s = -1 after the last; prompt (N,) rows of conditioning."""
-
-    x_t: torch.Tensor
-    best: torch.Tensor
-    worst: torch.Tensor
-    t: torch.Tensor
-    s: torch.Tensor
-    prompt: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def __getitem__(self, index: torch.Tensor) -> StepPairs:
-        return StepPairs(*(getattr(self, f.name)[index] for f in fields(self)))
+from lpo.preference.selection import measure, next_index, quantile_threshold, threshold
+from lpo.rewards.protocol import Reward
+from lpo.train.methods import Select
+from lpo.train.steps import Steps, concatenate
 
 
 @dataclass(frozen=True)
@@ -52,9 +37,9 @@ class StepStatistics:
 
 @torch.no_grad()
 def rollout(
-    family: SD, reward: LatentRewardModel, prompts: list[str], config: Lpo, generator: torch.Generator
-) -> tuple[StepPairs, Conditioning, list[StepStatistics]]:
-    """Pairs of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s."""
+    family: SD, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+) -> tuple[Steps, Conditioning, list[StepStatistics]]:
+    """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s."""
     device, count, k = family.device, len(prompts), config.num_candidates
     conditioning, null = family.encode_prompts(prompts), family.encode_prompts([""])
     text, text_null = reward.encode_prompts(prompts).repeat(k), reward.encode_prompts([""])
@@ -67,7 +52,7 @@ def rollout(
         return torch.randn(shape, generator=generator).to(device, family.dtype)
 
     x = draw(count, *family.latent_shape)
-    found: list[StepPairs] = []
+    found: list[Steps] = []
     statistics: list[StepStatistics] = []
     for step, (now, after) in enumerate(zip(timesteps.tolist(), ends.tolist(), strict=True)):
         t = torch.full((count,), now, device=device)
@@ -81,13 +66,14 @@ def rollout(
         shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
         scores = reward.score(candidates.flatten(0, 1), shown, text, text_null).view(count, k)
         limit = _limit(config, scores, sigmas, step, now)
-        best, worst, keep, gap = select_best_worst(scores, limit)
+        chosen, advantage, keep, gap = select(scores, limit)
         rows = torch.arange(count, device=device)
-        pairs = StepPairs(x, candidates[rows, best], candidates[rows, worst], t, s, rows)
-        found.append(pairs[keep])
+        x_s = candidates[rows[:, None], chosen]
+        log_p = log_probs(transition, x_s, mean, std, config)
+        found.append(Steps(x, x_s, advantage, log_p, t, s, rows)[keep])
         statistics.append(StepStatistics(now, count, int(keep.sum()), float(gap.mean()), float(limit)))
         x = candidates[rows, next_index(scores, config.continue_from, generator)]
-    return _concatenate(found), conditioning, statistics
+    return concatenate(found), conditioning, statistics
 
 
 def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: int) -> float:
@@ -98,5 +84,9 @@ def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t
     return float(threshold(sigmas[step], sigmas.min(), sigmas.max(), rule.schedule, rule.low, rule.high, t))
 
 
-def _concatenate(parts: list[StepPairs]) -> StepPairs:
-    return StepPairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(StepPairs)))
+def log_probs(
+    transition: Transition, x_s: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, config: Lpo
+) -> torch.Tensor:
+    """log p (N, M) of M samples a row, x_s (N, M, C, h, w), under one mean (N, C, h, w) and std (N, 1, 1, 1) a row."""
+    reduction = config.logprob_reduction
+    return torch.stack([transition.log_prob(x, mean, std, reduction) for x in x_s.unbind(1)], dim=1)

@@ -9,6 +9,7 @@ import torch
 from lpo.config import load_params
 from lpo.preference.losses import lpo_loss
 from lpo.train import checkpoint
+from lpo.train.methods import METHODS
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import rollout
 
@@ -31,7 +32,7 @@ def config(repository):
 
 
 def pairs_of(family, reward, config, seed=0):
-    return rollout(family, reward, PROMPTS, config, checkpoint.generator(seed, "test"))
+    return rollout(family, reward, METHODS[config.method].select, PROMPTS, config, checkpoint.generator(seed, "test"))
 
 
 def test_winner_and_loser_start_from_the_same_latents_and_the_reward_ranks_them(tiny, tiny_reward, config):
@@ -121,7 +122,7 @@ def run(family, reward, config, folder, stop_after=None):
     def validate():
         calls.append(1)
         weight = sum(float(v.abs().sum()) for v in family.lora_state().values())
-        return weight / 1e4
+        return {"validation": weight / 1e4}
 
     if stop_after is not None:
 
@@ -158,5 +159,24 @@ def test_killed_and_resumed_equals_never_interrupted(tiny, tiny_reward, config, 
 def test_every_prompt_is_used_once_a_pass(tiny, tiny_reward, config):
     trainer = PolicyTrainer(tiny, tiny_reward, replace(config, prompts=10, prompts_per_rollout=3), seed=0)
     prompts = [f"p{i}" for i in range(5)]
-    drawn = [p for r in range(trainer.rollouts) for p in trainer.prompts_of(prompts, r)]
+    drawn = [prompts[i] for r in range(trainer.rollouts) for i in trainer.rows_of(len(prompts), r)]
     assert len(drawn) == 10 and sorted(drawn[:5]) == sorted(drawn[5:]) == prompts
+
+
+def test_a_guard_that_stops_ends_the_run_and_a_resumed_one_stays_ended(tiny, tiny_reward, config, tmp_path):
+    """Three rollouts, validated after each; the reward runs away at the second."""
+    config = replace(config, validate_every=1, guard=replace(config.guard, action="stop", reward_margin=1.0))
+    rewards = iter([0.1, 5.0, 6.0, 7.0])
+
+    def validate():
+        return {"validation": 0.5 if not trainer.history else 0.1, "reward": next(rewards), "diversity": 1.0}
+
+    another = copy.deepcopy(tiny)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    trainer.run(PROMPTS, validate, tmp_path, Silent())
+    assert len(trainer.history) == 2 and "reward hacking" in trainer.history[1]["warnings"][0]
+    assert trainer.best_value == 0.5  # what was best before it ran away is kept
+    again = PolicyTrainer(another, tiny_reward, config, seed=0)
+    again.run(PROMPTS, validate, tmp_path, Silent())
+    assert again.history == trainer.history
+    assert all(torch.equal(again.best[k], trainer.best[k]) for k in again.best)
