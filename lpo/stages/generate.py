@@ -12,6 +12,7 @@ from lpo.errors import LpoError
 from lpo.evaluate.generation import generate
 from lpo.families import load_family
 from lpo.files import write_bytes
+from lpo.stages.models import folder_of
 
 ENLARGED = 256  # small pictures are shown at least this large, like pixel art
 
@@ -33,7 +34,7 @@ def run(
             f"the prompt has {length} tokens, the model reads 3 to {family.tokens}", "PROMPT", "change the prompt"
         )
     if lora is not None:
-        family.load_lora(lora)
+        family.load_lora(folder_of(lora))
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     picture = Image.fromarray(
         generate(family, [prompt], [seed], steps or config.num_inference_steps, scale, config.eta, 1, "")[0]

@@ -56,7 +56,7 @@ FILES = [
 ]  # fmt: skip
 ROOTS = ("data", "metrics", "plots")
 STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-UNTRACKED_BY_DVC = {"tracking"}  # where a run is recorded is no part of what it makes
+UNTRACKED_BY_DVC = {"tracking", "ingest", "promote"}  # no part of what a run makes
 
 
 def metrics(folder: Path, stage: str) -> Any:
