@@ -33,8 +33,9 @@ def show() -> None:
     """Print every decision, the oldest first, and what is in use."""
     records = read_ledger()
     for record in records:
-        here = "" if record["name"] == BASE or (ROOT / record["name"]).exists() else "  (files removed)"
-        typer.echo(f"{record['time']}  {record['event']:<11}  {record['name']}  {record['reason']}{here}")
+        gone = record["event"] == "promoted" and not (ROOT / record["name"]).exists()
+        note = "  (its files are not here)" if gone else ""
+        typer.echo(f"{record['time']}  {record['event']:<11}  {record['name']}  {record['reason']}{note}")
     typer.echo(f"in use: {in_use(records)}")
 
 
