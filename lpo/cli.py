@@ -145,9 +145,57 @@ def report(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def ingest(params: ParamsFile = PARAMS) -> None:
+    """Take new pairs out of the inbox. Prints one line of JSON; progress goes to stderr."""
+    loaded = load_params(params)
+    from lpo.stages.ingest import run
+
+    run(loaded)
+
+
+@app.command()
+def promote(params: ParamsFile = PARAMS) -> None:
+    """Take the tuned model into use if the gate holds.
+
+    Prints one line of JSON; a refusal is no failure.
+    """
+    loaded = load_params(params)
+    from lpo.stages.promote import run
+
+    run(loaded)
+
+
+models = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+app.add_typer(models, name="models")
+
+
+@models.callback()
+def list_models(context: typer.Context) -> None:
+    """List promotions and refusals; roll back."""
+    if context.invoked_subcommand is None:
+        from lpo.stages.models import show
+
+        show()
+
+
+@models.command()
+def rollback(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A name that `lpo models` lists, or base.", show_default=False)
+    ] = None,
+) -> None:
+    """Take NAME into use, or what was in use before the present model."""
+    from lpo.stages.models import rollback as run
+
+    run(name)
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='For example "a cat left of a taxi at night".')],
-    lora: Annotated[Path | None, typer.Option(help="A tuned model, such as data/lpo; without it: the base.")] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="A folder, such as data/lpo, or a name of `lpo models`; without it: the base.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the picture goes.", metavar="FILE")] = Path("image.png"),
     seed: Annotated[int | None, typer.Option(help="Default: seed of the parameters.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default: evaluate.guidance_scale.")] = None,

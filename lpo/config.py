@@ -224,6 +224,30 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Ingest:
+    source: str
+
+
+@dataclass(frozen=True)
+class PromotionMargins:
+    """How far below the opponent the lower end of a metric's change may lie, in the units of metrics/evaluate.json."""
+
+    all_correct: NotNegative
+    alignment: NotNegative
+    aesthetics: NotNegative
+    scorer_clip: NotNegative
+    scorer_vqa: NotNegative
+    scorer_aesthetic: NotNegative
+
+
+@dataclass(frozen=True)
+class Promote:
+    win_rate_low: Share
+    margins: PromotionMargins
+    keep: ZeroOrMore
+
+
+@dataclass(frozen=True)
 class Tracking:
     wandb: Literal["offline", "online", "disabled"]
     project: str
@@ -243,6 +267,8 @@ class Params:
     lpo: Lpo
     evaluate: Evaluate
     report: Report
+    ingest: Ingest
+    promote: Promote
     tracking: Tracking
 
 

@@ -7,6 +7,7 @@ next one and never piles up inside an artifact. One process writes a path at a t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
@@ -80,6 +81,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     partial.rename(target)
     _sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: str | Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`; it ends with the process, however that ends.
+
+    Raises:
+        LpoError: `what`, if another process holds it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LpoError(what, str(path), "wait until it has ended") from error
+        yield
 
 
 def inside(folder: str | Path, name: str) -> Path:

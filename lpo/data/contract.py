@@ -13,7 +13,7 @@ Pairs have N rows, images are measured by `lpo.data.schema.inspect_images`, scor
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,30 @@ def check(
     return Verdict(reasons, counts, results, summary)
 
 
+def check_new(
+    pairs: pd.DataFrame,
+    images: pd.DataFrame,
+    held_out: Mapping[str, str],
+    count_tokens: Callable[[list[str]], list[int]],
+    max_tokens: int,
+) -> pd.Series:
+    """What is wrong with each row of pairs that are to enter train, str (N,), "" for a good one.
+
+    The rules are those of `check`, less what a new pair cannot have yet (scores, pairs of the other splits), and one
+    more: its caption is none of `held_out`, plain captions (see `plain`) with the split that each belongs to.
+    """
+    frame = measure(pairs, images, count_tokens)
+    frame["caption_held_out"] = pairs["caption"].map(lambda text: held_out.get(plain(text)), na_action="ignore")
+    frame["caption_held_out"] = frame["caption_held_out"].astype("str")
+    rules = [*pair_rules(max_tokens, splits=(), scored=False), _null("caption_held_out", "the caption is held out")]
+    return _reasons(_validate("pairs", frame, rules, "the inbox"), frame)
+
+
+def plain(caption: str) -> str:
+    """A caption without what tokenizers of CLIP do not see either: a leak may hide behind capitals or spaces."""
+    return " ".join(caption.casefold().split())
+
+
 def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[list[str]], list[int]]) -> pd.DataFrame:
     """Pairs with a column for all that cannot be seen in one cell. Every measure is null where its subject is."""
     frame = pairs.copy()
@@ -102,9 +126,8 @@ def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[l
     frame["copies"] = pairs.groupby([pairs["ranking_id"], low, high])["split"].transform("size")
     captions = pairs["caption"].dropna().unique().tolist()
     frame["caption_tokens"] = pairs["caption"].map(dict(zip(captions, count_tokens(captions), strict=True)))
-    # A leak may hide behind capitals or spaces, which tokenizers of CLIP do not see either.
-    plain = pairs["caption"].map({caption: " ".join(caption.casefold().split()) or None for caption in captions})
-    frame["caption_splits"] = pairs.groupby(plain)["split"].transform("nunique")
+    alike = pairs["caption"].map({caption: plain(caption) or None for caption in captions})
+    frame["caption_splits"] = pairs.groupby(alike)["split"].transform("nunique")
     sides = [
         pd.DataFrame({"uid": pairs[uid], "digest": images[f"image_{k}_digest"], "caption": pairs["caption"]})
         for k, uid in enumerate(UIDS)
@@ -119,15 +142,15 @@ def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[l
     return frame.astype(dict.fromkeys(whole, "Int64"))  # counts beside a hole: 81, not 81.0
 
 
-def pair_rules(max_tokens: int) -> list[Any]:
-    """What is expected of pairs: of the table first, then of every row."""
+def pair_rules(max_tokens: int, splits: Sequence[str] = SPLITS, scored: bool = True) -> list[Any]:
+    """What is expected of pairs: of the table first, then of every row. `splits` must have pairs."""
     table = [gxe.ExpectColumnToExist(column=name, meta={"reason": f"{name} is missing"}) for name in TYPES]
     table += [
         gxe.ExpectColumnValuesToBeOfType(column=name, type_=kind, meta={"reason": f"{name} is not {kind}"})
         for name, kind in TYPES.items()
     ]
-    splits = gxe.ExpectColumnDistinctValuesToContainSet
-    table += [splits(column="split", value_set=[s], meta={"reason": f"the split {s} has no pairs"}) for s in SPLITS]
+    holds = gxe.ExpectColumnDistinctValuesToContainSet
+    table += [holds(column="split", value_set=[s], meta={"reason": f"the split {s} has no pairs"}) for s in splits]
     rows = [_filled(name) for name in TYPES]
     rows += [
         gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=r"\S", meta={"reason": "caption is empty"}),
@@ -151,7 +174,7 @@ def pair_rules(max_tokens: int) -> list[Any]:
     for k in (0, 1):
         rows += [
             _null(f"image_{k}_problem", f"image_{k} is unusable"),
-            _null(f"image_{k}_scores_problem", f"image_{k} has no usable scores"),
+            *([_null(f"image_{k}_scores_problem", f"image_{k} has no usable scores")] if scored else []),
             _at_most(f"image_{k}_contents", 1, f"image_{k}_uid stands for several images"),
             _at_most(f"image_{k}_captions", 1, f"image_{k}_uid stands under several captions"),
         ]

@@ -4,7 +4,8 @@
     for uids, data in iter_images("data/pairs", None, 64):   every image once, as encoded bytes
         pictures = decode_rgb(data, 512)                     (B, 512, 512, 3) uint8
 
-A shard is SPLIT-*.parquet. Pairs have N rows; `file` and `row` say where each was found. Integers and truth values are
+A shard is SPLIT-*.parquet. Where a folder is asked for, several may be named: they are read one after the other. Pairs
+have N rows; `file` and `row` say where each was found. Integers and truth values are
 nullable, so that a hole in the data stays a hole until the contract names it.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,17 +48,19 @@ FORMATS = ("JPEG", "PNG", "WEBP")  # each format more is one more decoder that h
 MAX_PIXELS = 4096 * 4096  # a few kilobytes can claim far more, and decoding them would fill the memory
 BATCH = 64  # rows whose images are in memory at once
 NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+Folders = str | Path | Sequence[Path]
 
 
-def shards(folder: str | Path) -> list[Path]:
-    """The shards of a folder in the order of their names, all of them with the columns of `PAIRS`.
+def shards(folder: Folders) -> list[Path]:
+    """The shards of each folder in the order of their names, all of them with the columns of `PAIRS`.
 
     Raises:
         LpoError: if there is none, one is named after no split, cannot be read, or has other columns: all mistakes.
     """
-    paths = sorted(Path(folder).glob("*.parquet"))
+    folders = [Path(folder)] if isinstance(folder, str | Path) else folder
+    paths = [path for each in folders for path in sorted(each.glob("*.parquet"))]
     if not paths:
-        raise LpoError("there are no pairs", f"{folder}/*.parquet", "run `lpo dataset`, or put shards there")
+        raise LpoError("there are no pairs", f"{folders[0]}/*.parquet", "run `lpo dataset`, or put shards there")
     for path in paths:
         if split_of(path) not in SPLITS:
             raise LpoError(f"{path.name} names no split", str(path), f"call it SPLIT-*.parquet, SPLIT of {SPLITS}")
@@ -73,7 +76,7 @@ def split_of(path: Path) -> str:
     return path.stem.split("-")[0]
 
 
-def read_pairs(folder: str | Path) -> pd.DataFrame:
+def read_pairs(folder: Folders) -> pd.DataFrame:
     """All pairs of a folder without their images: split, file, row, then the columns of `PAIRS` and `OPTIONAL`.
 
     Raises:
@@ -105,7 +108,7 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     return _read(path, SCORES)
 
 
-def caption_of_images(folder: str | Path) -> dict[str, str]:
+def caption_of_images(folder: Folders) -> dict[str, str]:
     """Image uid -> the caption that it was first seen with ("" where the data has none)."""
     pairs = read_pairs(folder)
     uids = pairs[UIDS].to_numpy().ravel()  # row by row, as iter_images goes
@@ -115,7 +118,7 @@ def caption_of_images(folder: str | Path) -> dict[str, str]:
 
 
 def iter_images(
-    folder: str | Path, wanted: set[str] | None, batch_size: int, label: str = ""
+    folder: Folders, wanted: set[str] | None, batch_size: int, label: str = ""
 ) -> Iterator[tuple[list[str], list[bytes]]]:
     """Every image once, in the order of the shards, as (uids, encoded bytes) of at most `batch_size` images.
 
@@ -142,10 +145,10 @@ def iter_images(
     missing = sorted((wanted or set()) - seen)
     if missing:
         what = f"{len(missing)} images are not among the pairs: {', '.join(missing[:5])}"
-        raise LpoError(what, str(folder), "run `lpo filter` again")
+        raise LpoError(what, "data/filtered/kept.parquet", "run `lpo filter` again")
 
 
-def inspect_images(folder: str | Path, label: str = "") -> pd.DataFrame:
+def inspect_images(folder: Folders, label: str = "") -> pd.DataFrame:
     """Look at every image: image_{0,1}_problem (null if it decodes) and image_{0,1}_digest, rows as `read_pairs`."""
     problems: dict[str, str | None] = {}  # by digest, so that an image in ten pairs is decoded once
     rows: list[list[str]] = []
@@ -159,6 +162,25 @@ def inspect_images(folder: str | Path, label: str = "") -> pd.DataFrame:
     for k in (0, 1):
         frame[f"image_{k}_problem"] = frame[f"image_{k}_digest"].map(problems).astype(str)
     return frame
+
+
+def in_order(pairs: pd.DataFrame, images: pd.DataFrame, collected: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Pairs and their images with the rows of the folder `collected` last, by ranking_id; their captions recounted.
+
+    A ranking_id there is a hash of the pair (`lpo.data.inbox`), so the result depends on which pairs there are, not on
+    the files or the nights they came in. num_example_per_prompt of a caption that has collected pairs counts all train
+    pairs of it.
+    """
+    new = pairs["file"].map(lambda name: Path(name).parent == collected).to_numpy(bool)
+    if not new.any():
+        return pairs, images
+    rows = np.flatnonzero(new)
+    by_id = rows[np.argsort(pairs["ranking_id"].to_numpy()[rows], kind="stable")]
+    order = np.concatenate([np.flatnonzero(~new), by_id])
+    counts = pairs.groupby(["split", "caption"])["row"].transform("size")
+    again = (pairs["split"] == "train") & pairs["caption"].isin(pairs.loc[new, "caption"])
+    pairs = pairs.assign(num_example_per_prompt=pairs["num_example_per_prompt"].mask(again, counts))
+    return pairs.iloc[order].reset_index(drop=True), images.iloc[order].reset_index(drop=True)
 
 
 def image_problem(data: bytes | None) -> str:

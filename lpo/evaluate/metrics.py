@@ -7,10 +7,12 @@
     all_correct           share of images in which every question of the prompt is answered right
     means, scorers        means of the judge's axes; the same with win rates for the scorers (of MPCF and validation)
     reward                the same for the latent reward model itself: what was climbed, not evidence
+    promoted              only where the frame has a promoted model: win_rate, all_correct, means, scorers and reward
+                          of the tuned model against it, at the same guidance scale
 
 A win rate is {overall, alignment, aesthetics}, each {value, low, high, ties, prompts}; a change is {base, tuned,
-difference, low, high, prompts} with base_matched as base and the interval of the difference. Images are
-paired by prompt and seed.
+difference, low, high, prompts} with base_matched as base and the interval of the difference; against the promoted
+model its mean is `promoted`, not base. Images are paired by prompt and seed.
 Shapes: frame (N, columns of the contract: prompt, category, seed, model, all_correct, alignment, aesthetic, utility,
 clip, vqa, aesthetic_score, lrm); for every prompt and seed one row of each model.
 """
@@ -65,24 +67,33 @@ def evaluate_results(frame: pd.DataFrame, resamples: int = RESAMPLES, seed: int 
     def rates(pairs: pd.DataFrame) -> Figures:
         return {axis: _win_rate(pairs, column, resamples, seed) for axis, column in AXES.items()}
 
-    def change(pairs: pd.DataFrame, column: str) -> Figures:
-        return _change(pairs, column, resamples, seed)
+    def change(pairs: pd.DataFrame, column: str, opponent: str) -> Figures:
+        return _change(pairs, column, resamples, seed, opponent)
 
-    def change_and_rate(column: str) -> Figures:
-        return change(matched, column) | {"win_rate": _win_rate(matched, column, resamples, seed)}
+    def comparison(pairs: pd.DataFrame, opponent: str) -> Figures:
+        def change_and_rate(column: str) -> Figures:
+            return change(pairs, column, opponent) | {"win_rate": _win_rate(pairs, column, resamples, seed)}
+
+        return {
+            "win_rate": rates(pairs),
+            "all_correct": change(pairs, "all_correct", opponent),
+            "means": {axis: change(pairs, column, opponent) for axis, column in AXES.items()},
+            "scorers": {name: change_and_rate(column) for name, column in SCORERS.items()},
+            "reward": change_and_rate("lrm"),
+        }
 
     result = {
         "prompts": int(matched["prompt"].nunique()),
         "images": len(matched),
-        "win_rate": rates(matched),
         "win_rate_default_cfg": rates(default),
         "by_category": {name: rates(rows) for name, rows in by_category.items()},
-        "all_correct": change(matched, "all_correct")
-        | {"by_category": {name: change(rows, "all_correct") for name, rows in by_category.items()}},
-        "means": {axis: change(matched, column) for axis, column in AXES.items()},
-        "scorers": {name: change_and_rate(column) for name, column in SCORERS.items()},
-        "reward": change_and_rate("lrm"),
+        **comparison(matched, "base"),
     }
+    result["all_correct"]["by_category"] = {
+        name: change(rows, "all_correct", "base") for name, rows in by_category.items()
+    }
+    if (frame["model"] == "promoted").any():
+        result["promoted"] = comparison(paired(frame, "tuned", "promoted"), "promoted")
     return {name: _rounded(figures) for name, figures in result.items()}
 
 
@@ -90,11 +101,11 @@ def _win_rate(pairs: pd.DataFrame, column: str, resamples: int, seed: int) -> Fi
     return win_rate(pairs[f"{column}_tuned"], pairs[f"{column}_base"], pairs["prompt"].to_numpy(), resamples, seed)
 
 
-def _change(pairs: pd.DataFrame, column: str, resamples: int, seed: int) -> Figures:
+def _change(pairs: pd.DataFrame, column: str, resamples: int, seed: int, opponent: str) -> Figures:
     tuned, base = pairs[f"{column}_tuned"].astype(float), pairs[f"{column}_base"].astype(float)
     found = mean_difference(tuned, base, pairs["prompt"].to_numpy(), resamples, seed)
     found["difference"] = found.pop("value")
-    return found | {"base": float(base.mean()), "tuned": float(tuned.mean())}
+    return found | {opponent: float(base.mean()), "tuned": float(tuned.mean())}
 
 
 def _rounded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""encode: data/pairs, data/filtered -> data/latents: latent moments of every picture, tokens of every caption."""
+"""encode: data/pairs, data/collected, data/filtered -> data/latents: moments of every picture, tokens of captions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lpo.evaluate.generation import to_tensor
 from lpo.families import load_family
 from lpo.files import atomic_folder
 
-PAIRS, KEPT = Path("data/pairs"), Path("data/filtered/kept.parquet")
+PAIRS, KEPT = (Path("data/pairs"), Path("data/collected")), Path("data/filtered/kept.parquet")
 
 
 def run(params: Params) -> None:

@@ -1,8 +1,12 @@
-"""evaluate: base, CFG-matched base, tuned model on held-out prompts, same seeds -> data/evaluation, metrics."""
+"""evaluate: base, CFG-matched base, tuned model on held-out prompts, same seeds -> data/evaluation, metrics.
+
+With a model in models/promoted, that one too. Finished pictures are kept in .checkpoints/evaluate/, by what they depend
+on: a killed run goes on at the model where it stopped, and only a new model is drawn again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +22,10 @@ from lpo.evaluate.generation import generate, to_tensor
 from lpo.evaluate.metrics import evaluate_results
 from lpo.families import load_family
 from lpo.families.sd import SD
-from lpo.files import write_json, write_parquet
+from lpo.files import folder_hash, key_of, replacing, write_json, write_parquet
 from lpo.rewards import lrm, small
+from lpo.stages.models import PROMOTED, WEIGHTS, name_of
+from lpo.train import checkpoint
 
 SEED = 42_000_000  # of the first picture; the seeds of the pairs and of validation lie elsewhere
 ENCODED_AT_ONCE = 250
@@ -35,7 +41,10 @@ class Jury:
 
 
 def run(params: Params) -> None:
-    """Write every picture with its verdicts, then win rates with intervals."""
+    """Write every picture with its verdicts, then win rates with intervals.
+
+    A promoted model that is the tuned one itself is named in the metrics and not compared.
+    """
     config = params.evaluate
     table = pd.read_parquet("data/prompts.parquet").query("split == 'test'").head(config.prompts)
     if len(table) < config.prompts:
@@ -50,11 +59,10 @@ def run(params: Params) -> None:
     family = load_family(params.model)
     jury = Jury(family, small.load(Path(params.score.scorers)), lrm.load(Path("data/lrm"), family.device, family.dtype))
     frames: list[pd.DataFrame] = []
+    drawn = Drawn(params, prompts, seeds, family)
 
-    def draw(name: str, guidance_scale: float) -> None:
-        pictures = generate(
-            family, prompts, seeds, config.num_inference_steps, guidance_scale, config.eta, config.batch_size, name
-        )
+    def draw(name: str, guidance_scale: float, lora: Path | None = None) -> None:
+        pictures = drawn.pictures(name, guidance_scale, lora)
         frames.append(assess(pictures, table, seeds, jury, params).assign(model=name))
 
     draw("base_matched", config.guidance_scale)
@@ -62,14 +70,57 @@ def run(params: Params) -> None:
         frames.append(frames[0].assign(model="base"))
     else:
         draw("base", config.base_guidance_scale)
-    family.load_lora(Path("data/lpo"))
-    draw("tuned", config.guidance_scale)
+    draw("tuned", config.guidance_scale, Path("data/lpo"))
+    promoted = name_of(PROMOTED) if (PROMOTED / WEIGHTS).exists() else None
+    if promoted and promoted != name_of(Path("data/lpo")):
+        draw("promoted", config.guidance_scale, PROMOTED)
+    drawn.forget_others()
     results = pd.concat(frames, ignore_index=True)
     write_parquet("data/evaluation/results.parquet", results)
     metrics = evaluate_results(results, config.bootstrap, params.seed)
+    if promoted:
+        metrics["promoted"] = {"name": promoted} | metrics.get("promoted", {})
     rates = metrics["win_rate"]
     write_json("plots/win_rates.json", [{"axis": axis, **rate} for axis, rate in rates.items()])
     write_json("metrics/evaluate.json", metrics)
+
+
+class Drawn:
+    """The pictures of each model, drawn or as they were drawn before with the same prompts, settings and code."""
+
+    def __init__(self, params: Params, prompts: list[str], seeds: list[int], family: SD) -> None:
+        self.params, self.prompts, self.seeds = params, prompts, seeds
+        self.family, config = family, params.evaluate
+        identity = {
+            "model": asdict(params.model), "base": folder_hash(params.model.path), "device": str(family.device),
+            "num_inference_steps": config.num_inference_steps, "eta": config.eta, "batch_size": config.batch_size,
+            "prompts": prompts, "seeds": seeds,
+        }  # fmt: skip
+        self.folder = checkpoint.folder("evaluate", identity)
+        self.used: set[Path] = set()
+
+    def pictures(self, label: str, guidance_scale: float, lora: Path | None) -> np.ndarray:
+        """(N, H, W, 3) uint8 of the base, or with the LoRA of a folder."""
+        key = key_of([guidance_scale, name_of(lora) if lora else None])
+        path = self.folder / f"{key}.npy"
+        self.used.add(path)
+        if not path.exists():
+            family, config = self.family, self.params.evaluate
+            if lora:  # a model of its own: the adapter of one never meets that of another
+                family = load_family(self.params.model)
+                family.load_lora(lora)
+            pictures = generate(
+                family, self.prompts, self.seeds, config.num_inference_steps, guidance_scale, config.eta,
+                config.batch_size, label,
+            )  # fmt: skip
+            with replacing(path) as partial, partial.open("wb") as file:
+                np.save(file, pictures)
+        return np.load(path, allow_pickle=False)
+
+    def forget_others(self) -> None:
+        """Remove the pictures of models that this run did not ask for."""
+        for path in set(self.folder.glob("*.npy")) - self.used:
+            path.unlink()
 
 
 def assess(pictures: np.ndarray, table: pd.DataFrame, seeds: list[int], jury: Jury, params: Params) -> pd.DataFrame:

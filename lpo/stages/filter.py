@@ -1,4 +1,4 @@
-"""filter: data/pairs, data/scores.parquet -> data/filtered: the data contract, then MPCF on the train pairs."""
+"""filter: data/pairs, data/collected, data/scores.parquet -> data/filtered: the contract, then MPCF on train pairs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from transformers import CLIPTokenizer
 from lpo.config import Filter, Params
 from lpo.data import data_docs
 from lpo.data.contract import Verdict, check
-from lpo.data.schema import SPLITS, inspect_images, read_pairs, read_scores
+from lpo.data.schema import SPLITS, in_order, inspect_images, read_pairs, read_scores
 from lpo.errors import LpoError
 from lpo.files import atomic_folder, write_json, write_parquet, write_text
 from lpo.preference.mpcf import SCORES, gaps_from_scores, mpcf
 
-PAIRS, TABLE, OUT = Path("data/pairs"), Path("data/scores.parquet"), Path("data/filtered")
+PAIRS, COLLECTED = Path("data/pairs"), Path("data/collected")
+TABLE, OUT = Path("data/scores.parquet"), Path("data/filtered")
 COLUMNS = [
     "ranking_id", "split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt",
     "category", "difference", "gap_aesthetic", "gap_clip", "gap_vqa",
@@ -34,7 +35,8 @@ def run(params: Params) -> None:
     """
     config = params.filter
     count_tokens, limit = token_counter(params.model.path, config.max_tokens)
-    pairs, images, scores = read_pairs(PAIRS), inspect_images(PAIRS, "look at images"), read_scores(TABLE)
+    folders, scores = (PAIRS, COLLECTED), read_scores(TABLE)
+    pairs, images = in_order(read_pairs(folders), inspect_images(folders, "look at images"), COLLECTED)
     verdict = check(pairs, images, scores, count_tokens, limit)
     bad = verdict.reasons != ""
     _stop_if_too_many(pairs, verdict, config.max_quarantined)

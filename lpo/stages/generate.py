@@ -16,6 +16,7 @@ from lpo.families import load_family
 from lpo.families.sd import SD
 from lpo.files import write_bytes
 from lpo.rewards.choose import load_reward
+from lpo.stages.models import folder_of
 
 ENLARGED = 256  # small pictures are shown at least this large, like pixel art
 
@@ -42,7 +43,7 @@ def run(
             f"the prompt has {length} tokens, the model reads 3 to {family.tokens}", "PROMPT", "change the prompt"
         )
     if lora is not None:
-        family.load_lora(lora)
+        family.load_lora(folder_of(lora))
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
     steps = steps or config.num_inference_steps
     if candidates > 1 or trajectories > 1:

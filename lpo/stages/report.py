@@ -30,7 +30,8 @@ SHEET = 6  # prompts on before_after.png: what is still readable at the width of
 def run(params: Params) -> None:
     """Write data/report. What is missing is named on the page; only pictures that do not pair up are an error."""
     sections = dataclasses.asdict(params)
-    del sections["tracking"]  # where a run is recorded is no part of what it made
+    for name in ("ingest", "promote", "tracking"):  # no part of what a run made
+        del sections[name]
     metrics = {stage: found for stage in STAGES if (found := _json(Path(f"metrics/{stage}.json"))) is not None}
     results = Path("data/evaluation/results.parquet")
     outs, code = locked(Path("dvc.lock"))

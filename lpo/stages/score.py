@@ -1,4 +1,4 @@
-"""score: data/pairs, data/scorers -> data/scores.parquet, three scores of every picture, keyed by its uid."""
+"""score: data/pairs, data/collected, data/scorers -> data/scores.parquet, three scores of every picture by uid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lpo.evaluate.generation import to_tensor
 from lpo.files import write_json, write_parquet
 from lpo.rewards import small
 
-PAIRS = Path("data/pairs")
+PAIRS = (Path("data/pairs"), Path("data/collected"))
 SIZE = 32  # pixels that the scorers read
 
 

@@ -78,6 +78,9 @@ def _evaluate() -> Iterator[str]:
     yield f"Win rate of the tuned model over its base, same guidance, {rates['overall']['prompts']} held-out prompts"
     for name in ("overall", "alignment", "aesthetics"):
         yield f"  {name:<11} {_interval(rates[name])}"
+    promoted = found.get("promoted", {})
+    if "win_rate" in promoted:
+        yield f"  {'overall':<11} {_interval(promoted['win_rate']['overall'])}  over the promoted {promoted['name']}"
     right = found["all_correct"]
     yield f"Pictures that are right in everything: {right['base']:.1%} before, {right['tuned']:.1%} after"
     points = {key: f"{100 * right[key]:+.1f}" for key in ("difference", "low", "high")}
