@@ -207,7 +207,22 @@ class Lpo:
 
 
 @dataclass(frozen=True)
+class JudgeModels:
+    """Where each judge comes from: a folder, or the id of a repository on the hub."""
+
+    pickscore: str
+    clip_h: str
+    imagereward: str
+    imagereward_tokenizer: str
+    hps: str
+    geneval_detector: str
+    geneval_clip: str
+
+
+@dataclass(frozen=True)
 class Evaluate:
+    judges: tuple[Literal["emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval"], ...]
+    prompts_file: str | None
     prompts: Count
     images_per_prompt: Count
     num_inference_steps: Count
@@ -215,6 +230,8 @@ class Evaluate:
     base_guidance_scale: Guidance
     eta: Share
     batch_size: Count
+    judge_batch_size: Count
+    judge_models: JudgeModels
     bootstrap: Count
 
 
@@ -317,6 +334,11 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
     for one, other in NOT_BOTH_ZERO:
         if values.get(one) == 0 and values.get(other) == 0:
             yield f"{one}: must be > 0 where {other} is 0, is 0"
+    if judges := values.get("evaluate.judges"):
+        if len(set(judges)) < len(judges):
+            yield f"evaluate.judges: each judge once, is {list(judges)}"
+        if "emoji" in judges and len(judges) > 1:
+            yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
     if "filter.strategy" in values and "filter.strategies" in values:
         strategy, names = values["filter.strategy"], ["none", *values["filter.strategies"]]
         if strategy not in names:

@@ -1,7 +1,8 @@
 """A YAML mapping read as a frozen dataclass: types, ranges and choices come from the annotations.
 
 `read_fields` returns what could be read and notes a line for each thing that could not, so that a person sees all
-mistakes in one message. Understood are int, float, str, bool, Literal, X | None, tuple[X, ...] of a fixed length,
+mistakes in one message. Understood are int, float, str, bool, Literal, X | None, tuple[X, Y] of that length and
+tuple[X, ...] of one entry at least,
 dict[str, X], other dataclasses, and Annotated[X, Range(...)] of numbers.
 """
 
@@ -140,6 +141,10 @@ def _table(hint: Any, value: Any, path: str, reading: Reading) -> Any:
 
 
 def _list(hints: tuple[Any, ...], value: Any, path: str, reading: Reading) -> Any:
+    if hints[-1] is Ellipsis:
+        if not isinstance(value, list) or not value:
+            return reading.note(path, "must be a list with something in it", value)
+        hints = hints[:1] * len(value)
     if not isinstance(value, list) or len(value) != len(hints):
         return reading.note(path, f"must be a list of {len(hints)} numbers", value)
     numbers = [_read(hint, value[i], f"{path}[{i}]", reading) for i, hint in enumerate(hints)]
