@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from judge_folders import clip_folder, hps_folder, imagereward_folder
-from published import photo
+from published_judges import photo
 from transformers import BertTokenizer, CLIPModel
 
 from lpo.emoji.vocabulary import make_tokenizer

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from published import MED, OpenClip, PublishedImageReward, randomise
+from published_judges import MED, OpenClip, PublishedImageReward, randomise
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from lpo.emoji.vocabulary import make_tokenizer
