@@ -39,8 +39,11 @@ def test_single_and_two_objects():
     assert not judge(two, {"cat": [found(), found()]})
 
 
-@pytest.mark.parametrize(("scores", "right"), [([0.95] * 3, True), ([0.95] * 2, False), ([0.95] * 4, False),
-                                               ([0.95] * 3 + [0.89] * 2, True), ([0.95, 0.95, 0.9], False)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("scores", "right"),
+    [([0.95] * 3, True), ([0.95] * 2, False), ([0.95] * 4, False), ([0.95] * 3 + [0.89] * 2, True),
+     ([0.95, 0.95, 0.9], False)],
+)  # fmt: skip
 def test_counting_asks_for_the_very_number_and_for_confidence(scores, right):
     task = {"tag": "counting", "include": [{"class": "cat", "count": 3}], "exclude": [{"class": "cat", "count": 4}]}
     assert judge(task, {"cat": [found(score=score) for score in scores]}) is right

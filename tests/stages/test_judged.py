@@ -17,7 +17,7 @@ from lpo.errors import LpoError
 from lpo.evaluate import judging
 from lpo.files import write_parquet
 from lpo.rewards import pickscore
-from lpo.stages import evaluate, judged
+from lpo.stages import evaluate, judged, report, summary
 
 JUDGES = ("pickscore", "hps_v2", "imagereward")
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
@@ -81,6 +81,20 @@ def test_every_picture_is_drawn_and_judged(params):
     assert not results.query("model == 'tuned'")["png"].reset_index(drop=True).equals(
         results.query("model == 'base'")["png"].reset_index(drop=True)
     )
+
+
+def test_report_and_summary_read_what_evaluate_wrote(params, capsys):
+    evaluate.run(params)
+    report.run(params)
+    page = Path("data/report/index.html").read_text()
+    assert "<h2>Judges</h2>" in page and "by PickScore (95 % interval" in page and "ImageReward" in page
+    assert "Missing: metrics/evaluate.json" not in page
+    capsys.readouterr()
+    summary.run()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["PickScore", "HPSv2", "ImageReward"]
+    summary.run(markdown=True)
+    assert "| Tuned model wins over its base: overall, by PickScore |" in capsys.readouterr().out
 
 
 def test_killed_and_resumed_is_the_same_and_repeats_nothing(params, monkeypatch):
