@@ -92,7 +92,7 @@ def test_report_and_summary_read_what_evaluate_wrote(params, capsys):
     capsys.readouterr()
     summary.run()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["PickScore", "HPSv2", "ImageReward"]
+    assert [line.split()[0] for line in lines[1:4]] == ["HPSv2", "ImageReward", "PickScore"]
     summary.run(markdown=True)
     assert "| Tuned model wins over its base: overall, by PickScore |" in capsys.readouterr().out
 
@@ -128,7 +128,7 @@ def test_another_judge_draws_nothing_and_another_lora_draws_one_side(params, mon
     assert len(drawn) == 3  # batches of the tuned side
     second, _ = read()
     scores = {
-        model: [frame.query("model == @model")["pickscore"].tolist() for frame in (first, second)]
+        model: [frame[frame["model"] == model]["pickscore"].tolist() for frame in (first, second)]
         for model in ("base", "tuned")
     }
     assert scores["base"][0] == scores["base"][1] and scores["tuned"][0] != scores["tuned"][1]
