@@ -174,3 +174,19 @@ def test_no_section_has_a_default() -> None:
     assert len(fields) > 50
     defaults = [field for field in fields if field.default is not field.default_factory]
     assert defaults == []
+
+
+def test_judges_are_a_list_of_known_names_each_once(tree: dict[str, Any]) -> None:
+    set_(tree, "evaluate.judges", ["pickscore", "hps_v2"])
+    assert check_params(tree, "params.yaml").evaluate.judges == ("pickscore", "hps_v2")
+    for wrong, message in (
+        ([], "evaluate.judges: must be a list with something in it, is []"),
+        ("pickscore", "evaluate.judges: must be a list with something in it, is 'pickscore'"),
+        (["pickscore", "pickscore"], "evaluate.judges: each judge once, is ['pickscore', 'pickscore']"),
+        (["emoji", "hps_v2"], "evaluate.judges: emoji stands alone, is ['emoji', 'hps_v2']"),
+    ):
+        set_(tree, "evaluate.judges", wrong)
+        assert mistakes(tree) == [f"params.yaml: {message}"]
+    set_(tree, "evaluate.judges", ["pickscor"])
+    assert "evaluate.judges[0]: must be one of" in mistakes(tree)[0]
+    assert "did you mean pickscore?" in mistakes(tree)[0]

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from lpo.evaluate.markup import flat, percent, percents, plain, points
+from lpo.evaluate.judge_section import title
+from lpo.evaluate.markup import flat, percent, percents, plain, points, signed
 
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
@@ -96,6 +97,14 @@ def _result(params: Json, evaluate: Json | None) -> str:
         "bootstrap over prompts.",
         _table(["verdict on", "against", "win rate", "95 % interval", "ties", "prompts"], rows),
     ]
+    if "judges" in evaluate:
+        rows = [
+            [title(name), plain(row["base"]), plain(row["tuned"]), signed(row["difference"]),
+             f"{signed(row['low'])} to {signed(row['high'])}", percent(row["win_rate"]["value"])]
+            for name, row in evaluate["judges"].items()
+        ]  # fmt: skip
+        parts.append(f"The verdict overall is that of {title(evaluate['judge'])}.")
+        parts.append(_table(["judge", "base", "tuned", "change", "95 % interval", "win rate"], rows))
     if "all_correct" in evaluate:
         row = evaluate["all_correct"]
         parts.append(

@@ -19,12 +19,13 @@ clip, vqa, aesthetic_score, lrm); for every prompt and seed one row of each mode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from lpo.errors import LpoError
-from lpo.evaluate.statistics import RESAMPLES, Figures, mean_difference, win_rate
+from lpo.evaluate.statistics import RESAMPLES, Figures, mean_difference, mean_of_strata, win_rate
 
 AXES = {"overall": "utility", "alignment": "alignment", "aesthetics": "aesthetic"}
 SCORERS = {"clip": "clip", "vqa": "vqa", "aesthetic": "aesthetic_score"}
@@ -94,6 +95,49 @@ def evaluate_results(frame: pd.DataFrame, resamples: int = RESAMPLES, seed: int 
     }
     if (frame["model"] == "promoted").any():
         result["promoted"] = comparison(paired(frame, "tuned", "promoted"), "promoted")
+    return {name: _rounded(figures) for name, figures in result.items()}
+
+
+def judged_results(
+    frame: pd.DataFrame, judges: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+) -> Figures:
+    """metrics/evaluate.json where judges of real pictures decide.
+
+    frame: prompt, category, seed, model, and a column a judge.
+
+        judge, win_rate, win_rate_default_cfg, by_category   the first judge: the headline
+        judges.NAME       change and win rate of each judge against the base at the same guidance scale
+        geneval           {overall, by_task}: changes of the share of right pictures; overall is the mean over tasks
+        reward            change and win rate of the latent reward model itself
+
+    Raises LpoError as paired does.
+    """
+    matched, default = paired(frame, "tuned", "base_matched"), paired(frame, "tuned", "base")
+    by_category = {str(name): rows for name, rows in matched.groupby("category")}
+
+    def change_and_rate(column: str) -> Figures:
+        change = _change(matched, column, resamples, seed)
+        return change | {"win_rate": _win_rate(matched, column, resamples, seed)}
+
+    result: Figures = {
+        "prompts": int(matched["prompt"].nunique()),
+        "images": len(matched),
+        "judge": judges[0],
+        "win_rate": {"overall": _win_rate(matched, judges[0], resamples, seed)},
+        "win_rate_default_cfg": {"overall": _win_rate(default, judges[0], resamples, seed)},
+        "by_category": {name: {"overall": _win_rate(rows, judges[0], resamples, seed)}
+                        for name, rows in by_category.items()},
+        "judges": {name: change_and_rate(name) for name in judges},
+        "reward": change_and_rate("lrm"),
+    }  # fmt: skip
+    if "geneval" in judges:
+        tuned, base = (matched[f"geneval_{side}"] for side in ("tuned", "base"))
+        overall = mean_of_strata(tuned - base, matched["prompt"].to_numpy(), matched["category"], resamples, seed)
+        overall["difference"] = overall.pop("value")
+        for side in ("base", "tuned"):
+            overall[side] = float(matched.groupby("category")[f"geneval_{side}"].mean().mean())
+        by_task = {name: _change(rows, "geneval", resamples, seed) for name, rows in by_category.items()}
+        result["geneval"] = {"overall": overall, "by_task": by_task}
     return {name: _rounded(figures) for name, figures in result.items()}
 
 

@@ -1,6 +1,8 @@
 """The report's pictures: what base and tuned model made of random prompts, of the best and of the worst.
 
-    gain = utility(tuned) - utility(base at the same guidance scale), for one prompt and seed
+    gain = value(tuned) - value(base at the same guidance scale), for one prompt and seed
+
+The value is the embedded judge's utility, elsewhere the first judge's score (`value_of`).
 
 Best and worst are the ends of the list sorted by gain; random ones are drawn with the run's seed, and say so.
 Shapes: results is data/evaluation/results.parquet, one row a picture (columns: see lpo.evaluate.metrics).
@@ -18,6 +20,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
+from lpo.evaluate.judge_section import title as title_of
 from lpo.evaluate.markup import heading, missing, plain, section, text
 from lpo.evaluate.metrics import paired
 from lpo.evaluate.plots import picture_uri
@@ -28,11 +31,17 @@ SHOWN = 128  # pixels: smaller pictures are enlarged to it by a whole number, la
 GAP, SIDE, LINE, LINES = 12, 48, 15, 4  # pixels between pictures, for the rows' names and for a line; lines a caption
 
 
+def value_of(results: pd.DataFrame) -> str:
+    """The column that gains are measured in: utility, or the first judge's."""
+    return "utility" if "utility" in results else str(results.columns[list(results.columns).index("png") + 1])
+
+
 def choose(results: pd.DataFrame, count: int, seed: int) -> dict[str, list[Place]]:
     """Prompts and seeds of {random, best, worst}, at most `count` each."""
     pairs = paired(results, "tuned", "base_matched")
     places = list(zip(pairs["prompt"], pairs["seed"], strict=True))
-    best = np.argsort(-(pairs["utility_tuned"] - pairs["utility_base"]).to_numpy(float), kind="stable")
+    value = value_of(results)
+    best = np.argsort(-(pairs[f"{value}_tuned"] - pairs[f"{value}_base"]).to_numpy(float), kind="stable")
     drawn = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:count])
     chosen = {"random": drawn, "best": best[:count], "worst": best[::-1][:count]}
     return {name: [places[i] for i in index] for name, index in chosen.items()}
@@ -51,15 +60,19 @@ def pictures(results: pd.DataFrame | None, params: Mapping[str, Any]) -> str:
         words = "CFG is the guidance scale; the base is shown at its usual one and at the tuned model's. "
     chosen = choose(results, params["report"]["examples"], params["seed"])
     total = int((results["model"] == "tuned").sum())
+    value = "utility" if "utility" in results else title_of(value_of(results))
     notes = {
         "random": f"Drawn with seed {params['seed']} from {plain(total)} pictures. Nobody chose them.",
-        "best": f"The largest gains in utility among {plain(total)} pictures: picked because they look good.",
-        "worst": f"The largest losses in utility among {plain(total)} pictures: picked because they look bad.",
+        "best": f"The largest gains in {value} among {plain(total)} pictures: picked because they look good.",
+        "worst": f"The largest losses in {value} among {plain(total)} pictures: picked because they look bad.",
     }
-    intro = (
-        f"Same prompt, same noise, same sampler. {words}The judge counts how much of the prompt is right and rates "
-        "looks from 0 to 10; utility weighs both."
-    )
+    intro = f"Same prompt, same noise, same sampler. {words}"
+    if "utility" in results:
+        intro += (
+            "The judge counts how much of the prompt is right and rates looks from 0 to 10; utility weighs both."
+        )
+    else:
+        intro += f"The number is {value}."
     rows = results.set_index(["model", "prompt", "seed"])
     bodies = [text(intro)]
     for name, places in chosen.items():
@@ -73,16 +86,20 @@ def _card(rows: pd.DataFrame, place: Place, shown: Sequence[tuple[str, str, floa
     shots = []
     for model, label, scale in shown:
         row = rows.loc[(model, *place)]
-        right = bool(row["all_correct"])
-        verdict = "✓ all right" if right else f"✗ {100 * row['alignment']:.0f} % right"
-        colour = "good" if right else "bad"
         shots.append(
             f'<div class="shot"><img src="{picture_uri(row["png"])}" alt="{escape(label)}: {prompt}">'
-            f'<b>{escape(label)}</b> CFG {plain(scale)}<br><span class="{colour}">{verdict}</span><br>'
-            f"looks {row['aesthetic']:.1f}</div>"
+            f"<b>{escape(label)}</b> CFG {plain(scale)}<br>{_verdict(row)}</div>"
         )
     kind = "row two" if len(shown) == 2 else "row"
     return f'<div class="card"><p>{prompt}</p><div class="{kind}">{"".join(shots)}</div></div>'
+
+
+def _verdict(row: pd.Series) -> str:
+    if "all_correct" not in row:
+        return f"{row[value_of(row.to_frame().T)]:.4g}"
+    right = bool(row["all_correct"])
+    verdict = "✓ all right" if right else f"✗ {100 * row['alignment']:.0f} % right"
+    return f'<span class="{"good" if right else "bad"}">{verdict}</span><br>looks {row["aesthetic"]:.1f}'
 
 
 def contact_sheet(results: pd.DataFrame, n: int, seed: int = 0) -> bytes:

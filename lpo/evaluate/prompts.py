@@ -6,8 +6,9 @@
     .parquet          the same as columns; Pick-a-Pic's validation_unique shard is one, its pictures are not read
     hf://datasets/OWNER/NAME/PATH   any of these from the hub
 
-`task` is the JSON text of a GenEval prompt, None elsewhere; its tag is the category. Capitals in names of columns do not
-matter. Prompts that cannot be used are not lost: they come back in a second frame with the columns prompt and reason.
+`task` is the JSON text of a GenEval prompt, None elsewhere; its tag is the category. Capitals in names of columns do
+not matter. Prompts that cannot be used are not lost: they come back in a second frame with the columns prompt and
+reason.
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return [_row(row) for row in frame.to_dict("records")]
     except (KeyError, ValueError, AttributeError, OSError) as error:  # a broken file of any kind
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise LpoError(f"can't read the prompts: {first}", str(path), "see the kinds in lpo/evaluate/prompts.py") from error
+        remedy = "see the kinds of files in lpo/evaluate/prompts.py"
+        raise LpoError(f"can't read the prompts: {first}", str(path), remedy) from error
 
 
 def _parquet(path: Path) -> pd.DataFrame:

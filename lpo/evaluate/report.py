@@ -19,6 +19,7 @@ import pandas as pd
 
 from lpo.evaluate import plots
 from lpo.evaluate.card import model_card
+from lpo.evaluate.judge_section import judges, title
 from lpo.evaluate.markup import (
     figure,
     flat,
@@ -81,7 +82,9 @@ def render_report(context: ReportContext) -> str:
     """The page. Raises LpoError if the pictures of results do not pair up."""
     metrics = context.metrics
     evaluate = metrics.get("evaluate")
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in SHOWN.items())
+    judged = evaluate is not None and "judges" in evaluate  # by judges of real pictures
+    shown = {name: title for name, title in SHOWN.items() if name != "changes"} if judged else SHOWN
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in shown.items())
     base = context.params["model"]["path"]
     top = (
         f'<header>\n<p class="over">Latent preference optimisation of {escape(str(base))}</p>\n'
@@ -90,8 +93,7 @@ def render_report(context: ReportContext) -> str:
     )
     sections = [
         pictures(context.results, context.params),
-        wins(evaluate),
-        changes(evaluate),
+        *([judges(evaluate)] if evaluate is not None and judged else [wins(evaluate), changes(evaluate)]),
         reward_model(metrics.get("lrm"), context.lrm_history),
         tuning(metrics.get("lpo"), context.lpo_history),
         _data(context),
@@ -113,7 +115,8 @@ def headline(evaluate: Json | None) -> str:
     else:
         verdict = "Tuning made no difference that these prompts can show"
     prompts = f"{plain(row['prompts'])} held-out prompts against its own base"
-    return f"{verdict}: it wins {percent(row['value'])} of {prompts} (95 % interval {percents(row)})."
+    judge = f" by {title(evaluate['judge'])}" if "judge" in evaluate else ""
+    return f"{verdict}: it wins {percent(row['value'])} of {prompts}{judge} (95 % interval {percents(row)})."
 
 
 def _lead(params: Json, evaluate: Json | None) -> str:

@@ -69,6 +69,27 @@ def mean_difference(
     return mean(_checked(values_a, groups) - _checked(values_b, groups), groups, resamples, seed)
 
 
+def mean_of_strata(
+    values: ArrayLike, groups: Groups, strata: Groups, resamples: int = RESAMPLES, seed: int = 0
+) -> Figures:
+    """Mean over strata of their means, each stratum with the same weight: {value, low, high, prompts}.
+
+        value = (1/K) sum_k mean of the values of stratum k
+
+    The prompts of each stratum are drawn again among themselves. strata: (N,) names. Raises as mean does.
+    """
+    data, names = _checked(values, groups), np.asarray(strata)
+    kinds = np.unique(names)
+    means, prompts = np.zeros(resamples), 0
+    value = 0.0
+    for place, kind in enumerate(kinds):
+        mine = names == kind
+        drawn, count = _resampled(data[mine], np.asarray(groups)[mine], resamples, seed + place)
+        means, prompts, value = means + drawn, prompts + count, value + float(data[mine].mean())
+    low, high = np.quantile(means / len(kinds), (0.025, 0.975))
+    return {"value": value / len(kinds), "low": float(low), "high": float(high), "prompts": prompts}
+
+
 def wilson(hits: float, trials: int) -> tuple[float, float]:
     """95 % interval of a share of independent trials (no prompt twice): (low, high).
 

@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from lpo.errors import LpoError
 from lpo.rewards.clip_pair import ClipPair
-from lpo.rewards.published_files import fill, file_of, tokenizer_of, weights_of
+from lpo.rewards.published_files import file_of, fill, tokenizer_of, weights_of
 
 FILES = {"hps_v2": "HPS_v2_compressed.pt", "hps_v2_1": "HPS_v2.1_compressed.pt"}
 HEAD_WIDTH = {"vision": 80, "text": 64}  # of ViT-H/14; shapes do not tell them

@@ -28,7 +28,7 @@ from transformers import (
 
 from lpo.errors import LpoError
 from lpo.rewards.clip_pair import Pixels
-from lpo.rewards.published_files import fill, file_of, tokenizer_of, weights_of
+from lpo.rewards.published_files import file_of, fill, tokenizer_of, weights_of
 
 WEIGHTS, TEXT_CONFIG = "ImageReward.pt", "med_config.json"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of raw scores in its training data

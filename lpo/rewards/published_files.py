@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -17,6 +17,7 @@ from torch import nn
 from lpo.errors import LpoError
 from lpo.files import inside
 
+M = TypeVar("M", bound=nn.Module)
 REMEDY = "name a folder that holds it or a hub id, and check the connection to the hub"
 
 
@@ -76,7 +77,7 @@ def tokenizer_of(cls: Any, source: str) -> Any:
     return from_pretrained(cls, source)
 
 
-def fill(module: nn.Module, weights: Mapping[str, torch.Tensor], where: str) -> nn.Module:
+def fill(module: M, weights: Mapping[str, torch.Tensor], where: str) -> M:
     """The module with these weights in float32, frozen.
 
     Raises:

@@ -2,6 +2,8 @@
 
 With a model in models/promoted, that one too. Finished pictures are kept in .checkpoints/evaluate/, by what they depend
 on: a killed run goes on at the model where it stopped, and only a new model is drawn again.
+
+Judged by the embedded world's own judge; with others (evaluate.judges) the work is that of lpo/stages/judged.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from lpo.emoji.scenes import parse
 from lpo.errors import LpoError
 from lpo.evaluate.generation import generate, to_tensor
 from lpo.evaluate.metrics import evaluate_results
+from lpo.evaluate.reward_judge import RewardJudge
 from lpo.families import load_family
 from lpo.families.sd import SD
 from lpo.files import folder_hash, key_of, replacing, write_json, write_parquet
@@ -46,6 +49,11 @@ def run(params: Params) -> None:
     A promoted model that is the tuned one itself is named in the metrics and not compared.
     """
     config = params.evaluate
+    if config.judges != ("emoji",):
+        from lpo.stages import judged  # its imports take seconds, which the embedded world need not wait for
+
+        judged.run(params)
+        return
     table = pd.read_parquet("data/prompts.parquet").query("split == 'test'").head(config.prompts)
     if len(table) < config.prompts:
         raise LpoError(
@@ -147,13 +155,7 @@ def assess(pictures: np.ndarray, table: pd.DataFrame, seeds: list[int], jury: Ju
     )
 
 
-@torch.no_grad()
-def reward_scores(pictures: np.ndarray, prompts: list[str], jury: Jury, t: int = 1) -> np.ndarray:
-    """The latent reward model's own scores of finished pictures: to be read for reward hacking, never as a result."""
-    null, parts = jury.reward.encode_prompts([""]), []
-    for start in range(0, len(pictures), ENCODED_AT_ONCE):
-        part = slice(start, start + ENCODED_AT_ONCE)
-        latents = jury.family.scale(jury.family.encode_images(to_tensor(pictures[part])).chunk(2, dim=1)[0])
-        steps = torch.full((len(latents),), t, device=jury.family.device)
-        parts.append(jury.reward.score(latents, steps, jury.reward.encode_prompts(prompts[part]), null).cpu())
-    return torch.cat(parts).numpy()
+def reward_scores(pictures: np.ndarray, prompts: list[str], jury: Jury) -> np.ndarray:
+    reward = RewardJudge(jury.family, jury.reward)
+    parts = [slice(start, start + ENCODED_AT_ONCE) for start in range(0, len(pictures), ENCODED_AT_ONCE)]
+    return torch.cat([reward.score_pixels(pictures[part], prompts[part]) for part in parts]).numpy()

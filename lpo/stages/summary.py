@@ -14,7 +14,8 @@ from typing import Any
 import typer
 
 from lpo.errors import LpoError
-from lpo.evaluate.markup import percent, percents, plain, points
+from lpo.evaluate.judge_section import title
+from lpo.evaluate.markup import percent, percents, plain, points, signed
 
 METRICS = Path("metrics")
 REPORT = Path("data/report/index.html")
@@ -53,13 +54,18 @@ def _rows() -> Iterator[tuple[str, str, str]]:
     """(figure, value, interval) of every row; an interval that no stage measures is left empty."""
     if found := _read("evaluate"):
         for name, words in AXES.items():
-            rate = found["win_rate"][name]
-            yield f"Tuned model wins over its base: {words}", percent(rate["value"]), percents(rate)
-        right = found["all_correct"]
-        low, high = points(right["low"]), points(right["high"])
-        yield "Pictures right in everything, before", percent(right["base"]), ""
-        yield "Pictures right in everything, after", percent(right["tuned"]), ""
-        yield "Pictures right in everything, change", f"{points(right['difference'])} points", f"{low} to {high} points"
+            if rate := found["win_rate"].get(name):
+                by = f", by {title(found['judge'])}" if "judge" in found else ""
+                yield f"Tuned model wins over its base: {words}{by}", percent(rate["value"]), percents(rate)
+        for name, row in found.get("judges", {}).items():
+            change, low, high = (signed(row[key]) for key in ("difference", "low", "high"))
+            yield f"{title(name)}: mean {row['base']:.3f} before, change", change, f"{low} to {high}"
+        if right := found.get("all_correct"):
+            low, high = points(right["low"]), points(right["high"])
+            yield "Pictures right in everything, before", percent(right["base"]), ""
+            yield "Pictures right in everything, after", percent(right["tuned"]), ""
+            change = f"{points(right['difference'])} points"
+            yield "Pictures right in everything, change", change, f"{low} to {high} points"
     if found := _read("lrm"):
         yield "Reward model right on held-out pairs: mean over timesteps", percent(found["accuracy"]["mean"]), ""
         bins = found["accuracy"]["by_timestep"]
@@ -76,6 +82,11 @@ def _evaluate() -> Iterator[str]:
         return
     rates = found["win_rate"]
     yield f"Win rate of the tuned model over its base, same guidance, {rates['overall']['prompts']} held-out prompts"
+    for name, row in found.get("judges", {}).items():
+        means = f"mean {row['base']:.3f} before, {row['tuned']:.3f} after"
+        yield f"  {title(name):<11} {_interval(row['win_rate'])}  {means}"
+    if "all_correct" not in found:
+        return
     for name in ("overall", "alignment", "aesthetics"):
         yield f"  {name:<11} {_interval(rates[name])}"
     promoted = found.get("promoted", {})

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from lpo.errors import LpoError
-from lpo.evaluate.metrics import evaluate_results, paired
+from lpo.evaluate.metrics import evaluate_results, judged_results, paired
 
 
 def results() -> pd.DataFrame:
@@ -107,3 +107,40 @@ def test_a_score_that_is_not_finite_is_refused():
     frame.loc[2, "clip"] = np.nan
     with pytest.raises(LpoError, match="not finite"):
         evaluate_results(frame)
+
+
+def judged() -> pd.DataFrame:
+    """Two tasks with unlike numbers of prompts; a picture's verdicts of base and tuned model by hand."""
+    world = [
+        # prompt, task, (pickscore, geneval) of base and tuned
+        ("a cat", "single", (20.0, 0), (21.0, 1)),
+        ("a dog", "single", (20.0, 1), (21.0, 1)),
+        ("a car", "single", (20.0, 0), (19.0, 0)),
+        ("two cats", "count", (20.0, 0), (22.0, 1)),
+    ]
+    rows = []
+    for prompt, category, *sides in world:
+        for model, (score, right) in zip(("base", "base_matched", "tuned"), (sides[0], *sides), strict=True):
+            rows.append({"prompt": prompt, "category": category, "seed": 1, "model": model, "png": b"",
+                         "pickscore": score, "geneval": float(right), "lrm": -score})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_judges_by_hand():
+    found = judged_results(judged(), ["pickscore", "geneval"])
+    row = found["judges"]["pickscore"]
+    assert (row["base"], row["tuned"], row["difference"]) == (20.0, 20.75, 0.75)
+    assert row["win_rate"]["value"] == found["win_rate"]["overall"]["value"] == 3 / 4
+    assert row["low"] < 0.75 < row["high"] and found["judge"] == "pickscore"
+    assert found["by_category"]["count"]["overall"]["value"] == 1.0
+    assert found["reward"]["difference"] == -0.75
+    assert "geneval" not in judged_results(judged(), ["pickscore"])
+    json.dumps(found)
+
+
+def test_geneval_is_the_mean_of_its_tasks_not_of_its_pictures():
+    overall = judged_results(judged(), ["geneval"])["geneval"]["overall"]
+    assert overall["base"] == pytest.approx((1 / 3 + 0) / 2, abs=1e-5)
+    assert overall["tuned"] == pytest.approx((2 / 3 + 1) / 2, abs=1e-5)
+    assert overall["difference"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-5)
+    assert overall["low"] <= overall["difference"] <= overall["high"] and overall["prompts"] == 4

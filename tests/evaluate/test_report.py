@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from lpo.evaluate import plots
-from lpo.evaluate.metrics import evaluate_results
+from lpo.evaluate.metrics import evaluate_results, judged_results
 from lpo.evaluate.pictures import choose
 from lpo.evaluate.report import Artifact, ReportContext, headline, model_card, render_report
 from lpo.evaluate.sections import timesteps
@@ -303,3 +303,23 @@ def test_model_card_cannot_be_broken_by_a_path():
     card = model_card(PARAMS | {"model": {"path": path}}, metrics())
     front = yaml.safe_load(card.removeprefix("---\n").split("\n---\n\n# ")[0])
     assert front["base_model"] == path and "evil" not in front
+
+
+def judged() -> pd.DataFrame:
+    """Made up: judged by PickScore and GenEval; the tuned model gains i - 4 in PickScore on prompt i."""
+    frame = results()[["prompt", "category", "seed", "model", "png"]].copy()
+    gain = (frame["seed"] - 4.0) * (frame["model"] == "tuned")
+    return frame.assign(pickscore=20 + gain, geneval=(gain > 0).astype(float), lrm=gain)
+
+
+def test_judges_of_real_pictures_have_a_section_of_their_own():
+    frame = judged()
+    found = metrics() | {"evaluate": judged_results(frame, ["pickscore", "geneval"], 100) | {"prompts_left_out": 3}}
+    page = render_report(context(results=frame, metrics=found))
+    assert "by PickScore (95 % interval" in headline(found["evaluate"])
+    for words in ("<h2>Judges</h2>", "<td class=\"text\">PickScore</td>", "<h3>GenEval</h3>", "The reward itself",
+                  "3 prompts of the file were left out", "The largest gains in PickScore"):  # fmt: skip
+        assert words in page, words
+    assert "What changed" not in page and "all right" not in page and "<script>" not in page
+    card = model_card(PARAMS, found)
+    assert "| PickScore |" in card and "verdict overall is that of PickScore" in card

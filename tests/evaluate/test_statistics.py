@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lpo.errors import LpoError
-from lpo.evaluate.statistics import mean, mean_difference, share, wilson, win_rate
+from lpo.evaluate.statistics import mean, mean_difference, mean_of_strata, share, wilson, win_rate
 
 
 def test_win_rate_counts_a_tie_half_and_states_the_share_of_ties():
@@ -122,3 +122,15 @@ def test_what_has_no_mean_is_refused(values, groups, words):
 def test_wilson_refuses_more_hits_than_trials():
     with pytest.raises(LpoError, match="no share"):
         wilson(11, 10)
+
+
+def test_strata_weigh_the_same_whatever_their_size():
+    found = mean_of_strata([1, 1, 1, 0, 0], ["a", "b", "c", "d", "d"], ["x", "x", "x", "y", "y"])
+    assert (found["value"], found["prompts"]) == (0.5, 4)
+    assert (found["low"], found["high"]) == (0.5, 0.5)  # prompts are drawn within their own stratum, which never varies
+
+
+def test_one_stratum_is_the_mean():
+    rng = np.random.default_rng(0)
+    values, groups = rng.normal(size=60), np.arange(60) // 2
+    assert mean_of_strata(values, groups, ["x"] * 60, seed=3) == pytest.approx(mean(values, groups, seed=3))

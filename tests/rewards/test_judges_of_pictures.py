@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from judge_folders import clip_folder, hps_folder, imagereward_folder
-from published import photo
+from PIL import Image
+from published_judges import VIT_H_14, OpenClip, photo
 from transformers import BertTokenizer, CLIPModel
 
 from lpo.emoji.vocabulary import make_tokenizer
@@ -54,6 +55,18 @@ def test_hps_scores_as_open_clip_does_with_the_same_weights(tmp_path):
     assert not torch.allclose(other, judge.score(PHOTOS, PROMPTS))  # each version reads its own file
 
 
+def test_hps_at_full_size_is_vit_h_14():
+    """On the meta device: every name and shape of CLIPModel is filled, and nothing is left over."""
+    with torch.device("meta"):
+        published = OpenClip(49408, 77, **VIT_H_14).state_dict() | {"attn_mask": torch.empty(77, 77)}
+        model = CLIPModel(hps.clip_config(published, make_tokenizer()))
+    found = {name: value.shape for name, value in hps.clip_weights(published).items()}
+    assert found == {name: value.shape for name, value in model.state_dict().items()}
+    assert sum(value.numel() for value in model.parameters()) == 986_109_441  # as OpenCLIP counts it
+    assert model.config.vision_config.num_attention_heads == model.config.text_config.num_attention_heads == 16
+    assert model.config.vision_config.image_size == 224
+
+
 def test_hps_pads_what_is_not_square_with_black():
     """224 x 112: the longer side to 28, and 7 black columns left and right."""
     found = hps.pixels(photo(0, 112, 224), 28)
@@ -78,12 +91,15 @@ def test_imagereward_scores_as_published_with_the_same_weights(tmp_path):
     assert words.input_ids.shape == (3, 35) and expected.std() > 0.01
 
 
-def test_imagereward_reads_larger_pictures_by_shorter_side_and_centre(tmp_path):
-    """A wide picture scores as its middle square does, but for the rows that resizing blends in at the cut."""
+def test_imagereward_reads_the_middle_square_of_a_wide_picture(tmp_path):
+    """64 x 32 with a red left, a green middle and a blue right: only green is left of it."""
     imagereward_folder(tmp_path)
     judge = imagereward.load(str(tmp_path), str(tmp_path), CPU)
-    pixels = judge.pixels([photo(0, 96, 64), photo(0, 32, 32)])
-    assert pixels.shape == (2, 3, 32, 32)
+    wide = Image.new("RGB", (64, 32), "lime")
+    wide.paste("red", (0, 0, 16, 32))
+    wide.paste("blue", (48, 0, 64, 32))
+    square = Image.new("RGB", (32, 32), "lime")
+    torch.testing.assert_close(judge.pixels([wide]), judge.pixels([square]))
 
 
 def test_a_batch_scores_as_its_rows_do(tmp_path):

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import torch
-from published import MED, OpenClip, PublishedImageReward, randomise
+from published_judges import MED, TINY_OPEN_CLIP, OpenClip, PublishedImageReward, randomise
 from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from lpo.emoji.vocabulary import make_tokenizer
@@ -43,7 +43,7 @@ def hps_folder(folder: Path, seed: int = 0) -> OpenClip:
     tokenizer = make_tokenizer()
     models = []
     for place, name in enumerate(("HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt")):
-        model = OpenClip(len(tokenizer), tokenizer.model_max_length)
+        model = OpenClip(len(tokenizer), tokenizer.model_max_length, **TINY_OPEN_CLIP)
         randomise(model, seed + place)
         state = {key: value.half() for key, value in model.state_dict().items()}
         model.load_state_dict({key: value.float() for key, value in state.items()})

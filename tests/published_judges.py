@@ -32,11 +32,11 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 
 class ResidualBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, inner: int) -> None:
         super().__init__()
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 2 * width), "c_proj": nn.Linear(2 * width, width)})
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, inner), "c_proj": nn.Linear(inner, width)})
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         y = self.ln_1(x)
@@ -45,9 +45,9 @@ class ResidualBlock(nn.Module):
 
 
 class Blocks(nn.Module):
-    def __init__(self, width: int, heads: int, layers: int) -> None:
+    def __init__(self, width: int, heads: int, inner: int, layers: int) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(ResidualBlock(width, heads) for _ in range(layers))
+        self.resblocks = nn.ModuleList(ResidualBlock(width, heads, inner) for _ in range(layers))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         for block in self.resblocks:
@@ -56,14 +56,16 @@ class Blocks(nn.Module):
 
 
 class Visual(nn.Module):
-    def __init__(self, width: int, heads: int, size: int, patch: int, output: int) -> None:
+    def __init__(
+        self, width: int, heads: int, inner: int, layers: int, size: int, patch: int, output: int
+    ) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty((size // patch) ** 2 + 1, width))
         self.proj = nn.Parameter(torch.empty(width, output))
         self.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
         self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.transformer = Blocks(width, heads, layers=2)
+        self.transformer = Blocks(width, heads, inner, layers)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         x = self.conv1(pixels).flatten(2).transpose(1, 2)
@@ -74,14 +76,14 @@ class Visual(nn.Module):
 class OpenClip(nn.Module):
     """ViT-H/14's layout: heads of 80 in the vision tower, of 64 in the text tower."""
 
-    def __init__(self, vocabulary: int, length: int) -> None:
+    def __init__(self, vocabulary: int, length: int, visual: dict[str, int], text: dict[str, int]) -> None:
         super().__init__()
-        self.visual = Visual(width=160, heads=2, size=28, patch=14, output=24)
-        self.transformer = Blocks(width=128, heads=2, layers=2)
-        self.token_embedding = nn.Embedding(vocabulary, 128)
-        self.positional_embedding = nn.Parameter(torch.empty(length, 128))
-        self.ln_final = nn.LayerNorm(128)
-        self.text_projection = nn.Parameter(torch.empty(128, 24))
+        self.visual = Visual(**visual)
+        self.transformer = Blocks(**text)
+        self.token_embedding = nn.Embedding(vocabulary, text["width"])
+        self.positional_embedding = nn.Parameter(torch.empty(length, text["width"]))
+        self.ln_final = nn.LayerNorm(text["width"])
+        self.text_projection = nn.Parameter(torch.empty(text["width"], visual["output"]))
         self.logit_scale = nn.Parameter(torch.tensor(math.log(100)))
 
     def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
@@ -89,6 +91,16 @@ class OpenClip(nn.Module):
         x = self.token_embedding(ids) + self.positional_embedding
         x = self.ln_final(self.transformer(x, mask))
         return x[torch.arange(len(x)), ids.argmax(1)] @ self.text_projection  # the end of text has the highest id
+
+
+TINY_OPEN_CLIP = {
+    "visual": {"width": 160, "heads": 2, "inner": 320, "layers": 2, "size": 28, "patch": 14, "output": 24},
+    "text": {"width": 128, "heads": 2, "inner": 256, "layers": 2},
+}
+VIT_H_14 = {
+    "visual": {"width": 1280, "heads": 16, "inner": 5120, "layers": 32, "size": 224, "patch": 14, "output": 1024},
+    "text": {"width": 1024, "heads": 16, "inner": 4096, "layers": 24},
+}
 
 
 class VisionBlock(nn.Module):
@@ -105,7 +117,9 @@ class VisionBlock(nn.Module):
         return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, keep: torch.Tensor | None = None) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, keep: torch.Tensor | None = None
+) -> torch.Tensor:
     """softmax(q k^T / sqrt(d)) v of each head; `keep` (B, keys) is 0 where a key is padding."""
     q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     weights = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])

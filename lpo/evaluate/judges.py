@@ -1,0 +1,77 @@
+"""Judges of real pictures: which files they need, and how one is loaded.
+
+A judge has `score(pictures, prompts) -> (N,)`, more is better. They are large, so one is in memory at a time.
+
+    pickscore          exp(logit_scale) cos, about 20 to 23       lpo/rewards/pickscore.py
+    imagereward        standardised, about -2 to 2                lpo/rewards/imagereward.py
+    hps_v2, hps_v2_1   100 cos, about 24 to 32                    lpo/rewards/hps.py
+    geneval            1 or 0: all of the task is right           lpo/evaluate/geneval.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from PIL import Image
+
+from lpo.config import JudgeModels
+from lpo.errors import LpoError
+from lpo.evaluate import detector
+from lpo.rewards import hps, imagereward, pickscore
+from lpo.rewards.published_files import file_of
+
+
+class Judge(Protocol):
+    def score(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor: ...
+
+
+def load_judge(name: str, models: JudgeModels, tasks: Mapping[str, str], device: torch.device) -> Judge:
+    """The judge `name`; `tasks` maps the prompts of GenEval to their tasks. Raises LpoError where a part is missing."""
+    match name:
+        case "pickscore":
+            return pickscore.load(models.pickscore, models.clip_h, device)
+        case "imagereward":
+            return imagereward.load(models.imagereward, models.imagereward_tokenizer, device)
+        case "hps_v2" | "hps_v2_1":
+            return hps.load(name, models.hps, models.clip_h, device)
+        case "geneval":
+            return detector.load(models.geneval_detector, models.geneval_clip, tasks, device)
+        # The scorers of MPCF are judges too: aesthetic, clip and vqa get one case each here (and in sources_of).
+    raise LpoError(f"no judge {name!r}", "params.yaml: evaluate.judges", "use a name of lpo/config.py")
+
+
+def sources_of(name: str, models: JudgeModels) -> list[tuple[str, str]]:
+    """(folder or hub id, a file of it that says what it is) of everything that a judge loads."""
+    config = "config.json"
+    return {
+        "pickscore": [(models.pickscore, config), (models.clip_h, "tokenizer_config.json")],
+        "imagereward": [
+            (models.imagereward, imagereward.WEIGHTS), (models.imagereward, imagereward.TEXT_CONFIG),
+            (models.imagereward_tokenizer, "tokenizer_config.json"),
+        ],
+        "hps_v2": [(models.hps, hps.FILES["hps_v2"]), (models.clip_h, "tokenizer_config.json")],
+        "hps_v2_1": [(models.hps, hps.FILES["hps_v2_1"]), (models.clip_h, "tokenizer_config.json")],
+        "geneval": [(models.geneval_detector, config), (models.geneval_clip, config)],
+    }[name]  # fmt: skip
+
+
+def check_judges(names: Sequence[str], models: JudgeModels, tasks: Mapping[str, str], prompts: int) -> None:
+    """Look at every judge before the first picture is drawn; what is on the hub and not here is downloaded.
+
+    Raises:
+        LpoError: with everything that is missing.
+    """
+    wrong = []
+    for name in names:
+        for source, file in sources_of(name, models):
+            try:
+                file_of(source, file)
+            except LpoError as error:
+                wrong.append(f"{name}: {source}: {error.what}")
+    if "geneval" in names and len(tasks) < prompts:
+        wrong.append(f"geneval: {prompts - len(tasks)} of {prompts} prompts have no task (tag, include)")
+    if wrong:
+        where = "params.yaml: evaluate.judges, evaluate.judge_models, evaluate.prompts_file"
+        raise LpoError("the judges are not all here:\n  " + "\n  ".join(wrong), where, "get them, or leave them out")

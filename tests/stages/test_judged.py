@@ -1,0 +1,173 @@
+"""evaluate with judges of real pictures: tiny random models in the published layouts, from prompts to metrics."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from judge_folders import clip_folder, hps_folder, imagereward_folder
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lpo.config import Params, load_params
+from lpo.errors import LpoError
+from lpo.evaluate import judging
+from lpo.files import write_parquet
+from lpo.rewards import pickscore
+from lpo.stages import evaluate, judged, report, summary
+
+JUDGES = ("pickscore", "hps_v2", "imagereward")
+PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
+
+
+@pytest.fixture
+def params(project: Path, tiny_base: Path, tiny, tiny_reward) -> Params:
+    """A project with a base, a reward, a LoRA that does something, judges, and a file of prompts."""
+    Path("data/lrm").mkdir(parents=True)
+    tiny_reward.save(Path("data/lrm"))
+    tiny.add_lora(2, seed=0)
+    generator = torch.Generator().manual_seed(7)
+    Path("data/lpo").mkdir()
+    state = {name: torch.randn(value.shape, generator=generator) for name, value in tiny.lora_state().items()}
+    tiny.save_lora(Path("data/lpo"), state)
+    clip_folder(project / "clip")
+    hps_folder(project / "hps")
+    imagereward_folder(project / "imagereward")
+    (project / "prompts.txt").write_text("\n".join([*PROMPTS, "a training prompt", "a cat"]))
+    write_parquet("data/prompts.parquet", pd.DataFrame({"prompt": ["A training  prompt"], "split": ["train"]}))
+    found = load_params()
+    models = dataclasses.replace(
+        found.evaluate.judge_models, pickscore="clip", clip_h="clip", hps="hps", imagereward="imagereward",
+        imagereward_tokenizer="imagereward",
+    )  # fmt: skip
+    config = dataclasses.replace(
+        found.evaluate, judges=JUDGES, prompts_file="prompts.txt", prompts=3, images_per_prompt=2, batch_size=2,
+        num_inference_steps=2, judge_batch_size=2, bootstrap=50, judge_models=models, guidance_scale=2.0,
+        base_guidance_scale=2.0,
+    )  # fmt: skip
+    model = dataclasses.replace(found.model, path=str(tiny_base))
+    return dataclasses.replace(found, evaluate=config, model=model)
+
+
+def change(params: Params, **values: object) -> Params:
+    return dataclasses.replace(params, evaluate=dataclasses.replace(params.evaluate, **values))
+
+
+def read() -> tuple[pd.DataFrame, dict]:
+    return pd.read_parquet("data/evaluation/results.parquet"), json.loads(Path("metrics/evaluate.json").read_text())
+
+
+def test_every_picture_is_drawn_and_judged(params):
+    evaluate.run(params)
+    results, metrics = read()
+    assert list(results) == ["prompt", "category", "seed", "model", "png", *JUDGES, "lrm"]
+    assert results.groupby(["model", "prompt"]).size().tolist() == [2] * 9  # three models, three prompts
+    assert (metrics["prompts"], metrics["images"], metrics["prompts_left_out"]) == (3, 6, 2)
+    assert set(metrics["judges"]) == set(JUDGES) and metrics["judge"] == "pickscore"
+    assert metrics["win_rate"] == metrics["win_rate_default_cfg"]  # one guidance scale for both sides
+    left = pd.read_parquet("data/evaluation/left_out.parquet")
+    assert left["reason"].tolist() == ["a training prompt", "there before"]
+    pictures = pd.concat(map(pd.read_parquet, sorted(Path("data/evaluation/pictures").iterdir())))
+    assert len(pictures) == 12
+
+    judge = pickscore.load("clip", "clip", torch.device("cpu"))  # the scores are those of the pictures that are kept
+    row = pictures.query("model == 'tuned'").iloc[3]
+    score = judge.score([Image.open(io.BytesIO(row["png"]))], [row["prompt"]])
+    mine = results.query("model == 'tuned' and seed == @row.seed")["pickscore"].item()
+    assert mine == pytest.approx(float(score), abs=1e-4)
+    assert not results.query("model == 'tuned'")["png"].reset_index(drop=True).equals(
+        results.query("model == 'base'")["png"].reset_index(drop=True)
+    )
+
+
+def test_report_and_summary_read_what_evaluate_wrote(params, capsys):
+    evaluate.run(params)
+    report.run(params)
+    page = Path("data/report/index.html").read_text()
+    assert "<h2>Judges</h2>" in page and "by PickScore (95 % interval" in page and "ImageReward" in page
+    assert "Missing: metrics/evaluate.json" not in page
+    capsys.readouterr()
+    summary.run()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["HPSv2", "ImageReward", "PickScore"]
+    summary.run(markdown=True)
+    assert "| Tuned model wins over its base: overall, by PickScore |" in capsys.readouterr().out
+
+
+def test_killed_and_resumed_is_the_same_and_repeats_nothing(params, monkeypatch):
+    judged.run(params)
+    before, metrics = read()
+    for file in Path(".checkpoints/evaluate").rglob("imagereward-*/tuned-00001.parquet"):
+        file.unlink()
+    for file in Path(".checkpoints/evaluate").glob("*/tuned-*/tuned-00002.parquet"):
+        file.unlink()
+    drawn = []
+    original = judged.generate
+    monkeypatch.setattr(judged, "generate", lambda *args: drawn.append(args[1]) or original(*args))
+    judged.run(params)
+    again, more = read()
+    pd.testing.assert_frame_equal(before, again)
+    assert more == metrics and drawn == [[PROMPTS[2]] * 2]
+
+
+def test_another_judge_draws_nothing_and_another_lora_draws_one_side(params, monkeypatch):
+    judged.run(change(params, judges=("hps_v2",)))
+    monkeypatch.setattr(judged, "load_judge", lambda *args: pytest.fail("hps_v2 has judged these")
+                        if args[0] == "hps_v2" else pickscore.load("clip", "clip", torch.device("cpu")))  # fmt: skip
+    drawn, original = [], judged.generate
+    monkeypatch.setattr(judged, "generate", lambda *args: drawn.append(args[1]) or original(*args))
+    judged.run(change(params, judges=("hps_v2", "pickscore")))
+    assert drawn == []
+    first, _ = read()
+    lora = Path("data/lpo/pytorch_lora_weights.safetensors")
+    save_file({name: 0.5 * value for name, value in load_file(lora).items()}, lora)
+    judged.run(change(params, judges=("pickscore",)))
+    assert len(drawn) == 3  # batches of the tuned side
+    second, _ = read()
+    scores = {
+        model: [frame[frame["model"] == model]["pickscore"].tolist() for frame in (first, second)]
+        for model in ("base", "tuned")
+    }
+    assert scores["base"][0] == scores["base"][1] and scores["tuned"][0] != scores["tuned"][1]
+
+
+def test_the_base_at_its_own_guidance_scale_is_a_third_side(params):
+    judged.run(change(params, base_guidance_scale=4.0, judges=("hps_v2",)))
+    results, metrics = read()
+    sides = {name: rows["hps_v2"].tolist() for name, rows in results.groupby("model")}
+    assert set(sides) == {"base", "base_matched", "tuned"} and sides["base"] != sides["base_matched"]
+    assert len(metrics["win_rate_default_cfg"]) == 1
+
+
+def test_everything_missing_is_named_before_anything_is_drawn(params, monkeypatch):
+    monkeypatch.setattr(judged, "load_family", lambda *_: pytest.fail("nothing may be loaded"))
+    models = dataclasses.replace(params.evaluate.judge_models, pickscore="nobody/nothing", hps="clip")
+    with pytest.raises(LpoError) as caught:
+        judged.run(change(params, judges=(*JUDGES, "geneval"), judge_models=models))
+    for part in ("pickscore: nobody/nothing", "hps_v2: clip: there is no HPS_v2_compressed.pt",
+                 "geneval: 3 of 3 prompts have no task"):  # fmt: skip
+        assert part in str(caught.value)
+    with pytest.raises(LpoError, match=r"4 prompts are asked for, there are 3 \(2 left out\)"):
+        judged.run(change(params, prompts=4))
+
+
+def test_a_score_that_is_no_number_stops_the_stage_with_its_prompt(params, monkeypatch):
+    class Broken:
+        def score(self, pictures, prompts):
+            return torch.tensor([float("nan") if prompt == PROMPTS[1] else 1.0 for prompt in prompts])
+
+    monkeypatch.setattr(judged, "load_judge", lambda *_: Broken())
+    with pytest.raises(LpoError, match=f"pickscore gives nan to 2 pictures, the first of '{PROMPTS[1]}'"):
+        judged.run(params)
+
+
+def test_large_pictures_are_shown_small():
+    buffer = io.BytesIO()
+    Image.new("RGB", (1024, 512), "red").save(buffer, "PNG")
+    assert Image.open(io.BytesIO(judging.preview(buffer.getvalue()))).size == (256, 128)
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
+    assert judging.preview(buffer.getvalue()) == buffer.getvalue()
