@@ -298,6 +298,18 @@ def test_a_changed_parameter_runs_its_stage_and_those_after_it(
         assert ran(dvc(finished, "repro", "--dry", "--force-downstream")) == expected
 
 
+def test_new_pairs_run_what_reads_them_and_a_promotion_what_compares(finished: Path) -> None:
+    for file, expected in (
+        ("data/collected/train-0.parquet", ["score", "filter", "encode"]),  # what follows depends on what they make
+        ("models/promoted/pytorch_lora_weights.safetensors", ["evaluate", "report"]),
+    ):
+        (finished / file).write_bytes(b"new")
+        try:
+            assert ran(dvc(finished, "repro", "--dry")) == expected
+        finally:
+            (finished / file).unlink()
+
+
 def test_another_clone_with_the_remote_runs_nothing(finished: Path) -> None:
     clone = finished.parent / "clone"
     dvc(finished, "push", "--run-cache")
