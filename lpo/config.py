@@ -222,6 +222,14 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Study:
+    seconds: Positive
+    snapshots: Annotated[int, Range(at_least=1)]
+    prompts: Count
+    flip_pairs: Count
+
+
+@dataclass(frozen=True)
 class Tracking:
     wandb: Literal["offline", "online", "disabled"]
     project: str
@@ -241,6 +249,7 @@ class Params:
     lpo: Lpo
     evaluate: Evaluate
     report: Report
+    study: Study
     tracking: Tracking
 
 
