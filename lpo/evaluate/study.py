@@ -89,8 +89,8 @@ def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: s
     """Rows of the table for one question: every arm at equal `seconds` or `prompts`, on every axis.
 
     Args:
-        cells: results.parquet of all cells with arm and run. arms: those of the question; of these, the ones that
-            have a cell for every run that the reference has.
+        cells: results.parquet of all cells with arm, run and reward_seconds. arms: those of the question; of these,
+            the ones that have a cell for every run that the reference has.
 
     An arm without a snapshot within the limit in some run is left out.
     """
@@ -114,7 +114,7 @@ def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: s
             row: dict[str, Any] = {"question": question, "arm": arm, "equal": equal, "limit": limit, "axis": axis}
             ties = float(np.mean(np.concatenate(values) == CHANCE))
             row |= {"runs": len(runs), "pictures": sum(len(v) for v in values), "ties": ties}
-            row |= {name: float(np.mean([u[name] for u in used])) for name in ("seconds", "prompts")}
+            row |= {name: float(np.mean([u[name] for u in used])) for name in ("seconds", "reward_seconds", "prompts")}
             row |= interval(values, CHANCE)
             if arm != REFERENCE and REFERENCE in found:
                 gaps = [mine - other for mine, other in zip(values, found[REFERENCE], strict=True)]

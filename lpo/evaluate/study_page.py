@@ -17,8 +17,13 @@ HOW = (
     "that the base draws from the same prompts and seeds, by the judge, which no arm was trained on or selected with. "
     "A win rate counts a tie half. Intervals are 95 %, from drawing runs and, within runs, prompts again; with {runs} "
     "run(s) the upper level {coarse}. p is corrected by Holm's method over the arms of a question. The reward's own "
-    "training is not on the clock; it is the same for every arm that shares it."
+    "training is not on the clock: its seconds, estimated from a few of its steps on the same machine, stand beside."
 )
+
+HEAD = (
+    "arm", "overall", "alignment", "aesthetics", "ties", "less the reference", "p (Holm)", "seconds", "of its reward",
+    "prompts",
+)  # fmt: skip
 
 
 def render(
@@ -88,30 +93,15 @@ def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
         shown: list[tuple[str, Mapping[str, Any]]] = [(str(row["arm"]), row.to_dict()) for _, row in utility.iterrows()]
         bodies.append(figure(forest(shown), "Win rates", "Judge's utility, win rate over the base."))
         columns = paper.get("columns", [])
-        head = [
-            "arm",
-            "overall",
-            "alignment",
-            "aesthetics",
-            "ties",
-            "less the reference",
-            "p (Holm)",
-            "seconds",
-            "prompts",
-        ]
+        head = [*HEAD]
         head += [f"paper: {name}" for name in columns]
         lines = []
         for arm in utility["arm"]:
             by_axis = {row["axis"]: row for _, row in part[part["arm"] == arm].iterrows()}
             main = by_axis["utility"]
             line = [str(arm), *(_interval(by_axis[axis]) for axis in ("utility", "alignment", "aesthetic"))]
-            line += [
-                percent(main["ties"]),
-                _difference(main),
-                _p(main),
-                f"{main['seconds']:.0f}",
-                f"{main['prompts']:.0f}",
-            ]
+            line += [percent(main["ties"]), _difference(main), _p(main)]
+            line += [f"{main[name]:.0f}" for name in ("seconds", "reward_seconds", "prompts")]
             known = list(paper.get(arm, []))
             lines.append(line + [plain(value) for value in known] + [""] * (len(columns) - len(known)))
         bodies.append(table(head, lines))

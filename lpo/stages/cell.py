@@ -2,7 +2,7 @@
 
 results.parquet  snapshot (-1: the base), rollout, prompts, seconds (of training so far), prompt, seed, category,
                  alignment, aesthetic, utility, all_correct; one row a picture, prompts and seeds as in every snapshot
-summary.json     method, seed, seconds, rollouts, prompts, updates
+summary.json     method, seed, seconds, rollouts, prompts, updates, reward_step_seconds (0 where no reward is used)
 
 Validation, judging and loading are not on the clock; the judge chooses nothing here. Seconds differ from run to run, so
 a cell is no part of the pipeline and equal inputs do not give equal bytes.
@@ -21,18 +21,23 @@ import pandas as pd
 import torch
 
 from lpo.config import Params
+from lpo.data.latents import Latents
 from lpo.emoji.judge import judge
 from lpo.emoji.scenes import parse
 from lpo.evaluate.generation import generate
 from lpo.families import load_family
 from lpo.families.sd import SD
 from lpo.files import atomic_folder, write_json, write_parquet
-from lpo.stages.lpo import PROMPTS, trainer_of
+from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.spm import StepPreferenceModel
+from lpo.stages.lpo import KEPT, LATENTS, PROMPTS, trainer_of
 from lpo.tracking import Tracker
 from lpo.train.policy import PolicyTrainer
+from lpo.train.reward import RewardTrainer, load_pairs
 
 OUT = Path("studies/cell")
 SEED = 52_000_000  # of the first picture
+TIMED_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,29 @@ def run(params: Params) -> None:
         summary = {
             "method": config.method, "seed": params.seed, "seconds": last.seconds, "rollouts": last.rollout,
             "prompts": last.prompts, "updates": trainer.updates,
+            "reward_step_seconds": reward_step_seconds(trainer, params),
         }  # fmt: skip
         write_json(out / "summary.json", summary)
+
+
+def reward_step_seconds(trainer: PolicyTrainer, params: Params) -> float:
+    """Median seconds of a training step of the method's reward on this machine; leaves the reward trained on.
+
+    The reward comes out of DVC's cache, so its own training cannot be clocked: its steps times this is the estimate.
+    """
+    if trainer.method.select is None:
+        return 0.0
+    reward = trainer.reward
+    assert isinstance(reward, LatentRewardModel | StepPreferenceModel)
+    config = params.lrm if isinstance(reward, LatentRewardModel) else params.spm
+    latents = Latents(LATENTS)
+    pairs = load_pairs(pd.read_parquet(KEPT).query("split == 'train'"), latents, config.example_weights)
+    learner, seconds = RewardTrainer(reward, latents, config, params.seed), []
+    for step in range(TIMED_STEPS + 1):  # the first one warms up
+        start = time.perf_counter()
+        learner.step(pairs, step)
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
 
 
 def chosen(count: int, most: int) -> list[int]:

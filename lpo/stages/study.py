@@ -25,7 +25,9 @@ def run(cells: Path, out: Path) -> Path:
         raise LpoError(f"no cell of the arm {REFERENCE} here", str(cells), "run `make study-quick`")
     frame = pd.concat(
         [
-            pd.read_parquet(folder / "results.parquet").assign(arm=cell["arm"], run=cell["seed"])
+            pd.read_parquet(folder / "results.parquet").assign(
+                arm=cell["arm"], run=cell["seed"], reward_seconds=reward_seconds(folder)
+            )
             for folder, cell in zip(found, about, strict=True)
         ],
         ignore_index=True,
@@ -49,6 +51,13 @@ def run(cells: Path, out: Path) -> Path:
         write_text(folder / "table.csv", table.round(5).to_csv(index=False))
         write_text(folder / "index.html", html)
     return out / "index.html"
+
+
+def reward_seconds(folder: Path) -> float:
+    """What the training of a cell's reward takes on its machine: steps that were trained, times the clocked step."""
+    of_a_step = json.loads((folder / "summary.json").read_text())["reward_step_seconds"]
+    file = folder / "reward.json"
+    return float(of_a_step * json.loads(file.read_text())["steps"]) if of_a_step else 0.0
 
 
 def accuracies(folders: list[Path], about: list[dict[str, Any]]) -> list[dict[str, Any]]:

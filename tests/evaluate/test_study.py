@@ -21,7 +21,7 @@ def cell(arm: str, run: int, snapshots: list[tuple[float, int, float]], prompts:
                 {
                     "arm": arm, "run": run, "snapshot": k - 1, "seconds": seconds, "prompts": used, "prompt": f"p{i}",
                     "seed": i, "utility": 0.0 if k == 0 else better, "aesthetic": 0.0 if k == 0 else better,
-                    "alignment": 1.0,
+                    "alignment": 1.0, "reward_seconds": 7.0,
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -103,9 +103,7 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
         [cell("lpo", 1, [(99, 320, 0.9)]), cell("spo", 1, [(95, 64, 0.5)]), cell("diffusion_dpo", 1, [(95, 900, 0.9)])]
     )
     arms = ["spo", "diffusion_dpo"]
-    rows = pd.DataFrame(
-        comparison(cells, "methods", arms, "seconds") + comparison(cells, "methods", arms, "prompts")
-    )
+    rows = pd.DataFrame(comparison(cells, "methods", arms, "seconds") + comparison(cells, "methods", arms, "prompts"))
     said = conclusion(rows)
     assert "LPO wins 90" in said and "spo 50" in said and "LPO is above it" in said
     assert "LPO is not told apart from it" in said

@@ -113,6 +113,7 @@ def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
     assert (first["prompts"][0], last["prompts"][0]) == (2, 6)
     summary = json.loads(Path("studies/cell/summary.json").read_text())
     assert summary["rollouts"] == 3 and summary["prompts"] == 6 and summary["method"] == "lpo"
+    assert summary["reward_step_seconds"] > 0
     cell.run(replace(params, lpo=config, study=replace(study, seconds=1e-9)))
     assert json.loads(Path("studies/cell/summary.json").read_text())["rollouts"] == 1
     assert sorted(path.name for path in Path("studies/cell").iterdir()) == ["results.parquet", "summary.json"]
