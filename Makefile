@@ -15,14 +15,20 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test lint types clean
+.PHONY: help run study study-quick test lint types clean
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z.]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 run: .venv  ## run what is not up to date, then print the figures and where the report is
 	dvc repro
 	@lpo summary
+
+study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, then write studies/results
+	$(BIN)/python studies/run.py quick
+
+study: .venv  ## all methods and ablations with three seeds; takes hours, goes on where it was stopped
+	$(BIN)/python studies/run.py full
 
 test: .venv/.tools lint types  ## lint, types and tests
 	$(BIN)/python -m pytest

@@ -136,6 +136,35 @@ def evaluate(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def cell(params: ParamsFile = PARAMS) -> None:
+    """One cell of a study: train on the clock, judge."""
+    loaded = load_params(params)
+    from lpo.stages.cell import run
+
+    run(loaded)
+
+
+@app.command()
+def flips(params: ParamsFile = PARAMS) -> None:
+    """Do preferences flip with noise? For the study."""
+    loaded = load_params(params)
+    from lpo.stages.flips import run
+
+    run(loaded)
+
+
+@app.command()
+def study(
+    cells: Annotated[Path, typer.Option(help="Where the cells lie.", metavar="FOLDER")] = Path("studies/cells/quick"),
+    out: Annotated[Path, typer.Option(help="Table and page.", metavar="FOLDER")] = Path("studies/results/quick"),
+) -> None:
+    """Table and page of a study's cells (`make study`)."""
+    from lpo.stages.study import run
+
+    typer.echo(f"wrote {run(cells, out)}")
+
+
+@app.command()
 def report(params: ParamsFile = PARAMS) -> None:
     """Stage: write the page and the model card."""
     loaded = load_params(params)

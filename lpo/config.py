@@ -265,6 +265,14 @@ class Promote:
 
 
 @dataclass(frozen=True)
+class Study:
+    seconds: Positive
+    snapshots: Annotated[int, Range(at_least=1)]
+    prompts: Count
+    flip_pairs: Count
+
+
+@dataclass(frozen=True)
 class Tracking:
     wandb: Literal["offline", "online", "disabled"]
     project: str
@@ -286,6 +294,7 @@ class Params:
     report: Report
     ingest: Ingest
     promote: Promote
+    study: Study
     tracking: Tracking
 
 

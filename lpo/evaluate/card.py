@@ -18,6 +18,30 @@ Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
 
 
+METHODS = {  # of lpo.method: its name, and what it did
+    "lpo": (
+        "latent preference optimisation",
+        "A reward model that reads noisy latents ranked several candidates of every sampling step, and the adapter "
+        "learned to make the better ones likelier (LPO, arXiv 2502.01051).",
+    ),
+    "spo": (
+        "step-by-step preference optimisation",
+        "A reward model ranked several candidates of every sampling step, and the adapter learned to make the better "
+        "ones likelier (SPO, arXiv 2406.04314).",
+    ),
+    "grpo": (
+        "step-wise group relative policy optimisation",
+        "A reward model scored several candidates of every sampling step, and the adapter learned to make each as much "
+        "likelier as it is better than its group (step-wise GRPO, arXiv 2502.01051, appendix B).",
+    ),
+    "diffusion_dpo": (
+        "Diffusion-DPO",
+        "The adapter learned from stored pairs to denoise the preferred picture better than the other one "
+        "(Diffusion-DPO, arXiv 2311.12908).",
+    ),
+}
+
+
 def model_card(params: Json, metrics: Mapping[str, Json]) -> str:
     """Markdown. params: the sections of params.yaml as plain dicts; metrics: stage -> what metrics/STAGE.json holds.
 
@@ -26,10 +50,8 @@ def model_card(params: Json, metrics: Mapping[str, Json]) -> str:
     evaluate = metrics.get("evaluate")
     blocks = [
         f"---\n{yaml.safe_dump(_front_matter(params, evaluate), sort_keys=False, allow_unicode=True)}---",
-        f"# LoRA of {_code(params['model']['path'])}, tuned by latent preference optimisation",
-        "A LoRA adapter for a latent diffusion model. A reward model that reads noisy latents ranked several "
-        "candidates of every sampling step, and the adapter learned to make the better ones likelier "
-        "(LPO, arXiv 2502.01051).",
+        f"# LoRA of {_code(params['model']['path'])}, tuned by {METHODS[params['lpo']['method']][0]}",
+        f"A LoRA adapter for a latent diffusion model. {METHODS[params['lpo']['method']][1]}",
         "## Use",
         _usage(params),
         "## Result",

@@ -219,7 +219,7 @@ def tuning(lpo: Json | None, history: Sequence[Json] | None) -> str:
         caption = "Over all rollouts. The gap is that of all groups; the last two are of pairs that were kept."
         bodies.append(figure(plots.by_timestep(steps), "Kept pairs, gaps and clipping by timestep", caption))
         bodies.append(folded("The same as a table", rows_table(steps)))
-    elif history is not None:
+    elif history is not None and not any("by_timestep" in row for row in history):  # empty where nothing is sampled
         bodies.append(missing("by_timestep in data/lpo/history.json", "lpo"))
     bodies += [heading("Training"), _curves(history, "rollout", LPO_CURVES, "data/lpo/history.json", "lpo")]
     bodies.append(heading("Validation"))

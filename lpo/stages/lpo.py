@@ -46,11 +46,9 @@ def run(params: Params) -> None:
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
     folder = checkpoint.folder("lpo", identity)
     family = load_family(params.model)
-    reward = load_reward(Path(config.reward), family)
-    check_reward(config, reward)
-    trainer = PolicyTrainer(family, reward, config, params.seed, pairs_of(config))
+    trainer = trainer_of(params, family)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
-    validate = Validation(family, reward, small.load(Path(params.score.scorers)), held_out, params)
+    validate = Validation(family, trainer.reward, small.load(Path(params.score.scorers)), held_out, params)
     with Tracker("lpo", params) as tracker:
         trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validate, folder, tracker)
     history = trainer.history
@@ -72,13 +70,17 @@ def run(params: Params) -> None:
     write_json("metrics/lpo.json", metrics)
 
 
-def check_reward(config: Lpo, reward: Reward) -> None:
-    """Raise LpoError where the name of the method and the kind of its reward contradict each other."""
+def trainer_of(params: Params, family: SD) -> PolicyTrainer:
+    """The trainer of `lpo.method` with its reward. Raises LpoError where the method's name contradicts the reward."""
+    config = params.lpo
+    reward = load_reward(Path(config.reward), family)
     if config.method == "lpo" and reward.space == "pixel":
         raise LpoError(
-            "lpo scores noisy latents, and this reward scores pictures", f"params.yaml: lpo.reward: {config.reward}",
+            "lpo scores noisy latents, and this reward scores pictures",
+            f"params.yaml: lpo.reward: {config.reward}",
             "set lpo.method to spo, or lpo.reward to data/lrm",
-        )  # fmt: skip
+        )
+    return PolicyTrainer(family, reward, config, params.seed, pairs_of(config))
 
 
 def pairs_of(config: Lpo) -> StoredPairs | None:

@@ -2,6 +2,7 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
+from lpo.config import Lpo
 from lpo.evaluate import plots
+from lpo.evaluate.card import METHODS
 from lpo.evaluate.metrics import evaluate_results, judged_results
 from lpo.evaluate.pictures import choose
 from lpo.evaluate.report import Artifact, ReportContext, headline, model_card, render_report
@@ -27,7 +30,10 @@ PARAMS = {
         "strategies": {"2": {"aesthetic": -0.5, "clip": 0.0, "vqa": 0.0}},
         "ties": {"aesthetic": 0.2, "clip": 0.03, "vqa": 0.07},
     },
-    "lpo": {"num_inference_steps": 20, "guidance_scale": 3.0, "beta": 500.0, "threshold": {"low": 0.35, "high": 0.5}},
+    "lpo": {
+        "method": "lpo", "num_inference_steps": 20, "guidance_scale": 3.0, "beta": 500.0,
+        "threshold": {"low": 0.35, "high": 0.5},
+    },
     "evaluate": {"num_inference_steps": 20, "guidance_scale": 3.0, "base_guidance_scale": 1.5},
     "report": {"examples": 3},
 }
@@ -296,6 +302,12 @@ def test_model_card_of_the_tuning_stage_reads_nothing_of_later_stages():
     card = model_card(early, found)
     assert "model-index" not in front_matter(card)
     assert "Not evaluated here" in card
+
+
+@pytest.mark.parametrize("method", get_args(get_type_hints(Lpo)["method"]))
+def test_model_card_names_the_method(method):
+    card = model_card(PARAMS | {"lpo": PARAMS["lpo"] | {"method": method}}, metrics())
+    assert METHODS[method][0] in card.splitlines()[card.splitlines().index("---", 1) + 2] and METHODS[method][1] in card
 
 
 def test_model_card_cannot_be_broken_by_a_path():

@@ -15,7 +15,7 @@ from lpo.data.latents import write_captions, write_moments
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
 from lpo.rewards import small
-from lpo.stages import generate, spm
+from lpo.stages import cell, flips, generate, spm
 from lpo.stages import lpo as stage
 
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
@@ -30,20 +30,20 @@ def params(project, repository, tiny_base, tiny, tiny_reward):
     torch.manual_seed(4)
     (data / "scorers").mkdir()
     small.Scorers(make_tokenizer()).save(data / "scorers")
-    pd.DataFrame({"prompt": PROMPTS * 2, "split": ["train"] * 4 + ["validation"] * 4, "category": "single"}).to_parquet(
-        data / "prompts.parquet"
-    )
+    split = ["train"] * 4 + ["validation"] * 4 + ["test"] * 4
+    pd.DataFrame({"prompt": PROMPTS * 3, "split": split, "category": "single"}).to_parquet(data / "prompts.parquet")
     uids = [f"u{i}" for i in range(24)]
     moments = torch.cat([torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(0))] * 2, dim=1)
     (data / "latents").mkdir()
     write_moments(data / "latents", [(uids, moments)], 100)
     write_captions(data / "latents", PROMPTS, tiny.tokenize(PROMPTS), tiny.tokenize([""]))
     rows = [
-        (split, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1)
+        (split, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1, 0.1, 0.0, -0.1 * (i % 2))
         for i, split in enumerate(["train"] * 6 + ["validation"] * 3 + ["test"] * 3)
     ]
     (data / "filtered").mkdir()
     columns = ["split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt"]
+    columns += ["gap_aesthetic", "gap_clip", "gap_vqa"]
     pd.DataFrame(rows, columns=columns).to_parquet(data / "filtered" / "kept.parquet")
     found = load_params("params.yaml")
     return replace(
@@ -98,3 +98,36 @@ def test_a_search_says_what_it_found_and_what_it_cost(params):
     assert "reward" in said and "6 denoiser passes (without search 3) and 18 reward passes" in said
     assert Path("x.png").exists()
     assert generate.run(params, "a cat", None, Path("y.png"), 3, 1.0, None, 1, 1) == ""
+
+
+def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
+    """Three rollouts fit the prompts; then a clock of no time, which leaves the first snapshot alone."""
+    study = replace(params.study, seconds=1e6, snapshots=2, prompts=3)
+    config = replace(params.lpo, prompts=6)
+    cell.run(replace(params, lpo=config, study=study))
+    frame = pd.read_parquet("studies/cell/results.parquet")
+    assert frame.groupby("snapshot").size().to_dict() == {-1: 3, 0: 3, 2: 3}
+    base, first, last = (frame[frame["snapshot"] == k].reset_index(drop=True) for k in (-1, 0, 2))
+    assert base["seed"].equals(last["seed"]) and base["prompt"].equals(last["prompt"])
+    assert (base["seconds"] == 0).all() and 0 < first["seconds"][0] < last["seconds"][0]
+    assert (first["prompts"][0], last["prompts"][0]) == (2, 6)
+    summary = json.loads(Path("studies/cell/summary.json").read_text())
+    assert summary["rollouts"] == 3 and summary["prompts"] == 6 and summary["method"] == "lpo"
+    assert summary["reward_step_seconds"] > 0
+    cell.run(replace(params, lpo=config, study=replace(study, seconds=1e-9)))
+    assert json.loads(Path("studies/cell/summary.json").read_text())["rollouts"] == 1
+    assert sorted(path.name for path in Path("studies/cell").iterdir()) == ["results.parquet", "summary.json"]
+
+
+def test_snapshots_are_the_last_and_a_constant_factor_apart():
+    assert cell.chosen(16, 5) == [0, 1, 3, 7, 15]
+    assert cell.chosen(3, 5) == [0, 1, 2] and cell.chosen(9, 1) == [8] and cell.chosen(1, 4) == [0]
+
+
+def test_flips_compare_every_t_with_no_noise_on_decided_test_pairs(params):
+    flips.run(replace(params, study=replace(params.study, flip_pairs=3)))
+    frame = pd.read_parquet("studies/flips.parquet")
+    assert set(frame["t"]) == set(flips.TIMESTEPS[1:]) and len(frame) == 3 * 3 * 9
+    assert not (frame["flip"] & frame["tie"]).any()
+    # gap_vqa of every other pair is below the margin of strategy 2, which is 0
+    assert frame.groupby("pair")["consistent"].first().tolist() == [False, True, False]

@@ -1,0 +1,157 @@
+"""A study's cells -> its table: win rates over the base with intervals over prompts and over runs.
+
+A run is a seed of the whole pipeline. The pictures of a run share prompts and seeds among the base and all arms, so
+every comparison is paired. Two levels are drawn again: runs with replacement, and within each drawn run its prompts.
+
+    win_i  = 1 where the arm's picture i is better than the base's, 1/2 where equal, 0 else      (ties count half)
+    value  = mean over runs of the mean over prompts of win_i
+    p      = 2 min(share of draws <= chance, share of draws >= chance), at least 1 / R
+    p_holm = Holm's correction over all arms of one question
+
+difference_*: the same of win_i(arm) - win_i(reference arm), p against 0. With three runs the upper level is coarse.
+Sources: Davison and Hinkley 1997, 3.8 (nested bootstrap); Holm 1979.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lpo.errors import LpoError
+
+RESAMPLES = 2000
+AXES = ("utility", "alignment", "aesthetic")
+REFERENCE = "lpo"  # the arm that the others are compared with
+CHANCE = 0.5
+
+
+def nested_draws(
+    values: Sequence[NDArray[np.float64]], resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """Means (R,) of `resamples` draws of runs and, in each drawn run, of prompts; values: one array a run."""
+    rng = np.random.default_rng(seed)
+    runs = rng.integers(0, len(values), (resamples, len(values)))
+    total = np.zeros(resamples)
+    for slot in range(len(values)):
+        for run, of_run in enumerate(values):
+            rows = np.flatnonzero(runs[:, slot] == run)
+            total[rows] += of_run[rng.integers(0, len(of_run), (len(rows), len(of_run)))].mean(1)
+    return total / len(values)
+
+
+def interval(values: Sequence[NDArray[np.float64]], chance: float, seed: int = 0) -> dict[str, float]:
+    """{value, low, high, p} of the mean over runs, 95 %, p against `chance`."""
+    draws = nested_draws(values, seed=seed)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    p = 2 * min(float((draws <= chance).mean()), float((draws >= chance).mean()))
+    value = float(np.mean([of_run.mean() for of_run in values]))
+    return {"value": value, "low": float(low), "high": float(high), "p": min(1.0, max(p, 1 / len(draws)))}
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order of `p`."""
+    adjusted, worst = [0.0] * len(p), 0.0
+    for rank, i in enumerate(int(place) for place in np.argsort(p, kind="stable")):
+        worst = max(worst, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = worst
+    return adjusted
+
+
+def wins(cell: pd.DataFrame, snapshot: int, axis: str) -> NDArray[np.float64]:
+    """win_i of one snapshot over the base of its own run, in the order of seeds.
+
+    Raises LpoError where the two have not drawn the same prompts with the same seeds.
+    """
+    keys = ["prompt", "seed"]
+    base, arm = (cell[cell["snapshot"] == k].sort_values("seed").reset_index(drop=True) for k in (-1, snapshot))
+    if len(base) == 0 or not base[keys].equals(arm[keys]):
+        raise LpoError(f"snapshot {snapshot} and the base have other prompts or seeds", "studies/cells", "run it again")
+    return (np.sign(arm[axis].to_numpy(float) - base[axis].to_numpy(float)) + 1) / 2
+
+
+def last_within(cell: pd.DataFrame, column: str, limit: float) -> int | None:
+    """The last snapshot whose `column` (seconds or prompts) is at most `limit`; None where there is none."""
+    within = cell[(cell["snapshot"] >= 0) & (cell[column] <= limit)]
+    return None if within.empty else int(within["snapshot"].max())
+
+
+def limit_of(cells: pd.DataFrame, column: str) -> float:
+    """Of `seconds` the most that any cell used, as all had one clock; of `prompts` the most that every cell reached."""
+    reached = cells.groupby(["arm", "run"])[column].max()
+    return float(reached.max() if column == "seconds" else reached.min())
+
+
+def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: str) -> list[dict[str, Any]]:
+    """Rows of the table for one question: every arm at equal `seconds` or `prompts`, on every axis.
+
+    Args:
+        cells: results.parquet of all cells with arm, run and reward_seconds. arms: those of the question; of these,
+            the ones that have a cell for every run that the reference has.
+
+    An arm without a snapshot within the limit in some run is left out.
+    """
+    chosen = cells[cells["arm"].isin([REFERENCE, *arms])]
+    runs = sorted(int(run) for run in chosen.loc[chosen["arm"] == REFERENCE, "run"].unique())
+    by_cell = {(str(arm), int(run)): rows for (arm, run), rows in chosen.groupby(["arm", "run"])}
+    complete = [arm for arm in [REFERENCE, *arms] if runs and all((arm, run) in by_cell for run in runs)]
+    if not complete:
+        return []
+    limit = limit_of(chosen[chosen["arm"].isin(complete) & chosen["run"].isin(runs)], equal)
+    taken = {arm: [last_within(by_cell[arm, run], equal, limit) for run in runs] for arm in dict.fromkeys(complete)}
+    rows: list[dict[str, Any]] = []
+    for axis in AXES:
+        found = {
+            arm: [wins(by_cell[arm, run], k, axis) for run, k in zip(runs, places, strict=True) if k is not None]
+            for arm, places in taken.items()
+            if None not in places
+        }
+        for arm, values in found.items():
+            used = [by_cell[arm, run].query("snapshot == @k").iloc[0] for run, k in zip(runs, taken[arm], strict=True)]
+            row: dict[str, Any] = {"question": question, "arm": arm, "equal": equal, "limit": limit, "axis": axis}
+            ties = float(np.mean(np.concatenate(values) == CHANCE))
+            row |= {"runs": len(runs), "pictures": sum(len(v) for v in values), "ties": ties}
+            row |= {name: float(np.mean([u[name] for u in used])) for name in ("seconds", "reward_seconds", "prompts")}
+            row |= interval(values, CHANCE)
+            if arm != REFERENCE and REFERENCE in found:
+                gaps = [mine - other for mine, other in zip(values, found[REFERENCE], strict=True)]
+                row |= {f"difference_{name}": v for name, v in interval(gaps, 0.0).items()}
+            rows.append(row)
+        for name in ("p", "difference_p"):
+            these = [row for row in rows if row["axis"] == axis and name in row]
+            for row, adjusted in zip(these, holm([row[name] for row in these]), strict=True):
+                row[f"{name}_holm"] = adjusted
+    return rows
+
+
+def curves(cells: pd.DataFrame, arms: Sequence[str]) -> list[dict[str, Any]]:
+    """Win rate over the base of every snapshot: arm, run, snapshot, seconds, prompts, and a column an axis."""
+    rows = []
+    for (arm, run), cell in cells[cells["arm"].isin(arms)].groupby(["arm", "run"]):
+        for k in sorted(cell.loc[cell["snapshot"] >= 0, "snapshot"].unique()):
+            first = cell[cell["snapshot"] == k].iloc[0]
+            row = {"arm": arm, "run": run, "snapshot": int(k), "seconds": first["seconds"], "prompts": first["prompts"]}
+            rows.append(row | {axis: float(wins(cell, k, axis).mean()) for axis in AXES})
+    return rows
+
+
+def flip_rates(flips: pd.DataFrame) -> list[dict[str, Any]]:
+    """Share of pairs whose order flips, ties left out: axis, t, pairs (all, kept, dropped), count, value, low, high."""
+    rows = []
+    for name, part in (("all", flips), ("kept", flips[flips["consistent"]]), ("dropped", flips[~flips["consistent"]])):
+        decided = part[~part["tie"]]
+        for (axis, t), found in decided.groupby(["axis", "t"]):
+            by_caption = [of_one["flip"].to_numpy(float) for _, of_one in found.groupby("caption")]
+            rate = _clustered(by_caption)
+            rows.append({"axis": axis, "t": int(t), "pairs": name, "count": len(found)} | rate)
+    return rows
+
+
+def _clustered(groups: Sequence[NDArray[np.float64]], seed: int = 0) -> dict[str, float]:
+    sums, counts = np.array([g.sum() for g in groups]), np.array([len(g) for g in groups])
+    drawn = np.random.default_rng(seed).integers(0, len(groups), (RESAMPLES, len(groups)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    return {"value": float(sums.sum() / counts.sum()), "low": float(low), "high": float(high)}

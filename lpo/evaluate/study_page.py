@@ -1,0 +1,158 @@
+"""The page of a study: what was asked, what came out, with intervals, and the paper's figures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lpo.evaluate import study_plots
+from lpo.evaluate.markup import figure, heading, page, percent, plain, section, table, text
+from lpo.evaluate.plots import forest
+from lpo.evaluate.study import REFERENCE
+
+HOW = (
+    "Every arm trains on the same clock; validation and judging are not on it. Its pictures are compared with those "
+    "that the base draws from the same prompts and seeds, by the judge, which no arm was trained on or selected with. "
+    "A win rate counts a tie half. Intervals are 95 %, from drawing runs and, within runs, prompts again; with {runs} "
+    "run(s) the upper level {coarse}. p is corrected by Holm's method over the arms of a question. The reward's own "
+    "training is not on the clock: its seconds, estimated from a few of its steps on the same machine, stand beside."
+)
+
+HEAD = (
+    "arm", "overall", "alignment", "aesthetics", "ties", "less the reference", "p (Holm)", "seconds", "of its reward",
+    "prompts",
+)  # fmt: skip
+
+
+def render(
+    rows: pd.DataFrame, curves: Sequence[Mapping[str, Any]], accuracy: Sequence[Mapping[str, Any]],
+    flips: Sequence[Mapping[str, Any]], titles: Mapping[str, str], paper: Mapping[str, Any], revisions: Sequence[str],
+) -> str:  # fmt: skip
+    """HTML of the study.
+
+    Args:
+        rows: the table, see `study.comparison`. curves: see `study.curves`. flips: see `study.flip_rates`.
+        accuracy: reward, t, value, low, high. titles: of questions. paper: columns, and figures by arm.
+        revisions: commits that the cells were made with.
+    """
+    runs = int(rows["runs"].max())
+    coarse = "does not exist: differences between seeds are not in the interval" if runs == 1 else "is coarse"
+    bodies = [
+        "<header><h1>The study</h1>",
+        text(conclusion(rows), "lead"),
+        text(HOW.format(runs=runs, coarse=coarse)),
+        text(f"Made with revision {', '.join(revisions)}.", "soft"),
+        "</header><main>",
+    ]
+    if curves:
+        pictures = [
+            figure(study_plots.win_rates(curves, axis), f"Win rate, {axis}", f"Judge's {axis}; a line is one run.")
+            for axis in ("utility", "alignment", "aesthetic")
+        ]
+        bodies.append(section("curves", "Win rate against time and data", *pictures))
+    for question, found in rows.groupby("question", sort=False):
+        title = titles.get(str(question), str(question))
+        bodies.append(section(str(question), title, *_question(found, paper)))
+    if accuracy:
+        uri = study_plots.lines(accuracy, "t", "reward", "held-out pairs ranked right", 0.5)
+        caption = "Accuracy of each reward by timestep, on test pairs of people; the band is its interval over prompts."
+        bodies.append(section("rewards", "The rewards", figure(uri, "Accuracy by timestep", caption)))
+    bodies.append(section("open", "Open questions", *_open(rows, flips)))
+    return page("The study", "\n".join(bodies) + "</main>")
+
+
+def conclusion(rows: pd.DataFrame) -> str:
+    """One sentence on equal time: whether LPO is above Diffusion-DPO and SPO, and whether the intervals carry it."""
+    found = rows[(rows["question"] == "methods") & (rows["equal"] == "seconds") & (rows["axis"] == "utility")]
+    by_arm = {row["arm"]: row for _, row in found.iterrows()}
+    others = [arm for arm in ("diffusion_dpo", "spo") if arm in by_arm]
+    if REFERENCE not in by_arm or not others:
+        return "The methods were not compared at equal time."
+    mine = by_arm[REFERENCE]
+    said = [f"At {mine['limit']:.0f} s of training LPO wins {_interval(mine)} over the base"]
+    for arm in others:
+        row = by_arm[arm]
+        low, high = -row["difference_high"], -row["difference_low"]
+        verdict = "above it" if low > 0 else "below it" if high < 0 else "not told apart from it"
+        said.append(f"{arm} {_interval(row)}: LPO is {verdict} (difference {_points(low)} to {_points(high)})")
+    return "; ".join(said) + "."
+
+
+def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
+    bodies = []
+    for equal, unit in (("seconds", "s of training"), ("prompts", "prompts")):
+        part = rows[rows["equal"] == equal]
+        if part.empty:
+            continue
+        bodies.append(
+            heading(f"At equal {'time' if equal == 'seconds' else 'data'}: {part['limit'].iloc[0]:.0f} {unit}")
+        )
+        utility = part[part["axis"] == "utility"]
+        shown: list[tuple[str, Mapping[str, Any]]] = [(str(row["arm"]), row.to_dict()) for _, row in utility.iterrows()]
+        bodies.append(figure(forest(shown), "Win rates", "Judge's utility, win rate over the base."))
+        columns = paper.get("columns", [])
+        head = [*HEAD]
+        head += [f"paper: {name}" for name in columns]
+        lines = []
+        for arm in utility["arm"]:
+            by_axis = {row["axis"]: row for _, row in part[part["arm"] == arm].iterrows()}
+            main = by_axis["utility"]
+            line = [str(arm), *(_interval(by_axis[axis]) for axis in ("utility", "alignment", "aesthetic"))]
+            line += [percent(main["ties"]), _difference(main), _p(main)]
+            line += [f"{main[name]:.0f}" for name in ("seconds", "reward_seconds", "prompts")]
+            known = list(paper.get(arm, []))
+            lines.append(line + [plain(value) for value in known] + [""] * (len(columns) - len(known)))
+        bodies.append(table(head, lines))
+    return bodies
+
+
+def _open(rows: pd.DataFrame, flips: Sequence[Mapping[str, Any]]) -> list[str]:
+    bodies = [heading("Does the order of two pictures flip with noise?")]
+    if flips:
+        every = [row | {"series": row["axis"]} for row in map(dict, flips) if row["pairs"] == "all"]
+        uri = study_plots.lines(every, "t", "series", "share of orders that flip", 0.5)
+        caption = (
+            "Test pairs noised alike, x_0 predicted by the base, ordered by the judge; ties left out, 50 % is chance."
+        )
+        bodies.append(figure(uri, "Flips", caption))
+        at = max((row["t"] for row in every if row["t"] <= 500), default=None)
+        for name in ("kept", "dropped"):
+            here = [r for r in flips if r["pairs"] == name and r["axis"] == "utility" and r["t"] == at]
+            if here:
+                bodies.append(
+                    text(f"At t = {at}, pairs {name} by MPCF: {_interval(here[0])} flip ({here[0]['count']} pairs).")
+                )
+    else:
+        bodies.append(text("Not measured: run `dvc repro studies/dvc.yaml:flips`.", "missing"))
+    asked = (
+        ("Does visual feature enhancement help alignment at the cost of looks?", "vfe_7.5"),
+        ("Is the candidate scored at t or at its own timestep?", "current_timestep"),
+    )
+    for title, arm in asked:
+        bodies.append(heading(title))
+        found = rows[(rows["arm"] == arm) & (rows["equal"] == "prompts")]
+        if found.empty:
+            bodies.append(text(f"Not measured: the study had no arm {arm}.", "missing"))
+        for _, row in found.iterrows():
+            bodies.append(text(f"{row['axis']}: {arm} less the reference {_difference(row)}, p {_p(row)}."))
+    return bodies
+
+
+def _interval(row: Mapping[str, Any] | pd.Series) -> str:
+    return f"{percent(row['value'])} ({percent(row['low'])} to {percent(row['high'])})"
+
+
+def _difference(row: Mapping[str, Any] | pd.Series) -> str:
+    if row["arm"] == REFERENCE:
+        return "reference"
+    return f"{_points(row['difference_value'])} ({_points(row['difference_low'])} to {_points(row['difference_high'])})"
+
+
+def _p(row: Mapping[str, Any] | pd.Series) -> str:
+    return "" if row["arm"] == REFERENCE else f"{row['difference_p_holm']:.3f}"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,71 @@
+"""study: the cells of a study, studies/flips.parquet, studies/study.yaml -> table.parquet, table.csv, index.html."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lpo.errors import LpoError
+from lpo.evaluate.study import REFERENCE, comparison, curves, flip_rates
+from lpo.evaluate.study_page import render
+from lpo.files import atomic_folder, write_parquet, write_text
+from lpo.schema import parse_yaml, read_text
+
+DECLARED, FLIPS = Path("studies/study.yaml"), Path("studies/flips.parquet")
+
+
+def run(cells: Path, out: Path) -> Path:
+    """Write the table and the page; the page's path. Raises LpoError where no cell of the reference lies there."""
+    found = [folder.parent for folder in sorted(cells.glob("*/cell.json"))]
+    about = [json.loads((folder / "cell.json").read_text()) for folder in found]
+    if not any(cell["arm"] == REFERENCE for cell in about):
+        raise LpoError(f"no cell of the arm {REFERENCE} here", str(cells), "run `make study-quick`")
+    frame = pd.concat(
+        [
+            pd.read_parquet(folder / "results.parquet").assign(
+                arm=cell["arm"], run=cell["seed"], reward_seconds=reward_seconds(folder)
+            )
+            for folder, cell in zip(found, about, strict=True)
+        ],
+        ignore_index=True,
+    )
+    declared = parse_yaml(read_text(DECLARED), DECLARED)
+    rows: list[dict[str, Any]] = []
+    for question in declared["questions"]:
+        arms = [arm for arm in declared["questions"][question]["arms"] if arm in set(frame["arm"])]
+        for equal in ("seconds", "prompts") if arms else ():
+            rows += comparison(frame, question, arms, equal)
+    if not rows:
+        raise LpoError("no arm has a cell for every seed of the reference", str(cells), "run the study to its end")
+    revisions = sorted({cell["revision"] for cell in about})
+    table = pd.DataFrame(rows).assign(revision=", ".join(revisions))
+    methods = [REFERENCE, *declared["questions"]["methods"]["arms"]]
+    flips = flip_rates(pd.read_parquet(FLIPS)) if FLIPS.exists() else []
+    titles = {name: question["title"] for name, question in declared["questions"].items()}
+    html = render(table, curves(frame, methods), accuracies(found, about), flips, titles, declared["paper"], revisions)
+    with atomic_folder(out) as folder:
+        write_parquet(folder / "table.parquet", table)
+        write_text(folder / "table.csv", table.round(5).to_csv(index=False))
+        write_text(folder / "index.html", html)
+    return out / "index.html"
+
+
+def reward_seconds(folder: Path) -> float:
+    """What the training of a cell's reward takes on its machine: steps that were trained, times the clocked step."""
+    of_a_step = json.loads((folder / "summary.json").read_text())["reward_step_seconds"]
+    file = folder / "reward.json"
+    return float(of_a_step * json.loads(file.read_text())["steps"]) if of_a_step else 0.0
+
+
+def accuracies(folders: list[Path], about: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy by timestep of the rewards of `lpo` and `spo`, first run: reward, t, value, low, high."""
+    rows = []
+    for arm, name in ((REFERENCE, "latent reward"), ("spo", "pixel reward (SPO)")):
+        mine = [folder for folder, cell in zip(folders, about, strict=True) if cell["arm"] == arm]
+        for folder in mine[:1]:
+            by_timestep = json.loads((folder / "reward.json").read_text())["accuracy"]["by_timestep"]
+            rows += [{"reward": name, "t": (row["t_low"] + row["t_high"]) / 2, **row} for row in by_timestep]
+    return rows

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lpo.errors import LpoError
+from lpo.evaluate.study import comparison, curves, flip_rates, holm, interval, last_within, limit_of, nested_draws, wins
+from lpo.evaluate.study_page import conclusion, render
+
+
+def cell(arm: str, run: int, snapshots: list[tuple[float, int, float]], prompts: int = 40) -> pd.DataFrame:
+    """(seconds, prompts, share of pictures better than the base) by snapshot; the rest are worse, alignment ties."""
+    rows = []
+    for k, (seconds, used, share) in enumerate([(0.0, 0, 0.0), *snapshots]):
+        for i in range(prompts):
+            better = 1.0 if i < share * prompts else -1.0
+            rows.append(
+                {
+                    "arm": arm, "run": run, "snapshot": k - 1, "seconds": seconds, "prompts": used, "prompt": f"p{i}",
+                    "seed": i, "utility": 0.0 if k == 0 else better, "aesthetic": 0.0 if k == 0 else better,
+                    "alignment": 1.0, "reward_seconds": 7.0,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_holm_by_hand() -> None:
+    """Sorted .01 .02 .04: times 3, 2, 1 is .03 .04 .04, and never falls."""
+    assert holm([0.04, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.6, 0.5]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_draws_of_runs_that_agree_within_are_draws_of_runs_alone() -> None:
+    """Two runs, all ones and all zeros: a draw is 0, 1/2 or 1 with shares 1/4, 1/2, 1/4."""
+    draws = nested_draws([np.ones(5), np.zeros(7)], resamples=4000)
+    shares = [(draws == value).mean() for value in (0.0, 0.5, 1.0)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+
+
+def test_draws_of_one_run_have_the_standard_error_of_its_prompts() -> None:
+    values = np.repeat([0.0, 1.0], 50)
+    draws = nested_draws([values], resamples=4000)
+    assert draws.std() == pytest.approx(math.sqrt(0.25 / 100), rel=0.06)
+    found = interval([values], chance=0.5)
+    assert found["value"] == 0.5 and found["low"] < 0.5 < found["high"] and found["p"] > 0.5
+    sure = interval([np.ones(30)], chance=0.5)
+    assert sure == {"value": 1.0, "low": 1.0, "high": 1.0, "p": 1 / 2000}
+
+
+def test_wins_are_paired_with_the_base_and_ties_are_halves() -> None:
+    frame = cell("lpo", 1, [(10, 32, 0.75)])
+    assert wins(frame, 0, "utility").mean() == 0.75
+    assert wins(frame.sample(frac=1, random_state=0), 0, "alignment").tolist() == [0.5] * 40
+    broken = frame.copy()
+    broken.loc[broken.index[-1], "seed"] = 999
+    with pytest.raises(LpoError, match="other prompts or seeds"):
+        wins(broken, 0, "utility")
+
+
+def test_equal_time_takes_the_last_snapshot_and_equal_data_the_last_within_the_least() -> None:
+    slow = cell("spo", 1, [(50, 32, 0.5), (95, 64, 0.6)])
+    fast = cell("lpo", 1, [(20, 64, 0.7), (99, 320, 0.9)])
+    both = pd.concat([slow, fast])
+    assert limit_of(both, "seconds") == 99 and limit_of(both, "prompts") == 64
+    assert [last_within(fast, "seconds", 99), last_within(fast, "prompts", 64)] == [1, 0]
+    assert last_within(fast, "seconds", 10) is None
+
+
+def test_the_table_of_a_question() -> None:
+    cells = pd.concat(
+        [cell("lpo", run, [(20, 64, 0.6), (99, 320, 0.9)]) for run in (1, 2)]
+        + [cell("spo", run, [(50, 32, 0.5), (95, 64, 0.7)]) for run in (1, 2)]
+        + [cell("grpo", 1, [(50, 64, 0.5)])]  # unfinished: it has no second run
+    )
+    rows = pd.DataFrame(comparison(cells, "methods", ["spo", "grpo"], "seconds"))
+    assert set(rows["arm"]) == {"lpo", "spo"} and len(rows) == 6
+    by = rows.set_index(["arm", "axis"])
+    assert by.loc[("lpo", "utility"), "value"] == pytest.approx(0.9)
+    assert by.loc[("spo", "utility"), "value"] == pytest.approx(0.7)
+    assert by.loc[("spo", "utility"), "difference_value"] == pytest.approx(-0.2)
+    assert by.loc[("spo", "utility"), "difference_high"] < 0 and by.loc[("spo", "utility"), "runs"] == 2
+    assert by.loc[("lpo", "alignment"), "ties"] == 1 and by.loc[("lpo", "alignment"), "value"] == 0.5
+    data = pd.DataFrame(comparison(cells, "methods", ["spo"], "prompts")).set_index(["arm", "axis"])
+    assert data.loc[("lpo", "utility"), "value"] == pytest.approx(0.6) and data["limit"].unique() == [64]
+    assert len(curves(cells, ["lpo", "spo"])) == 8
+
+
+def test_flips_leave_ties_out_and_know_what_mpcf_keeps() -> None:
+    flips = pd.DataFrame(
+        [("a", True, False, True), ("b", False, False, True), ("c", True, True, True), ("d", True, False, False)],
+        columns=["caption", "flip", "tie", "consistent"],
+    ).assign(axis="utility", t=500)
+    found = {row["pairs"]: row for row in flip_rates(flips)}
+    assert found["all"]["value"] == pytest.approx(2 / 3) and found["all"]["count"] == 3
+    assert found["kept"]["value"] == 0.5 and found["dropped"]["value"] == 1
+
+
+def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
+    cells = pd.concat(
+        [cell("lpo", 1, [(99, 320, 0.9)]), cell("spo", 1, [(95, 64, 0.5)]), cell("diffusion_dpo", 1, [(95, 900, 0.9)])]
+    )
+    arms = ["spo", "diffusion_dpo"]
+    rows = pd.DataFrame(comparison(cells, "methods", arms, "seconds") + comparison(cells, "methods", arms, "prompts"))
+    said = conclusion(rows)
+    assert "LPO wins 90" in said and "spo 50" in said and "LPO is above it" in said
+    assert "LPO is not told apart from it" in said
+    html = render(
+        rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"],
+    )  # fmt: skip
+    assert "&lt;b&gt;Methods" in html and "<b>Methods" not in html and "21.69" in html
+    assert "does not exist: differences between seeds" in html and "Not measured" in html
+    assert html == render(
+        rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"],
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+"""The runner of the study: what it would run. Nothing is trained here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from lpo.config import check_params
+from lpo.train.methods import METHODS
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = yaml.safe_load((ROOT / "studies/study.yaml").read_text())
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study_run", ROOT / "studies/run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "study_run", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "CELLS", tmp_path)
+    return module
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
+    for cell in runner.cells_of(STUDY, name, ""):
+        tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+        for path, value in cell.changes.items():
+            *sections, last = path.split(".")
+            section = tree
+            for key in sections:
+                section = section[key]
+            assert last in section, path
+            section[last] = yaml.safe_load(str(runner._written(value)))
+        check_params(tree, "params.yaml")
+
+
+def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(runner: ModuleType) -> None:
+    quick, full = (runner.cells_of(STUDY, name, "") for name in ("quick", "full"))
+    assert {cell.arm for cell in quick} == set(METHODS) and quick[0].arm == "lpo"
+    arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
+    assert len(full) == len(arms) * 3 and [cell.seed for cell in full[: len(arms)]] == [42] * len(arms)
+    assert len({cell.experiment for cell in full}) == len(full)
+    assert set(STUDY["paper"]) - {"columns", "base"} <= arms
+
+
+def test_a_key_belongs_to_changes_and_code(runner: ModuleType) -> None:
+    one, other = (runner.cells_of(STUDY, "quick", code)[0] for code in ("a", "b"))
+    assert one.key != other.key and one.key != runner.cells_of(STUDY, "full", "a")[0].key
+    assert one.key == runner.cells_of(STUDY, "quick", "a")[0].key
+
+
+def test_only_a_cell_whose_key_is_there_is_done(runner: ModuleType) -> None:
+    cell = runner.cells_of(STUDY, "quick", "a")[1]
+    assert not cell.done
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text(json.dumps({"key": "another"}))
+    assert not cell.done
+    (cell.folder / "cell.json").write_text(json.dumps({"key": cell.key}))
+    assert cell.done
+
+
+def test_the_command_is_an_experiment_in_a_copy_with_a_name_that_git_takes(runner: ModuleType) -> None:
+    by_arm = {cell.arm: cell for cell in runner.cells_of(STUDY, "full", "a")}
+    words = runner.command(by_arm["vfe_7.5"])
+    assert words[:4] == ["dvc", "exp", "run", "--temp"] and words[-1] == "studies/dvc.yaml:cell"
+    assert "lrm.guidance_scale=7.5" in words and "seed=44" in words
+    assert "lrm.shared_noise=true" in runner.command(by_arm["shared_noise"])
+    for cell in by_arm.values():
+        subprocess.run(["git", "check-ref-format", f"refs/exps/aa/bb/{cell.experiment}"], check=True)
+        assert "." not in cell.experiment and "_" not in cell.experiment
