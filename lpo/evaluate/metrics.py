@@ -116,7 +116,7 @@ def judged_results(
     by_category = {str(name): rows for name, rows in matched.groupby("category")}
 
     def change_and_rate(column: str) -> Figures:
-        change = _change(matched, column, resamples, seed)
+        change = _change(matched, column, resamples, seed, "base")
         return change | {"win_rate": _win_rate(matched, column, resamples, seed)}
 
     result: Figures = {
@@ -136,7 +136,7 @@ def judged_results(
         overall["difference"] = overall.pop("value")
         for side in ("base", "tuned"):
             overall[side] = float(matched.groupby("category")[f"geneval_{side}"].mean().mean())
-        by_task = {name: _change(rows, "geneval", resamples, seed) for name, rows in by_category.items()}
+        by_task = {name: _change(rows, "geneval", resamples, seed, "base") for name, rows in by_category.items()}
         result["geneval"] = {"overall": overall, "by_task": by_task}
     return {name: _rounded(figures) for name, figures in result.items()}
 
