@@ -16,7 +16,7 @@ well: a ratio of densities does not survive rounding. `sample` and `add_noise` r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,11 +35,12 @@ def gaussian_log_prob(
     With "mean" the scale does not depend on the resolution (published LPO); "sum" is the density itself.
 
     Raises:
-        ValueError: on shapes that do not fit, and where a std is 0: such a step has no density, leave it out.
+        ValueError: on shapes that do not fit, and (on a CPU) where a std is 0: such a step has no density, leave it
+            out.
     """
     if x_s.shape != mean.shape or std.shape != _column(mean, len(mean)):
         raise ValueError(f"x_s {tuple(x_s.shape)}, mean {tuple(mean.shape)} and std {tuple(std.shape)} do not fit")
-    if not bool((std > 0).all()):
+    if std.device.type == "cpu" and not bool((std > 0).all()):  # on another device the answer would stop the stream
         raise ValueError("a step with std 0 has no density; leave it out")
     z = (x_s - mean) / std
     terms = -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
@@ -71,6 +72,12 @@ class DDIM:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], is {eta}")
         return cls(scheduler.alphas_cumprod, scheduler.final_alpha_cumprod, scheduler.config.prediction_type, eta)
+
+    def to(self, device: torch.device) -> DDIM:
+        """The same with its tensors on `device`, so that a step copies nothing there."""
+        return replace(
+            self, alphas_cumprod=self.alphas_cumprod.to(device), final_alpha_cumprod=self.final_alpha_cumprod.to(device)
+        )
 
     def pred_x0_eps(
         self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
@@ -140,6 +147,10 @@ class Flow:
     form: Literal["ddim", "sde"] = "ddim"
 
     log_prob = staticmethod(gaussian_log_prob)
+
+    def to(self, device: torch.device) -> Flow:
+        """It holds no tensors."""
+        return self
 
     def pred_x0_eps(
         self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor

@@ -42,7 +42,7 @@ class PolicyTrainer:
         self.best_value, self.updates = 0.0, 0
         self.history: list[dict[str, Any]] = []
         self.null = family.encode_prompts([""])
-        self.transition = family.transition(config.eta)
+        self.transition = family.transition(config.eta).to(family.device)
 
     @property
     def rollouts(self) -> int:
