@@ -158,6 +158,7 @@ class Lpo:
     lora_rank: Count
     learning_rate: Positive
     batch_size: Count
+    micro_batch_size: Count
     epochs_per_rollout: Count
     weight_decay: NotNegative
     max_grad_norm: Positive | None

@@ -24,7 +24,7 @@ from lpo.preference.losses import lpo_loss
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
-from lpo.train.loop import optimizer_step
+from lpo.train.loop import apply_gradients
 from lpo.train.rollout import StepPairs, StepStatistics, rollout
 
 BASE_VALUE = 0.0  # of `validate`, at the base itself
@@ -37,7 +37,8 @@ class PolicyTrainer:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
         self.weights = family.add_lora(config.lora_rank, seed)
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.ema = {k: v.detach().clone() for k, v in family.lora_state().items()}
+        self.trained = family.lora_state()  # shares its memory with the weights: made once, not after every step
+        self.ema = {k: v.clone() for k, v in self.trained.items()}
         self.best = {k: v.clone() for k, v in self.ema.items()}
         self.best_value, self.updates = 0.0, 0
         self.history: list[dict[str, Any]] = []
@@ -64,6 +65,24 @@ class PolicyTrainer:
         best, worst = self.log_probs(pairs, conditioning)
         return lpo_loss(best, reference_best, worst, reference_worst, self.config.beta, self.config.clip_epsilon)
 
+    def learn(self, batch: StepPairs, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """One optimiser step on N pairs; their losses (N,) and statistics, detached. `conditioning` is the rollout's.
+
+        The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        seen = []
+        for rows in torch.arange(len(batch), device=batch.t.device).split(self.config.micro_batch_size):
+            part = batch[rows] if len(rows) < len(batch) else batch
+            loss, statistics = self.loss(part, conditioning[part.prompt])
+            (loss.sum() / len(batch)).backward()
+            seen.append({"loss": loss.detach()} | statistics)
+        apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm)
+        self.updates += 1
+        checkpoint.update_ema(self.ema, self.trained, self.config.ema_decay)
+        joined = {k: torch.cat([s[k] for s in seen]) for k in seen[0]}
+        return joined.pop("loss"), joined
+
     def update(self, pairs: StepPairs, conditioning: Conditioning, generator: torch.Generator) -> dict[str, Any]:
         """One pass over the pairs of a rollout in minibatches; statistics, also by timestep."""
         losses, by_t = [], []
@@ -71,11 +90,8 @@ class PolicyTrainer:
             order = torch.randperm(len(pairs), generator=generator)
             for rows in order.tensor_split(max(1, round(len(pairs) / self.config.batch_size))):
                 batch = pairs[rows.to(pairs.t.device)]
-                loss, stats = self.loss(batch, conditioning[batch.prompt])
-                optimizer_step(self.optimizer, loss.mean(), self.config.learning_rate, self.config.max_grad_norm)
-                self.updates += 1
-                checkpoint.update_ema(self.ema, self.family.lora_state(), self.config.ema_decay)
-                losses.append(loss.detach())
+                loss, stats = self.learn(batch, conditioning)
+                losses.append(loss)
                 by_t.append(torch.stack([batch.t.float(), stats["clipped"].float(), stats["correct"].float()]))
         t, clipped, correct = torch.cat(by_t, dim=1).cpu()
         per_t = {
