@@ -109,6 +109,15 @@ def lrm(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def spm(params: ParamsFile = PARAMS) -> None:
+    """SPO's reward, a CLIP that looks at pictures (method spo)."""
+    loaded = load_params(params)
+    from lpo.stages.spm import run
+
+    run(loaded)
+
+
+@app.command()
 def lpo(params: ParamsFile = PARAMS) -> None:
     """Stage: tune the base by preferences (a LoRA)."""
     loaded = load_params(params)
@@ -143,13 +152,17 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Default: seed of the parameters.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="Default: evaluate.guidance_scale.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Default: evaluate.num_inference_steps.")] = None,
+    search: Annotated[int, typer.Option(min=1, help="Candidates a step, the reward takes the best.", metavar="K")] = 1,
+    best_of: Annotated[int, typer.Option(min=1, help="Pictures, the reward takes the best.", metavar="N")] = 1,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Draw one picture of a prompt."""
     loaded = load_params(params)
     from lpo.stages.generate import run
 
-    run(loaded, prompt, lora, out, loaded.seed if seed is None else seed, guidance_scale, steps)
+    seed = loaded.seed if seed is None else seed
+    if said := run(loaded, prompt, lora, out, seed, guidance_scale, steps, search, best_of):
+        typer.echo(said)
     typer.echo(f"wrote {out}")
 
 

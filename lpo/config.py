@@ -127,7 +127,32 @@ class Lrm:
     timesteps: Literal["uniform", "grid"]
     shared_noise: bool
     example_weights: bool
+    likelihood: Literal["bradley_terry", "thurstone"]
+    variance_offset: Positive
     embedding_dim: Count
+    validate_every: Count
+    patience: Count
+    checkpoint_every: Count
+    ensemble_timesteps: tuple[ZeroOrMore, ZeroOrMore, ZeroOrMore]
+    ensemble_draws: Count
+
+
+@dataclass(frozen=True)
+class Spm:
+    clip: str
+    steps: Count
+    warmup_steps: ZeroOrMore
+    batch_size: Count
+    learning_rate: Positive
+    weight_decay: NotNegative
+    max_grad_norm: Positive | None
+    guidance_scale: Guidance
+    trainable: Literal["full", "frozen"]
+    timesteps: Literal["uniform", "grid"]
+    shared_noise: bool
+    example_weights: bool
+    likelihood: Literal["bradley_terry", "thurstone"]
+    variance_offset: Positive
     validate_every: Count
     patience: Count
     checkpoint_every: Count
@@ -141,7 +166,18 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Guard:
+    action: Literal["off", "flag", "stop"]
+    reward_margin: NotNegative
+    diversity_floor: NotNegative
+    prompts: Count
+    seeds: Annotated[int, Range(at_least=2)]
+
+
+@dataclass(frozen=True)
 class Lpo:
+    method: Literal["lpo", "spo", "diffusion_dpo", "grpo"]
+    reward: str
     prompts: Count
     prompts_per_rollout: Count
     num_inference_steps: Count
@@ -166,6 +202,7 @@ class Lpo:
     validate_every: Count
     validation_prompts: Count
     checkpoint_every: Count
+    guard: Guard
 
 
 @dataclass(frozen=True)
@@ -201,6 +238,7 @@ class Params:
     filter: Filter
     encode: Encode
     lrm: Lrm
+    spm: Spm
     lpo: Lpo
     evaluate: Evaluate
     report: Report
@@ -210,6 +248,7 @@ class Params:
 # What no field can say by itself: the first may be at most the second; of two weights one must be above zero.
 AT_MOST = (
     ("lrm.warmup_steps", "lrm.steps"),
+    ("spm.warmup_steps", "spm.steps"),
     ("lpo.prompts_per_rollout", "lpo.prompts"),
     ("lpo.threshold.low", "lpo.threshold.high"),
 )

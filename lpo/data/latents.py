@@ -64,7 +64,8 @@ class Latents:
             for i in range(index["shard"].max() + 1)
         ]
         self._place = dict(zip(index["image_uid"], zip(index["shard"], index["row"], strict=True), strict=True))
-        self._caption = {caption: row for row, caption in enumerate(captions)}
+        self.captions = captions.tolist()
+        self._caption = {caption: row for row, caption in enumerate(self.captions)}
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -124,6 +124,10 @@ class DDIM:
         alpha = self._alpha(x0, t)
         return (alpha**0.5 * x0 + (1 - alpha) ** 0.5 * noise).to(x0.dtype)
 
+    def noise_level(self, t: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of the noise in x_t, sqrt(1 - a_t), (B,)."""
+        return (1 - alpha_at(self.alphas_cumprod, self.final_alpha_cumprod, t)) ** 0.5
+
     def _alpha(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return alpha_at(self.alphas_cumprod, self.final_alpha_cumprod, t).view(_column(x, len(t)))
 
@@ -195,6 +199,10 @@ class Flow:
         _check(x0, noise, t)
         level = t.view(_column(x0, len(t)))
         return ((1 - level) * x0 + level * noise).to(x0.dtype)
+
+    def noise_level(self, t: torch.Tensor) -> torch.Tensor:
+        """Standard deviation of the noise in x_t, t itself, (B,)."""
+        return t
 
     def _diffusion(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         # g is infinite at t = 1; Flow-GRPO's code puts the next level there.

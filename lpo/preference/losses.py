@@ -2,6 +2,7 @@
 
     LPO             -log sigmoid(beta (log r_w - log r_l)),  r = clamp(p_theta / p_ref, 1 -+ eps)
     Bradley-Terry   -label_0 log sigmoid(d) - label_1 log sigmoid(-d) - entropy of the labels,  d = score_0 - score_1
+    Thurstone       1 - sqrt(label_0 p) - sqrt(label_1 (1 - p)),  p = Phi(d / sqrt(2 s_u^2)),  s_u^2 = 2 s(t)^2 + c
     Diffusion-DPO   -log sigmoid(-beta / 2 ((mse_w - mse_l)_theta - (mse_w - mse_l)_ref))
     GRPO            -min(r A, clamp(r, 1 -+ eps) A) + beta KL,  r = p_theta / p_sampling
 
@@ -69,6 +70,34 @@ def pairwise_loss(
     cross = -label_0 * F.logsigmoid(difference) - label_1 * F.logsigmoid(-difference)
     entropy = -torch.xlogy(label_0, label_0) - torch.xlogy(label_1, label_1)
     return (weight * (cross - entropy)).mean()
+
+
+def thurstone_loss(
+    score_0: torch.Tensor,
+    score_1: torch.Tensor,
+    label_0: torch.Tensor,
+    label_1: torch.Tensor,
+    weight: torch.Tensor,
+    noise_level: torch.Tensor,
+    variance_offset: float,
+) -> torch.Tensor:
+    """Noise-calibrated Thurstone likelihood with the fidelity loss (DiNa-LRM, arXiv 2602.11146), (): weighted mean.
+
+    What a person sees in image i is u_i = score_i + s_u z_i, with independent z_i ~ N(0, 1). Then u_0 - u_1 is normal
+    with mean d and variance 2 s_u^2, so P(u_0 > u_1) = Phi(d / sqrt(2 s_u^2)): the same d says less at a noisier t.
+    The fidelity loss is one minus the Bhattacharyya coefficient of labels and (p, 1 - p); of a decided pair it is
+    1 - sqrt(p), of a tie it is 0 at equal scores. It lies in [0, 1): a pair that is far wrong hardly pulls.
+
+    Args:
+        score_*, label_*, weight: as for `pairwise_loss`.
+        noise_level: s(t), (B,), standard deviation of the noise in x_t. variance_offset: c > 0, 0.01 in the paper.
+    """
+    _same_shape(score_0, score_1, label_0, label_1, weight, noise_level)
+    variance = 2 * _wide(noise_level) ** 2 + variance_offset
+    z = (_wide(score_0) - _wide(score_1)) / (2 * variance) ** 0.5
+    # sqrt(p) = exp(log(p) / 2), whose gradient stays finite where p underflows.
+    root_0, root_1 = (torch.exp(0.5 * torch.special.log_ndtr(side)) for side in (z, -z))
+    return (weight * (1 - label_0.sqrt() * root_0 - label_1.sqrt() * root_1)).mean()
 
 
 def diffusion_dpo_loss(

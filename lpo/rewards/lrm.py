@@ -59,6 +59,17 @@ class LatentRewardModel(nn.Module):
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         return self.backbone.encode_prompts(prompts)
 
+    def encode_tokens(self, ids: torch.Tensor, captions: list[str]) -> Conditioning:
+        """Conditioning of stored token ids (B, L), with gradients; `captions` are for rewards with other tokens."""
+        return self.backbone.encode_tokens(ids)
+
+    def trained(self, trainable: str) -> list[nn.Parameter]:
+        """What a training changes: "full" all of it, "frozen" the projections and the scale."""
+        modules = [self.visual_projection, self.text_projection]
+        if trainable == "full":
+            modules += [self.unet, self.text_encoder]
+        return [*(p for module in modules for p in module.parameters()), self.logit_scale]
+
     def visual(
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, null: Conditioning
     ) -> torch.Tensor:

@@ -1,17 +1,21 @@
-"""generate: a prompt, and perhaps a LoRA -> a PNG."""
+"""generate: a prompt, and perhaps a LoRA and a search by the reward -> a PNG."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from lpo.config import Params
 from lpo.errors import LpoError
-from lpo.evaluate.generation import generate
+from lpo.evaluate.generation import generate, to_uint8
+from lpo.evaluate.search import Search, search
 from lpo.families import load_family
+from lpo.families.sd import SD
 from lpo.files import write_bytes
+from lpo.rewards.choose import load_reward
 
 ENLARGED = 256  # small pictures are shown at least this large, like pixel art
 
@@ -24,8 +28,13 @@ def run(
     seed: int,
     guidance_scale: float | None,
     steps: int | None,
-) -> None:
-    """Write `out`. Raises LpoError for a prompt that is empty or longer than the model reads."""
+    candidates: int,
+    trajectories: int,
+) -> str:
+    """Write `out` and say what a search found and cost ("" without one).
+
+    Raises LpoError for a prompt that is empty or longer than the model reads.
+    """
     config, family = params.evaluate, load_family(params.model)
     length = len(family.tokenizer(prompt).input_ids)
     if not prompt.strip() or length > family.tokens:
@@ -35,12 +44,32 @@ def run(
     if lora is not None:
         family.load_lora(lora)
     scale = config.guidance_scale if guidance_scale is None else guidance_scale
-    picture = Image.fromarray(
-        generate(family, [prompt], [seed], steps or config.num_inference_steps, scale, config.eta, 1, "")[0]
-    )
+    steps = steps or config.num_inference_steps
+    if candidates > 1 or trajectories > 1:
+        pixels, said = searched(family, params, prompt, seed, steps, scale, candidates, trajectories)
+    else:
+        pixels, said = generate(family, [prompt], [seed], steps, scale, config.eta, 1, "")[0], ""
+    picture = Image.fromarray(pixels)
     if picture.width < ENLARGED:
         factor = ENLARGED // picture.width
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     write_bytes(out, buffer.getvalue())
+    return said
+
+
+def searched(
+    family: SD, params: Params, prompt: str, seed: int, steps: int, scale: float, candidates: int, trajectories: int
+) -> tuple[np.ndarray, str]:
+    """The picture (H, W, 3) uint8 that the reward of `lpo.reward` likes best, and a line about it."""
+    how = Search(candidates, trajectories, params.lrm.ensemble_timesteps, params.lrm.ensemble_draws)
+    reward = load_reward(Path(params.lpo.reward), family)
+    latents, scores, cost = search(family, reward, prompt, seed, steps, scale, params.evaluate.eta, how)
+    plain = steps * (1 if scale == 1 else 2)
+    said = (
+        f"searched {candidates} candidates a step in {trajectories} trajectories: reward {scores.max():.3f} "
+        f"(of all: {', '.join(f'{score:.3f}' for score in scores.tolist())}); {cost.denoiser} denoiser passes "
+        f"(without search {plain}) and {cost.reward} reward passes in {cost.seconds:.2f} s"
+    )
+    return to_uint8(family.decode(latents))[0], said

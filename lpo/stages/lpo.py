@@ -1,4 +1,4 @@
-"""lpo: data/base, data/lrm, data/prompts.parquet -> data/lpo, a LoRA that `pipe.load_lora_weights` reads."""
+"""lpo: data/base, the reward, data/prompts.parquet -> data/lpo, a LoRA that `pipe.load_lora_weights` reads."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from lpo.config import Params
+from lpo.config import Lpo, Params
+from lpo.data.latents import Latents
 from lpo.errors import LpoError
 from lpo.evaluate.card import model_card
-from lpo.evaluate.generation import generate, to_tensor
+from lpo.evaluate.generation import sample, to_tensor, to_uint8
 from lpo.families import load_family
 from lpo.families.sd import SD
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
-from lpo.rewards import lrm, small
+from lpo.rewards import small
+from lpo.rewards.choose import load_reward
+from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
+from lpo.train.offline import StoredPairs, stored_pairs
 from lpo.train.policy import BASE_VALUE, PolicyTrainer
 
 PROMPTS = Path("data/prompts.parquet")
-SEED_OF_VALIDATION = 10_000
+KEPT, LATENTS = Path("data/filtered/kept.parquet"), Path("data/latents")
+SEED_OF_VALIDATION, SEED_OF_DIVERSITY = 10_000, 20_000
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +39,18 @@ def run(params: Params) -> None:
     prompts = pd.read_parquet(PROMPTS)
     identity = {
         "lpo": asdict(config), "model": asdict(params.model), "seed": params.seed, "prompts": file_hash(PROMPTS),
-        "base": folder_hash(params.model.path), "lrm": folder_hash("data/lrm"),
+        "base": folder_hash(params.model.path), "reward": folder_hash(config.reward),
         "scorers": folder_hash(params.score.scorers),
     }  # fmt: skip
+    if config.method == "diffusion_dpo":
+        identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
     folder = checkpoint.folder("lpo", identity)
     family = load_family(params.model)
-    reward = lrm.load(Path("data/lrm"), family.device, family.dtype)
-    if reward.backbone.latent_shape != family.latent_shape:
-        raise LpoError(
-            f"the reward reads latents {reward.backbone.latent_shape}, the model makes {family.latent_shape}",
-            "data/lrm",
-            "train the reward on a model with the same VAE",
-        )
-    trainer = PolicyTrainer(family, reward, config, params.seed)
+    reward = load_reward(Path(config.reward), family)
+    check_reward(config, reward)
+    trainer = PolicyTrainer(family, reward, config, params.seed, pairs_of(config))
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
-    validate = Validation(family, small.load(Path(params.score.scorers)), held_out, params)
+    validate = Validation(family, reward, small.load(Path(params.score.scorers)), held_out, params)
     with Tracker("lpo", params) as tracker:
         trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validate, folder, tracker)
     history = trainer.history
@@ -59,6 +62,7 @@ def run(params: Params) -> None:
         "updates": trainer.updates,
         "validation": [{"rollout": h["rollout"], "value": h["validation"]} for h in history if "validation" in h],
         "best_validation": trainer.best_value,
+        "warnings": [f"rollout {h['rollout']}: {text}" for h in history for text in h.get("warnings", [])],
     }
     with atomic_folder("data/lpo") as out:
         family.save_lora(out, trainer.best)
@@ -68,28 +72,77 @@ def run(params: Params) -> None:
     write_json("metrics/lpo.json", metrics)
 
 
-class Validation:
-    """The mean gain over the base on validation prompts, in standard deviations of its scores, over three scorers.
+def check_reward(config: Lpo, reward: Reward) -> None:
+    """Raise LpoError where the name of the method and the kind of its reward contradict each other."""
+    if config.method == "lpo" and reward.space == "pixel":
+        raise LpoError(
+            "lpo scores noisy latents, and this reward scores pictures", f"params.yaml: lpo.reward: {config.reward}",
+            "set lpo.method to spo, or lpo.reward to data/lrm",
+        )  # fmt: skip
 
-    Not the share of prompts won: a shift that is tiny and the same everywhere wins nearly all of them.
+
+def pairs_of(config: Lpo) -> StoredPairs | None:
+    """The train pairs that diffusion_dpo learns from; no other method reads them."""
+    if config.method != "diffusion_dpo":
+        return None
+    return stored_pairs(pd.read_parquet(KEPT).query("split == 'train'"), Latents(LATENTS))
+
+
+class Validation:
+    """What an adapter gained over the base on validation prompts, in standard deviations of the base's scores.
+
+    validation  mean over three scorers; it chooses the checkpoint. Not the share of prompts won: a shift that is tiny
+                and the same everywhere wins nearly all of them.
+    reward      of the reward that is climbed, on finished latents: what the guard compares validation with
+    diversity   mean distance between pictures of one prompt over seeds, divided by the base's own
 
     The judge has no say here: what chooses the checkpoint is not what the evaluation measures.
     """
 
-    def __init__(self, family: SD, scorers: small.Scorers, prompts: list[str], params: Params) -> None:
-        self.family, self.scorers, self.prompts, self.params = family, scorers, prompts, params
+    def __init__(self, family: SD, reward: Reward, scorers: small.Scorers, prompts: list[str], params: Params) -> None:
+        self.family, self.reward, self.scorers, self.prompts, self.params = family, reward, scorers, prompts, params
+        self.text, self.null = reward.encode_prompts(prompts), reward.encode_prompts([""])
         with family.reference():
-            self.base = self.scores()
+            self.base, self.spread = self.scores(), self.diversity()
 
-    def scores(self) -> dict[str, np.ndarray]:
+    def draw(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
+        """Finished latents (N, C, h, w)."""
         config = self.params.evaluate
-        seeds = list(range(SEED_OF_VALIDATION, SEED_OF_VALIDATION + len(self.prompts)))
-        pictures = generate(
-            self.family, self.prompts, seeds, config.num_inference_steps, config.guidance_scale, config.eta,
-            config.batch_size, "",
-        )  # fmt: skip
-        return {k: v.numpy() for k, v in self.scorers.score(to_tensor(pictures), self.prompts).items()}
+        parts = [
+            sample(
+                self.family, prompts[i : i + config.batch_size], seeds[i : i + config.batch_size],
+                config.num_inference_steps, config.guidance_scale, config.eta,
+            )
+            for i in range(0, len(prompts), config.batch_size)
+        ]  # fmt: skip
+        return torch.cat(parts)
 
-    def __call__(self) -> float:
+    def pictures(self, latents: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) in [-1, 1], rounded as pictures in files are."""
+        size = self.params.evaluate.batch_size
+        return to_tensor(np.concatenate([to_uint8(self.family.decode(part)) for part in latents.split(size)]))
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, np.ndarray]:
+        latents = self.draw(self.prompts, [SEED_OF_VALIDATION + i for i in range(len(self.prompts))])
+        found = {k: v.numpy() for k, v in self.scorers.score(self.pictures(latents), self.prompts).items()}
+        t = torch.full((len(latents),), 1, device=latents.device)
+        return found | {"reward": self.reward.score(latents, t, self.text, self.null).cpu().numpy()}
+
+    def diversity(self) -> float:
+        """Root mean square difference of two pictures of one prompt, mean over pairs of seeds and prompts."""
+        guard = self.params.lpo.guard
+        if guard.action == "off":
+            return 1.0
+        prompts = [prompt for prompt in self.prompts[: guard.prompts] for _ in range(guard.seeds)]
+        seeds = [SEED_OF_DIVERSITY + i for i in range(len(prompts))]
+        pictures = self.pictures(self.draw(prompts, seeds)).flatten(1).unflatten(0, (-1, guard.seeds))
+        first, second = torch.triu_indices(guard.seeds, guard.seeds, offset=1)
+        return float((pictures[:, first] - pictures[:, second]).square().mean(2).sqrt().mean())
+
+    def __call__(self) -> dict[str, float]:
         now = self.scores()
-        return float(np.mean([(now[k] - self.base[k]).mean() / self.base[k].std() for k in now]))
+        gain = {k: (now[k] - self.base[k]).mean() / self.base[k].std() for k in now}
+        reward = float(gain.pop("reward"))
+        diversity = self.diversity() / self.spread
+        return {"validation": float(np.mean(list(gain.values()))), "reward": reward, "diversity": diversity}

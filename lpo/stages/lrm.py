@@ -48,6 +48,8 @@ def run(params: Params) -> None:
     with Tracker("lrm", params) as tracker:
         trainer.run(pairs["train"], pairs["validation"], folder, tracker)
     metrics = measure(trainer.accuracy(pairs["test"]), splits["test"], params.seed)
+    together = trainer.ensemble_accuracy(pairs["test"], config.ensemble_timesteps, config.ensemble_draws)
+    metrics["accuracy"]["ensemble"] = interval_of(together, splits["test"]["caption"].to_numpy(), params.seed)
     metrics |= {"steps": trainer.history[-1]["step"], "validation": round(trainer.best_accuracy, 5)}
     with atomic_folder("data/lrm") as out:
         model.save(out)
@@ -64,9 +66,7 @@ def measure(right: np.ndarray, frame: pd.DataFrame, seed: int) -> dict[str, Any]
     decided = ~np.isnan(right[0])
 
     def interval(values: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        known = rows & decided
-        found = share(values[known], captions[known], seed=seed)
-        return {k: round(float(found[k]), 5) for k in ("value", "low", "high")} | {"pairs": int(known.sum())}
+        return interval_of(values[rows], captions[rows], seed)
 
     def early(rows: np.ndarray) -> dict[str, float]:
         return interval(right[: BINS // 2].mean(0), rows)  # over t < 500, where previews of a picture exist
@@ -85,3 +85,10 @@ def measure(right: np.ndarray, frame: pd.DataFrame, seed: int) -> dict[str, Any]
             rows = {name: (frame[column] == name).to_numpy() for name in names}
             accuracy[f"by_{column}"] = {name: early(r) for name, r in rows.items() if (r & decided).any()}
     return {"accuracy": accuracy, "test_pairs": len(frame)}
+
+
+def interval_of(right: np.ndarray, captions: np.ndarray, seed: int) -> dict[str, float]:
+    """Share of right (1) among right and wrong (0), ties (NaN) left out, with its interval and number of pairs."""
+    decided = ~np.isnan(right)
+    found = share(right[decided], captions[decided], seed=seed)
+    return {k: round(float(found[k]), 5) for k in ("value", "low", "high")} | {"pairs": int(decided.sum())}

@@ -1,14 +1,15 @@
-"""Training of the policy: rollouts, step-level preference loss, LoRA (LPO paper, eq. of section 3.3).
+"""Training of the policy, a LoRA: rollouts or stored pairs, the loss of the method (lpo/train/methods.py), AdamW.
 
-    L = -log sigmoid(beta (log r_w - log r_l)),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
+    lpo:  L = -log sigmoid(beta (log r_w - log r_l)),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
 
-Winner and loser share x_t, t and prompt, so one policy and one reference forward give all four log densities
+The candidates of a step share x_t, t and prompt, so one policy and one reference forward give all log densities
 (decisions.md 3); the reference is the same U-Net with its adapter off (4). What is validated, kept and saved is the
 exponential moving average of the adapter.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,21 +21,29 @@ from tqdm.auto import tqdm
 from lpo.config import Lpo
 from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
-from lpo.preference.losses import lpo_loss
-from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
-from lpo.train import checkpoint
+from lpo.train import checkpoint, guard
 from lpo.train.loop import apply_gradients
-from lpo.train.rollout import StepPairs, StepStatistics, rollout
+from lpo.train.methods import METHODS
+from lpo.train.offline import StoredPairs, draw
+from lpo.train.rollout import StepStatistics, log_probs, rollout
+from lpo.train.steps import NoisyPairs, Steps
+
+log = logging.getLogger(__name__)
 
 BASE_VALUE = 0.0  # of `validate`, at the base itself
 
 
 class PolicyTrainer:
-    """The state of one training: adapter, optimiser, EMA, best adapter so far, history (one entry a rollout)."""
+    """The state of one training: adapter, optimiser, EMA, best adapter so far, history (one entry a rollout).
 
-    def __init__(self, family: SD, reward: LatentRewardModel, config: Lpo, seed: int) -> None:
+    `pairs` are what diffusion_dpo learns from, instead of rollouts; the other methods don't look at them.
+    """
+
+    def __init__(self, family: SD, reward: Reward, config: Lpo, seed: int, pairs: StoredPairs | None = None) -> None:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
+        self.method, self.pairs = METHODS[config.method], pairs
         self.weights = family.add_lora(config.lora_rank, seed)
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.trained = family.lora_state()  # shares its memory with the weights: made once, not after every step
@@ -49,23 +58,41 @@ class PolicyTrainer:
     def rollouts(self) -> int:
         return -(-self.config.prompts // self.config.prompts_per_rollout)
 
-    def log_probs(self, pairs: StepPairs, conditioning: Conditioning) -> tuple[torch.Tensor, torch.Tensor]:
-        """log p of best and worst under the model as it stands, (N,) each, from one guided forward."""
+    @property
+    def stopped(self) -> bool:
+        """Whether the guard ended the training before its prompts were used up."""
+        return self.config.guard.action == "stop" and bool(self.history) and "warnings" in self.history[-1]
+
+    def log_probs(self, batch: Steps | NoisyPairs, conditioning: Conditioning) -> torch.Tensor:
+        """log p (N, M) of what was chosen under the model as it stands, from one forward (guided, for steps).
+
+        Of stored pairs: minus the mean squared error of the noise prediction, (N, 2), without guidance.
+        """
+        if isinstance(batch, NoisyPairs):
+            return -self.noise_errors(batch, conditioning)
         scale = self.config.guidance_scale
-        prediction = self.family.guided(pairs.x_t, pairs.t, conditioning, self.null, scale)
-        mean, std = self.transition.mean_std(prediction, pairs.x_t, pairs.t, pairs.s)
-        reduction = self.config.logprob_reduction
-        best = self.transition.log_prob(pairs.best, mean, std, reduction)
-        return best, self.transition.log_prob(pairs.worst, mean, std, reduction)
+        prediction = self.family.guided(batch.x_t, batch.t, conditioning, self.null, scale)
+        mean, std = self.transition.mean_std(prediction, batch.x_t, batch.t, batch.s)
+        return log_probs(self.transition, batch.x_s, mean, std, self.config)
 
-    def loss(self, pairs: StepPairs, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """LPO's loss of N pairs, (N,), with its statistics; `conditioning` is theirs, row by row."""
+    def noise_errors(self, batch: NoisyPairs, conditioning: Conditioning) -> torch.Tensor:
+        x_t, t = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(2)
+        prediction = self.family.predict(x_t, t, conditioning.repeat(2))
+        _, noise = self.transition.pred_x0_eps(prediction, x_t, t)
+        error = noise.float().view(batch.x_t.shape) - batch.noise[:, None]
+        return error.square().flatten(2).mean(2)
+
+    def loss(
+        self, batch: Steps | NoisyPairs, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The method's loss of N rows, (N,), with its statistics; `conditioning` is theirs, row by row."""
         with torch.no_grad(), self.family.reference():
-            reference_best, reference_worst = self.log_probs(pairs, conditioning)
-        best, worst = self.log_probs(pairs, conditioning)
-        return lpo_loss(best, reference_best, worst, reference_worst, self.config.beta, self.config.clip_epsilon)
+            reference = self.log_probs(batch, conditioning)
+        return self.method.loss(self.log_probs(batch, conditioning), reference, batch, self.config)
 
-    def learn(self, batch: StepPairs, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def learn(
+        self, batch: Steps | NoisyPairs, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One optimiser step on N pairs; their losses (N,) and statistics, detached. `conditioning` is the rollout's.
 
         The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive.
@@ -83,8 +110,10 @@ class PolicyTrainer:
         joined = {k: torch.cat([s[k] for s in seen]) for k in seen[0]}
         return joined.pop("loss"), joined
 
-    def update(self, pairs: StepPairs, conditioning: Conditioning, generator: torch.Generator) -> dict[str, Any]:
-        """One pass over the pairs of a rollout in minibatches; statistics, also by timestep."""
+    def update(
+        self, pairs: Steps | NoisyPairs, conditioning: Conditioning, generator: torch.Generator
+    ) -> dict[str, Any]:
+        """One pass over the rows of a rollout in minibatches; statistics, also by timestep."""
         losses, by_t = [], []
         for _ in range(self.config.epochs_per_rollout):
             order = torch.randperm(len(pairs), generator=generator)
@@ -104,54 +133,74 @@ class PolicyTrainer:
         return {"loss": float(torch.cat(losses).mean()), "clipped": float(clipped.mean()),
                 "implicit_accuracy": float(correct.mean()), "by_timestep": per_t}  # fmt: skip
 
-    def run(self, prompts: list[str], validate: Callable[[], float], folder: Path, tracker: Tracker) -> None:
+    def collect(
+        self, prompts: list[str], r: int, generator: torch.Generator
+    ) -> tuple[Steps | NoisyPairs, Conditioning, list[StepStatistics], int]:
+        """What rollout r learns from, its conditioning, statistics by step, and how many prompts it took."""
+        if self.method.select is None:
+            assert self.pairs is not None, f"{self.config.method} learns from stored pairs"
+            rows = self.rows_of(len(self.pairs), r)
+            return *draw(self.family, self.pairs, rows, self.config, generator), [], len(rows)
+        batch = [prompts[i] for i in self.rows_of(len(prompts), r)]
+        found = rollout(self.family, self.reward, self.method.select, batch, self.config, generator)
+        return *found, len(batch)
+
+    def run(self, prompts: list[str], validate: Callable[[], dict[str, float]], folder: Path, tracker: Tracker) -> None:
         """Roll out and update until the prompts are used up; the best adapter by `validate` is left in the model.
 
-        `validate` is called with the EMA in the model and returns a figure to be raised (BASE_VALUE is the base's own).
+        `validate` is called with the EMA in the model and returns "validation", a figure to be raised (BASE_VALUE is
+        the base's own), and what else the guard looks at (lpo/train/guard.py).
         """
         done = self.resume(folder)
         if done == 0:
             self.best_value = BASE_VALUE
+        if self.stopped:
+            done = self.rollouts
         for r in (
             bar := tqdm(range(done, self.rollouts), initial=done, total=self.rollouts, desc="lpo", mininterval=2)
         ):
             generator = checkpoint.generator(self.seed, "lpo rollout", r)
-            batch = self.prompts_of(prompts, r)
-            pairs, conditioning, seen = rollout(self.family, self.reward, batch, self.config, generator)
-            entry: dict[str, Any] = {"rollout": r + 1, "prompts": len(batch), "pairs": len(pairs)}
+            pairs, conditioning, seen, used = self.collect(prompts, r, generator)
+            entry: dict[str, Any] = {"rollout": r + 1, "prompts": used, "pairs": len(pairs)}
             learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
             entry |= learned | {"by_timestep": _by_timestep(seen, learned["by_timestep"])}
-            entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1)
+            entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1) if seen else 1.0
             last = r + 1 == self.rollouts
             if (r + 1) % self.config.validate_every == 0 or last:
-                entry["validation"] = self.validation(validate)
+                entry |= self.validation(validate)
             self.history.append(entry)
-            shown = {k: entry[k] for k in ("loss", "pairs", "kept", "validation") if k in entry}
+            if found := guard.warnings(self.history, self.config.guard):
+                entry["warnings"] = found
+                log.warning("rollout %d: %s", r + 1, "; ".join(found))
+                last = last or self.config.guard.action == "stop"
+            shown = {k: entry[k] for k in ("loss", "pairs", "kept", "validation", "reward", "diversity") if k in entry}
             tracker.log(r, {f"lpo/{k}": float(v) for k, v in shown.items()})
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
             if (r + 1) % self.config.checkpoint_every == 0 or last:
                 self.save(folder, r + 1)
+            if last:
+                break
         self.family.load_lora_state(self.best)
 
-    def prompts_of(self, prompts: list[str], r: int) -> list[str]:
-        """The prompts of rollout r: pass after pass over all of them, each pass in an order of its own."""
+    def rows_of(self, count: int, r: int) -> list[int]:
+        """The items of rollout r, out of `count`: pass after pass over all of them, each in an order of its own."""
         size = self.config.prompts_per_rollout
         wanted = range(r * size, min((r + 1) * size, self.config.prompts))
         orders = {
-            epoch: torch.randperm(len(prompts), generator=checkpoint.generator(self.seed, "lpo prompts", epoch))
-            for epoch in {i // len(prompts) for i in wanted}
+            epoch: torch.randperm(count, generator=checkpoint.generator(self.seed, "lpo prompts", epoch))
+            for epoch in {i // count for i in wanted}
         }
-        return [prompts[int(orders[i // len(prompts)][i % len(prompts)])] for i in wanted]
+        return [int(orders[i // count][i % count]) for i in wanted]
 
-    def validation(self, validate: Callable[[], float]) -> float:
-        """The figure of the EMA adapter; it becomes the best if it is."""
+    def validation(self, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """The figures of the EMA adapter; it becomes the best if it is."""
         current = {k: v.detach().clone() for k, v in self.family.lora_state().items()}
         self.family.load_lora_state(self.ema)
-        value = validate()
-        if value > self.best_value:
-            self.best_value, self.best = value, {k: v.clone() for k, v in self.ema.items()}
+        figures = validate()
+        if figures["validation"] > self.best_value:
+            self.best_value, self.best = figures["validation"], {k: v.clone() for k, v in self.ema.items()}
         self.family.load_lora_state(current)
-        return value
+        return figures
 
     def save(self, folder: Path, done: int) -> None:
         tensors = checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer))

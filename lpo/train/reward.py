@@ -1,13 +1,14 @@
-"""Training of the latent reward model on stored latents (LPO paper, section 3.2).
+"""Training of a step reward on stored latents: the latent reward model (LPO paper, section 3.2), or SPO's.
 
 One step: a batch of pairs, one t a pair, noise per image (or shared); both noisy latents are scored under the pair's
-caption; L = mean of weight * pairwise loss (preference.losses.pairwise_loss). Departures from the published recipe:
-t ~ U[0, T) unless `timesteps: grid` (decisions.md 7), latents stored beforehand (15), the checkpoint with the best
-mean accuracy over timestep bins is kept (8), weights normalised over the data set (21).
+caption; L = mean of weight * loss, with preference.losses.pairwise_loss or thurstone_loss by `likelihood`. Departures
+from the published recipe: t ~ U[0, T) unless `timesteps: grid` (decisions.md 7), latents stored beforehand (15), the
+checkpoint with the best mean accuracy over timestep bins is kept (8), weights normalised over the data set (21).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lpo.config import Lrm
+from lpo.config import Lrm, Spm
 from lpo.data.latents import Latents, sample_latents
 from lpo.diffusion.transitions import DDIM
-from lpo.preference.losses import pairwise_loss
+from lpo.families.conditioning import Conditioning
+from lpo.preference.losses import pairwise_loss, thurstone_loss
+from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
 from lpo.train.loop import optimizer_step
@@ -58,14 +62,13 @@ def load_pairs(frame: pd.DataFrame, latents: Latents, weighted: bool) -> Pairs:
 class RewardTrainer:
     """The state of a training: model, optimiser, best weights so far. `run` goes from wherever it stands to the end."""
 
-    def __init__(self, model: LatentRewardModel, latents: Latents, config: Lrm, seed: int) -> None:
+    def __init__(
+        self, model: LatentRewardModel | StepPreferenceModel, latents: Latents, config: Lrm | Spm, seed: int
+    ) -> None:
         self.model, self.latents, self.config, self.seed = model, latents, config, seed
         self.transition: DDIM = model.backbone.transition(1.0)
         self.device = model.backbone.device
-        heads = [model.visual_projection, model.text_projection]
-        trained = heads if config.trainable == "frozen" else [*heads, model.unet, model.text_encoder]
-        self.weights = [p.requires_grad_(True) for module in trained for p in module.parameters()]
-        self.weights.append(model.logit_scale.requires_grad_(True))
+        self.weights = [p.requires_grad_(True) for p in model.trained(config.trainable)]
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}
@@ -83,12 +86,17 @@ class RewardTrainer:
             noise = torch.cat([noise, noise])
         both = torch.cat([t, t])
         noisy = self.transition.add_noise(x0, noise, both).to(self.device, self.model.backbone.dtype)
-        captions, inverse = pairs.captions[rows].unique(return_inverse=True)
-        text = self.model.backbone.encode_tokens(torch.cat([self.latents.null, self.latents.tokens[captions]]))
-        conditioning = text[1 + torch.cat([inverse, inverse]).to(self.device)]
-        score = self.model.score(noisy, both.to(self.device), conditioning, text[:1])
+        conditioning, null = self.text(pairs.captions[rows])
+        score = self.model.score(noisy, both.to(self.device), conditioning, null)
         first, second = score.chunk(2)
         return first, second
+
+    def text(self, captions: torch.Tensor) -> tuple[Conditioning, Conditioning]:
+        """Conditioning of (first images, second images) of pairs with these caption rows (B,), and the empty prompt."""
+        unique, inverse = captions.unique(return_inverse=True)
+        ids = torch.cat([self.latents.null, self.latents.tokens[unique]])
+        text = self.model.encode_tokens(ids, ["", *(self.latents.captions[i] for i in unique.tolist())])
+        return text[1 + torch.cat([inverse, inverse]).to(self.device)], text[:1]
 
     def timesteps(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """t ~ U{0, ..., T - 1}, or of the published grid {1, 51, ..., 951}."""
@@ -102,9 +110,14 @@ class RewardTrainer:
         order = torch.randperm(len(pairs), generator=checkpoint.generator(self.seed, "lrm epoch", step // per_epoch))
         rows = order[step % per_epoch * size :][:size]
         generator = checkpoint.generator(self.seed, "lrm step", step)
-        first, second = self.scores(pairs, rows, self.timesteps(len(rows), generator), generator)
+        t = self.timesteps(len(rows), generator)
+        first, second = self.scores(pairs, rows, t, generator)
         labels, weights = pairs.labels[rows].to(self.device), pairs.weights[rows].to(self.device)
-        loss = pairwise_loss(first, second, labels[:, 0], labels[:, 1], weights)
+        if config.likelihood == "thurstone":
+            level = self.transition.noise_level(t).to(self.device)
+            loss = thurstone_loss(first, second, labels[:, 0], labels[:, 1], weights, level, config.variance_offset)
+        else:
+            loss = pairwise_loss(first, second, labels[:, 0], labels[:, 1], weights)
         warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
         learning_rate = config.learning_rate * warmup * (1 - step / config.steps)
         optimizer_step(self.optimizer, loss, learning_rate, config.max_grad_norm)
@@ -155,6 +168,29 @@ class RewardTrainer:
                 first, second = self.scores(pairs, rows, t, generator)
                 right = ((first - second).cpu().sign() == sign[rows]).double()
                 result[k, rows.numpy()] = torch.where(sign[rows] == 0, torch.nan, right).numpy()
+        return result
+
+    @torch.no_grad()
+    def ensemble_accuracy(
+        self, pairs: Pairs, timesteps: Sequence[int], draws: int, batch_size: int = 250
+    ) -> np.ndarray:
+        """Right, wrong or tie of every pair, (pairs,), by the mean score over timesteps and draws of noise."""
+        self.model.eval()
+        result = np.full(len(pairs), np.nan)
+        sign = (pairs.labels[:, 0] - pairs.labels[:, 1]).sign()
+        factor = self.model.backbone.scaling_factor
+        for start in range(0, len(pairs), batch_size):
+            rows = torch.arange(start, min(start + batch_size, len(pairs)))
+            moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
+            x0 = sample_latents(moments, torch.zeros(len(moments), *self.latents.shape), factor)
+            conditioning, null = self.text(pairs.captions[rows])
+            score = ensemble_score(
+                self.model, self.transition, x0.to(self.device, self.model.backbone.dtype), timesteps, draws,
+                conditioning, null, checkpoint.generator(self.seed, "lrm ensemble", start),
+            )  # fmt: skip
+            first, second = score.cpu().chunk(2)
+            right = ((first - second).sign() == sign[rows]).double()
+            result[rows.numpy()] = torch.where(sign[rows] == 0, torch.nan, right).numpy()
         return result
 
     def save(self, folder: Path, step: int) -> None:

@@ -1,7 +1,7 @@
-"""Rollout: denoise prompts, K candidates at every step, pairs of best and worst by the reward (LPO, arXiv 2502.01051).
+"""Rollout: denoise prompts, K candidates at every step, those chosen that the reward tells apart (LPO, 2502.01051).
 
     x_s^k = mean(x_t, t, s) + std(t, s) z^k,  k = 1..K        scored by S(p, x_s^k, t)
-    pair (best, worst) is kept if tanh(gap / 2) > threshold(t)
+    a step is kept if tanh(gap / 2) > threshold(t), gap of best and worst; the method says which candidates it keeps
     the next x_t is one of the candidates, drawn uniformly
 
 The policy runs once a step with guidance; every prompt is encoded once, for the policy and for the reward.
@@ -9,35 +9,20 @@ The policy runs once a step with guidance; every prompt is encoded once, for the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 
 from lpo.config import Lpo
 from lpo.diffusion.schedule import ddim_sigmas, ddim_timesteps, previous_timesteps
+from lpo.diffusion.transitions import Transition
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
-from lpo.preference.selection import check_finite, measure, quantile_threshold, select_best_worst, threshold
-from lpo.rewards.lrm import LatentRewardModel
-
-
-@dataclass(frozen=True)
-class StepPairs:
-    """N pairs: x_t, best, worst (N, C, h, w); t, s (N,), s = -1 after the last; prompt (N,) rows of conditioning."""
-
-    x_t: torch.Tensor
-    best: torch.Tensor
-    worst: torch.Tensor
-    t: torch.Tensor
-    s: torch.Tensor
-    prompt: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def __getitem__(self, index: torch.Tensor) -> StepPairs:
-        return StepPairs(*(getattr(self, f.name)[index] for f in fields(self)))
+from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
+from lpo.rewards.protocol import Reward
+from lpo.train.methods import Select
+from lpo.train.steps import Steps, concatenate
 
 
 @dataclass(frozen=True)
@@ -55,10 +40,10 @@ class StepStatistics:
 class Trajectory:
     """All that a rollout made, n scored steps of B prompts, still on the device: nothing is left out yet.
 
-    pairs: n B rows, step after step. scores: (n, B, K). keep: (n, B). gap: (n,), means. limit: (n,), thresholds.
+    steps: n B rows, step after step. scores: (n, B, K). keep: (n, B). gap: (n,), means. limit: (n,), thresholds.
     """
 
-    pairs: StepPairs
+    steps: Steps
     scores: torch.Tensor
     keep: torch.Tensor
     gap: torch.Tensor
@@ -66,26 +51,26 @@ class Trajectory:
 
 
 def rollout(
-    family: SD, reward: LatentRewardModel, prompts: list[str], config: Lpo, generator: torch.Generator
-) -> tuple[StepPairs, Conditioning, list[StepStatistics]]:
-    """Pairs of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s.
+    family: SD, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+) -> tuple[Steps, Conditioning, list[StepStatistics]]:
+    """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s.
 
     Raises:
         LpoError: if a score is NaN or infinite.
     """
-    made, conditioning = explore(family, reward, prompts, config, generator)
+    made, conditioning = explore(family, reward, select, prompts, config, generator)
     check_finite(made.scores)
-    columns = (made.pairs.t[:: len(prompts)], made.keep.sum(1), made.gap, made.limit)
+    columns = (made.steps.t[:: len(prompts)], made.keep.sum(1), made.gap, made.limit)
     statistics = [
         StepStatistics(t, len(prompts), kept, gap, limit)
         for t, kept, gap, limit in zip(*(column.tolist() for column in columns), strict=True)
     ]
-    return made.pairs[made.keep.flatten()], conditioning, statistics
+    return made.steps[made.keep.flatten()], conditioning, statistics
 
 
 @torch.no_grad()
 def explore(
-    family: SD, reward: LatentRewardModel, prompts: list[str], config: Lpo, generator: torch.Generator
+    family: SD, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
 ) -> tuple[Trajectory, Conditioning]:
     """All steps of a batch of prompts, and the prompts' conditioning.
 
@@ -96,13 +81,13 @@ def explore(
     conditioning, null = family.encode_prompts(prompts), family.encode_prompts([""])
     text, text_null = reward.encode_prompts(prompts).repeat(k), reward.encode_prompts([""])
     transition = family.transition(config.eta).to(device)
-    steps = _plan(family, config)
-    x, draws = _draw(family, count, config, [scored for *_, scored in steps], generator)
+    plan = _plan(family, config)
+    x, draws = _draw(family, count, config, [scored for *_, scored in plan], generator)
     sigmas = ddim_sigmas(family.scheduler, config.num_inference_steps)
     rows = torch.arange(count, device=device)
-    pairs: list[StepPairs] = []
+    found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
-    for (index, now, after, scored), (noise, following) in zip(steps, draws, strict=True):
+    for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
         t = torch.full((count,), now, device=device)
         s = torch.full((count,), after, device=device)
         prediction = family.guided(x, t, conditioning, null, config.guidance_scale)
@@ -114,12 +99,13 @@ def explore(
         shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
         scores = reward.score(candidates.flatten(0, 1), shown, text, text_null).view(count, k)
         limit = _limit(config, scores, sigmas, index, now)
-        best, worst, keep, gap = select_best_worst(scores, limit)
-        pairs.append(StepPairs(x, candidates[rows, best], candidates[rows, worst], t, s, rows))
+        chosen, advantage, keep, gap = select(scores, limit)
+        x_s = candidates[rows[:, None], chosen]
+        found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
         outcomes.append((scores, keep, gap.mean(), limit))
         x = candidates[rows, following if config.continue_from == "random" else scores.argmax(dim=1)]
     stacked = [torch.stack(column) for column in zip(*outcomes, strict=True)]
-    return Trajectory(_concatenate(pairs), *stacked), conditioning
+    return Trajectory(concatenate(found), *stacked), conditioning
 
 
 def _plan(family: SD, config: Lpo) -> list[tuple[int, int, int, bool]]:
@@ -170,5 +156,9 @@ def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t
     return torch.full((), float(limit), device=scores.device)
 
 
-def _concatenate(parts: list[StepPairs]) -> StepPairs:
-    return StepPairs(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(StepPairs)))
+def log_probs(
+    transition: Transition, x_s: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, config: Lpo
+) -> torch.Tensor:
+    """log p (N, M) of M samples a row, x_s (N, M, C, h, w), under one mean (N, C, h, w) and std (N, 1, 1, 1) a row."""
+    reduction = config.logprob_reduction
+    return torch.stack([transition.log_prob(x, mean, std, reduction) for x in x_s.unbind(1)], dim=1)

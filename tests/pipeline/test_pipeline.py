@@ -55,7 +55,8 @@ FILES = [
     "data/lpo/history.json", "data/report/index.html", "data/report/MODEL_CARD.md",
 ]  # fmt: skip
 ROOTS = ("data", "metrics", "plots")
-STAGES = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+FILES_OF_STAGES = ("dvc.yaml", "studies/dvc.yaml")
+STAGES = {k: v for file in FILES_OF_STAGES for k, v in yaml.safe_load((REPOSITORY / file).read_text())["stages"].items()}
 UNTRACKED_BY_DVC = {"tracking"}  # where a run is recorded is no part of what it makes
 
 

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from lpo.preference.losses import diffusion_dpo_loss, group_advantages, grpo_loss, lpo_loss, pairwise_loss
+from lpo.preference.losses import (
+    diffusion_dpo_loss,
+    group_advantages,
+    grpo_loss,
+    lpo_loss,
+    pairwise_loss,
+    thurstone_loss,
+)
 
 
 def tensors(*rows: list[float], dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -140,6 +147,50 @@ def test_pairwise_gradcheck_and_finite_far_away() -> None:
     assert far.grad is not None and far.grad.isfinite().all()
 
 
+def test_thurstone_by_hand() -> None:
+    """Noise 0.7, c = 0.02: s_u^2 = 2 * 0.49 + 0.02 = 1, so z = d / sqrt 2. d = sqrt 2: p = Phi(1); d = 0: p = 1/2."""
+    one = torch.ones(1, dtype=torch.float64)
+    p = 0.5 * (1 + math.erf(1 / math.sqrt(2)))
+    cases = {
+        (math.sqrt(2), 1.0): 1 - math.sqrt(p),
+        (math.sqrt(2), 0.0): 1 - math.sqrt(1 - p),
+        (math.sqrt(2), 0.5): 1 - math.sqrt(p / 2) - math.sqrt((1 - p) / 2),
+        (0.0, 1.0): 1 - math.sqrt(0.5),
+        (0.0, 0.5): 0.0,
+    }
+    for (difference, label), expected in cases.items():
+        loss = thurstone_loss(one * difference, one * 0, one * label, one * (1 - label), one, one * 0.7, 0.02)
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_thurstone_believes_a_gap_less_where_there_is_more_noise() -> None:
+    """Of a decided pair with the winner ahead the loss grows with the noise; it is the mean of weighted losses."""
+    score_0, score_1, label, weight = tensors([1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.5, 1.5])
+    losses = [
+        thurstone_loss(score_0[:1], score_1[:1], label[:1], 1 - label[:1], label[:1], label[:1] * level, 0.01)
+        for level in (0.02, 1.0)
+    ]
+    assert losses[0] < 1e-6 < 0.1 < losses[1]
+    level = torch.tensor([0.02, 1.0], dtype=torch.float64)
+    both = thurstone_loss(score_0, score_1, label, 1 - label, weight, level, 0.01)
+    torch.testing.assert_close(both, (0.5 * losses[0] + 1.5 * losses[1]) / 2)
+
+
+def test_thurstone_gradcheck_and_finite_far_away() -> None:
+    score_0, score_1, label = tensors([0.3, -1.0, 2.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.5])
+    level, one = tensors([0.1, 0.5, 1.0], [1.0, 1.0, 1.0])
+    assert torch.autograd.gradcheck(
+        lambda a, b: thurstone_loss(a, b, label, 1 - label, one, level, 0.01),
+        (score_0.requires_grad_(), score_1.requires_grad_()),
+    )
+    far = torch.tensor([-500.0, 500.0], requires_grad=True)
+    first = torch.tensor([1.0, 1.0])
+    loss = thurstone_loss(far, -far, first, 1 - first, torch.ones(2), torch.full((2,), 0.02), 0.01)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5)  # one pair certainly wrong, one certainly right
+    assert far.grad is not None and far.grad.isfinite().all()
+
+
 def test_diffusion_dpo_by_hand() -> None:
     """beta 2000, winner's error down by 0.001, loser's unchanged: margin 1; mirrored: -1."""
     policy_w, ref_w, policy_l, ref_l = tensors([0.099, 0.1], [0.1, 0.1], [0.2, 0.199], [0.2, 0.2])
@@ -211,6 +262,8 @@ def test_shapes_must_agree() -> None:
         lpo_loss(two, two, two, three, 1.0, 0.1)
     with pytest.raises(ValueError, match="one shape"):
         pairwise_loss(two, two, two, two, three)
+    with pytest.raises(ValueError, match="one shape"):
+        thurstone_loss(two, two, two, two, two, three, 0.1)
     with pytest.raises(ValueError, match="one shape"):
         diffusion_dpo_loss(two, two, two, three, 1.0)
     with pytest.raises(ValueError, match="one shape"):

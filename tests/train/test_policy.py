@@ -10,6 +10,7 @@ from lpo.config import load_params
 from lpo.errors import LpoError
 from lpo.preference.losses import lpo_loss
 from lpo.train import checkpoint
+from lpo.train.methods import METHODS
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import explore, rollout
 
@@ -32,7 +33,7 @@ def config(repository):
 
 
 def pairs_of(family, reward, config, seed=0):
-    return rollout(family, reward, PROMPTS, config, checkpoint.generator(seed, "test"))
+    return rollout(family, reward, METHODS[config.method].select, PROMPTS, config, checkpoint.generator(seed, "test"))
 
 
 def test_winner_and_loser_start_from_the_same_latents_and_the_reward_ranks_them(tiny, tiny_reward, config):
@@ -77,8 +78,8 @@ def test_a_trajectory_goes_on_from_a_candidate_drawn_blindly_or_from_the_best(ti
     share = {}
     for how in ("random", "best"):
         how_config, generator = replace(config, continue_from=how), checkpoint.generator(0, "n")
-        made, _ = explore(tiny, tiny_reward, PROMPTS * 16, how_config, generator)
-        x_t, best, worst = (x.view(4, 64, -1) for x in (made.pairs.x_t, made.pairs.best, made.pairs.worst))
+        made, _ = explore(tiny, tiny_reward, METHODS["lpo"].select, PROMPTS * 16, how_config, generator)
+        x_t, best, worst = (x.view(4, 64, -1) for x in (made.steps.x_t, made.steps.best, made.steps.worst))
         from_best, from_worst = ((x_t[1:] == x[:-1]).all(2) for x in (best, worst))
         assert bool((from_best ^ from_worst).all())
         share[how] = float(from_best.float().mean())
@@ -147,7 +148,7 @@ def run(family, reward, config, folder, stop_after=None):
     def validate():
         calls.append(1)
         weight = sum(float(v.abs().sum()) for v in family.lora_state().values())
-        return weight / 1e4
+        return {"validation": weight / 1e4}
 
     if stop_after is not None:
 
@@ -184,5 +185,24 @@ def test_killed_and_resumed_equals_never_interrupted(tiny, tiny_reward, config, 
 def test_every_prompt_is_used_once_a_pass(tiny, tiny_reward, config):
     trainer = PolicyTrainer(tiny, tiny_reward, replace(config, prompts=10, prompts_per_rollout=3), seed=0)
     prompts = [f"p{i}" for i in range(5)]
-    drawn = [p for r in range(trainer.rollouts) for p in trainer.prompts_of(prompts, r)]
+    drawn = [prompts[i] for r in range(trainer.rollouts) for i in trainer.rows_of(len(prompts), r)]
     assert len(drawn) == 10 and sorted(drawn[:5]) == sorted(drawn[5:]) == prompts
+
+
+def test_a_guard_that_stops_ends_the_run_and_a_resumed_one_stays_ended(tiny, tiny_reward, config, tmp_path):
+    """Three rollouts, validated after each; the reward runs away at the second."""
+    config = replace(config, validate_every=1, guard=replace(config.guard, action="stop", reward_margin=1.0))
+    rewards = iter([0.1, 5.0, 6.0, 7.0])
+
+    def validate():
+        return {"validation": 0.5 if not trainer.history else 0.1, "reward": next(rewards), "diversity": 1.0}
+
+    another = copy.deepcopy(tiny)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    trainer.run(PROMPTS, validate, tmp_path, Silent())
+    assert len(trainer.history) == 2 and "reward hacking" in trainer.history[1]["warnings"][0]
+    assert trainer.best_value == 0.5  # what was best before it ran away is kept
+    again = PolicyTrainer(another, tiny_reward, config, seed=0)
+    again.run(PROMPTS, validate, tmp_path, Silent())
+    assert again.history == trainer.history
+    assert all(torch.equal(again.best[k], trainer.best[k]) for k in again.best)

@@ -122,3 +122,57 @@ def test_a_pairs_weight_is_one_over_its_prompts_examples(stored):
     weights = load_pairs(counts, latents, weighted=True).weights
     assert float(weights[0] / weights[-1]) == pytest.approx(4) and float(weights.mean()) == pytest.approx(1)
     assert torch.equal(load_pairs(counts, latents, weighted=False).weights, torch.ones(20))
+
+
+def spm_trainer_of(tiny_base, latents, config, tmp_path):
+    from lpo.config import Spm
+    from lpo.emoji.vocabulary import make_tokenizer
+    from lpo.families import sd
+    from lpo.rewards import small, spm
+
+    torch.manual_seed(2)
+    folder = tmp_path / "scorers"
+    folder.mkdir(exist_ok=True)
+    small.Scorers(make_tokenizer()).save(folder)
+    torch.manual_seed(1)
+    model = spm.start(str(folder), sd.load(str(tiny_base), torch.device("cpu"), torch.float32), 1.0)
+    assert isinstance(config, Spm)
+    return RewardTrainer(model, latents, config, seed=0)
+
+
+def test_the_pixel_reward_learns_in_the_same_trainer_and_resumes_bit_for_bit(repository, tiny_base, stored, tmp_path):
+    config = replace(
+        load_params(repository / "params.yaml").spm, steps=6, warmup_steps=1, batch_size=8, learning_rate=1e-3,
+        validate_every=3, checkpoint_every=2, patience=10,
+    )  # fmt: skip
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=False)
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    straight = spm_trainer_of(tiny_base, latents, config, tmp_path)
+    before = {k: v.clone() for k, v in straight.model.state_dict().items()}
+    straight.run(pairs, pairs, tmp_path / "straight", Silent())
+    assert not torch.equal(before["clip.visual_projection.weight"], straight.best["clip.visual_projection.weight"])
+    killed = spm_trainer_of(tiny_base, latents, config, tmp_path)
+    step = killed.step
+    killed.step = lambda p, k: (_ for _ in ()).throw(InterruptedError) if k == 3 else step(p, k)
+    with pytest.raises(InterruptedError):
+        killed.run(pairs, pairs, tmp_path / "killed", Silent())
+    resumed = spm_trainer_of(tiny_base, latents, config, tmp_path)
+    resumed.run(pairs, pairs, tmp_path / "killed", Silent())
+    assert straight.history == resumed.history
+    assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in straight.model.state_dict().items())
+
+
+def test_the_thurstone_likelihood_learns_too_and_an_ensemble_judges_finished_pictures(
+    tiny_base, stored, config, tmp_path
+):
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=False)
+    config = replace(config, steps=40, validate_every=40, likelihood="thurstone", variance_offset=0.01)
+    trainer = trainer_of(tiny_base, latents, config)
+    trainer.run(pairs, pairs, tmp_path, Silent())
+    right = trainer.ensemble_accuracy(pairs, [10, 100, 200], 2)
+    assert right.shape == (20,) and np.isnan(right[18:]).all()
+    assert np.nanmean(right) > 0.9
+    assert np.array_equal(right, trainer.ensemble_accuracy(pairs, [10, 100, 200], 2), equal_nan=True)

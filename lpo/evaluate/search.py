@@ -1,0 +1,96 @@
+"""Search with a reward while sampling: no training at all, more work a picture.
+
+    per step     x_s = argmax_k S(p, x_s^k, s) over K candidates x_s^k = mean + std z^k
+    at the end   x_0 = argmax_n of the reward's ensemble over N trajectories
+
+With K = N = 1 it is `generation.sample` bit for bit. A latent reward scores a candidate without denoising or decoding
+it, so one step costs one pass of the denoiser whatever K is; a pixel reward costs K more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
+from lpo.errors import LpoError
+from lpo.families.sd import SD
+from lpo.rewards.ensemble import ensemble_score
+from lpo.rewards.protocol import Reward
+
+
+@dataclass(frozen=True)
+class Search:
+    """candidates: K, of every step. trajectories: N. timesteps, draws: of the ensemble that chooses at the end."""
+
+    candidates: int
+    trajectories: int
+    timesteps: Sequence[int]
+    draws: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Pictures through the denoiser and through the reward (guidance counts double), and seconds, of one picture."""
+
+    denoiser: int
+    reward: int
+    seconds: float
+
+
+@torch.no_grad()
+def search(
+    family: SD, reward: Reward, prompt: str, seed: int, num_inference_steps: int, guidance_scale: float, eta: float,
+    how: Search,
+) -> tuple[torch.Tensor, torch.Tensor, Cost]:  # fmt: skip
+    """Latents (1, C, h, w) of the best trajectory, the ensemble's scores of all (N,), and the cost.
+
+    Trajectory n draws all its noise from a generator seeded with seed + n.
+
+    Raises:
+        LpoError: where candidates are asked for and eta is 0: without noise they are all the same.
+    """
+    n, k = how.trajectories, how.candidates
+    if k > 1 and eta == 0:
+        raise LpoError(
+            f"{k} candidates a step are asked for, and at eta 0 they are all the same",
+            "params.yaml: evaluate.eta",
+            "set it above 0, or search at the end only (--best-of)",
+        )
+    start = time.perf_counter()
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
+
+    def draw(count: int) -> torch.Tensor:
+        noise = [torch.randn(family.latent_shape, generator=g) for g in generators for _ in range(count)]
+        return torch.stack(noise).to(family.device, family.dtype)
+
+    conditioning, null = family.encode_prompts([prompt] * n), family.encode_prompts([""])
+    text, text_null = reward.encode_prompts([prompt]), reward.encode_prompts([""])
+    transition = family.transition(eta)
+    schedule = zip(
+        *(f(family.scheduler, num_inference_steps).tolist() for f in (ddim_timesteps, previous_timesteps)), strict=True
+    )
+    x, scored = draw(1), 0
+    for now, after in schedule:
+        t, s = (torch.full((n,), value, device=family.device) for value in (now, after))
+        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, guidance_scale), x, t, s)
+        if eta == 0:
+            x = mean
+            continue
+        found = mean.repeat_interleave(k, dim=0) + std.repeat_interleave(k, dim=0) * draw(k)
+        x = found
+        if k > 1:
+            scores = reward.score(found, s.clamp_min(0).repeat_interleave(k), text.expand(n * k), text_null)
+            best = scores.view(n, k).argmax(1)
+            x = found.unflatten(0, (n, k))[torch.arange(n, device=family.device), best]
+            scored += n * k
+    final = ensemble_score(
+        reward, transition, x, how.timesteps, how.draws, text.expand(n), text_null,
+        torch.Generator().manual_seed(seed),
+    )  # fmt: skip
+    scored += n * len(how.timesteps) * how.draws
+    passes = n * num_inference_steps * (1 if guidance_scale == 1 else 2)
+    return x[final.argmax()][None], final, Cost(passes, scored, time.perf_counter() - start)

@@ -1,0 +1,31 @@
+"""The reward in a folder, whichever kind it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lpo.errors import LpoError
+from lpo.families.sd import SD
+from lpo.rewards import lrm, spm
+from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.spm import StepPreferenceModel
+
+
+def load_reward(folder: Path, family: SD) -> LatentRewardModel | StepPreferenceModel:
+    """What `lpo lrm` or `lpo spm` wrote, frozen. A pixel reward predicts and decodes with `family`.
+
+    Raises:
+        LpoError: where the folder holds no reward, or one that reads other latents than `family` makes.
+    """
+    file = folder / "config.json"
+    if file.exists() and json.loads(file.read_text()).get("kind") == "spm":
+        return spm.load(folder, family)
+    reward = lrm.load(folder, family.device, family.dtype)
+    if reward.backbone.latent_shape != family.latent_shape:
+        raise LpoError(
+            f"the reward reads latents {reward.backbone.latent_shape}, the model makes {family.latent_shape}",
+            str(folder),
+            "train the reward on a model with the same VAE",
+        )
+    return reward

@@ -1,0 +1,71 @@
+"""What a trainer learns from: steps of the sampler with the candidates that were chosen, or noised stored pairs.
+
+Both are indexed by rows, and both have `t` (N,) and `prompt` (N,), the rows of the conditioning that belongs to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+
+Batch = TypeVar("Batch", "Steps", "NoisyPairs")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """N steps x_t -> x_s of the sampler with M chosen candidates each, the best one first and the worst one last.
+
+    x_t: (N, C, h, w). x_s: (N, M, C, h, w). advantage: (N, M). log_p: (N, M), log density of x_s under the policy
+    that drew it. t, s: (N,), s = -1 after the last step. prompt: (N,).
+    """
+
+    x_t: torch.Tensor
+    x_s: torch.Tensor
+    advantage: torch.Tensor
+    log_p: torch.Tensor
+    t: torch.Tensor
+    s: torch.Tensor
+    prompt: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, index: torch.Tensor) -> Steps:
+        return take(self, index)
+
+    @property
+    def best(self) -> torch.Tensor:
+        """(N, C, h, w)."""
+        return self.x_s[:, 0]
+
+    @property
+    def worst(self) -> torch.Tensor:
+        """(N, C, h, w)."""
+        return self.x_s[:, -1]
+
+
+@dataclass(frozen=True)
+class NoisyPairs:
+    """N stored pairs, winner and loser under one noise: x_t (N, 2, C, h, w), winner first; noise (N, C, h, w)."""
+
+    x_t: torch.Tensor
+    noise: torch.Tensor
+    t: torch.Tensor
+    prompt: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, index: torch.Tensor) -> NoisyPairs:
+        return take(self, index)
+
+
+def take(batch: Batch, index: torch.Tensor) -> Batch:
+    """The rows `index` of every tensor."""
+    return type(batch)(*(getattr(batch, f.name)[index] for f in fields(batch)))
+
+
+def concatenate(parts: list[Steps]) -> Steps:
+    return Steps(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Steps)))

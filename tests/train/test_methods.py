@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lpo.config import load_params
+from lpo.train import checkpoint
+from lpo.train.methods import METHODS, best_and_worst, group_loss, pair_loss, stored_pair_loss, whole_group
+from lpo.train.policy import PolicyTrainer
+from lpo.train.rollout import rollout
+from lpo.train.steps import Steps
+
+PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
+
+
+@pytest.fixture
+def config(repository):
+    lpo = load_params(repository / "params.yaml").lpo
+    return replace(
+        lpo, prompts=6, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0, lora_rank=2,
+        learning_rate=1e-2, beta=20.0, num_candidates=4, timestep_range=(0, 1000), validate_every=1,
+        threshold=replace(lpo.threshold, schedule="constant", low=0.0, high=0.0),
+    )  # fmt: skip
+
+
+def steps_of(advantage: torch.Tensor, log_p: torch.Tensor) -> Steps:
+    n, m = log_p.shape
+    x, t = torch.zeros(n, 1, 1, 1), torch.zeros(n, dtype=torch.long)
+    return Steps(x, x[:, None].expand(n, m, 1, 1, 1), advantage, log_p, t, t, t)
+
+
+def run(family, reward, config, folder):
+    folder.mkdir()
+    trainer = PolicyTrainer(family, reward, config, seed=1)
+    values = iter(range(1, 9))
+    trainer.run(PROMPTS, lambda: {"validation": float(next(values))}, folder, Silent())
+    return trainer
+
+
+class Silent:
+    def log(self, step, metrics):
+        pass
+
+
+# selection
+
+
+def test_a_pair_is_the_best_and_the_worst() -> None:
+    found = best_and_worst(torch.tensor([[1.0, 4.0, 2.0, 0.0], [3.0, 3.0, 3.0, 3.0], [0.0, 0.1, 0.2, 0.3]]), 0.3)
+    assert found.chosen.tolist()[0] == [1, 3] and found.chosen.tolist()[2] == [3, 0]
+    assert found.keep.tolist() == [True, False, False]  # an exact tie; tanh(0.15) = 0.149 is below 0.3
+    assert found.advantage.tolist() == [[1, -1]] * 3
+    torch.testing.assert_close(found.gap, torch.tensor([4.0, 0.0, 0.3]))
+
+
+def test_a_group_is_all_candidates_by_falling_score() -> None:
+    """Scores 1, 4, 2, 1: mean 2, variance (1 + 4 + 0 + 1) / 4 = 1.5."""
+    found = whole_group(torch.tensor([[1.0, 4.0, 2.0, 1.0]]), 0.0)
+    assert found.chosen.tolist() == [[1, 2, 0, 3]] and found.keep.tolist() == [True]
+    torch.testing.assert_close(found.advantage, torch.tensor([[2.0, 0.0, -1.0, -1.0]]) / math.sqrt(1.5))
+
+
+# losses, from log densities to a number by hand, and their gradients in double precision
+
+
+def test_pair_loss_by_hand(config) -> None:
+    """beta 20; log ratios 0.02 and -0.03: -log sigmoid(20 * 0.05) = log(1 + 1 / e)."""
+    policy = torch.tensor([[-1.0 + 0.02, -2.0 - 0.03]], dtype=torch.float64)
+    reference = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
+    loss, found = pair_loss(policy, reference, steps_of(torch.ones(1, 2), policy), config)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1)))
+    assert found["correct"].item() == 1 and found["clipped"].item() == 0
+
+
+def test_group_loss_by_hand(config) -> None:
+    """eps 0.1, beta 2. Ratios to the sampling policy 1.05 and 1.2 with advantages 1 and -1; reference = sampling policy.
+
+    Losses: -1.05 + 2 KL(0.05...) and 1.2 + 2 KL(...), KL = 1/r + log r - 1 (its sample estimate with r = p / p_ref).
+    """
+    ratio = torch.tensor([[1.05, 1.2]], dtype=torch.float64)
+    old = torch.tensor([[-3.0, -4.0]], dtype=torch.float64)
+    advantage = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    batch = steps_of(advantage, old)
+    loss, found = group_loss(old + ratio.log(), old, batch, replace(config, beta=2.0))
+    kl = [1 / r + math.log(r) - 1 for r in (1.05, 1.2)]
+    assert loss.item() == pytest.approx((-1.05 + 2 * kl[0] + 1.2 + 2 * kl[1]) / 2)
+    assert found["kl"].item() == pytest.approx(sum(kl) / 2)
+    assert found["correct"].item() == 0  # the worst one was raised more
+    # 1.5 is beyond 1.1 in its own favour: the clamp holds it, and no gradient is left but that of the KL.
+    policy = (old + torch.tensor([[1.5, 1.0]], dtype=torch.float64).log()).requires_grad_()
+    loss, found = group_loss(policy, old, batch, replace(config, beta=1e-12))
+    loss.sum().backward()
+    assert found["clipped"].item() == 0.5 and policy.grad is not None
+    torch.testing.assert_close(policy.grad, torch.tensor([[0.0, 0.5]], dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_stored_pair_loss_by_hand(config) -> None:
+    """beta 20: errors 0.10 and 0.40 where the reference had 0.20 and 0.40: -log sigmoid(-10 (-0.1)) = log(1 + 1/e)."""
+    policy, reference = torch.tensor([[-0.1, -0.4]]), torch.tensor([[-0.2, -0.4]])
+    loss, found = stored_pair_loss(policy.double(), reference.double(), None, config)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
+    assert found["correct"].item() == 1 and found["clipped"].item() == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradcheck(name, config) -> None:
+    generator = torch.Generator().manual_seed(0)
+    width = 4 if name == "grpo" else 2
+    policy, reference, old, advantage = 0.02 * torch.randn(4, 5, width, generator=generator, dtype=torch.float64)
+    batch = steps_of(advantage * 50, old)
+    policy.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: METHODS[name].loss(x, reference, batch, config)[0], (policy,))
+
+
+# the whole of a method
+
+
+def test_spo_with_the_latent_reward_is_lpo_bit_for_bit(tiny, tiny_reward, config, tmp_path) -> None:
+    found = {}
+    for name in ("lpo", "spo"):
+        chosen = replace(config, method=name)
+        pairs, _, _ = rollout(tiny, tiny_reward, METHODS[name].select, PROMPTS, chosen, checkpoint.generator(0, "test"))
+        trainer = run(copy.deepcopy(tiny), tiny_reward, chosen, tmp_path / name)
+        found[name] = pairs, trainer
+    (pairs, lpo), (others, spo) = found["lpo"], found["spo"]
+    assert len(pairs) > 0
+    for field in ("x_t", "x_s", "t", "s", "prompt"):
+        assert torch.equal(getattr(pairs, field), getattr(others, field))
+    assert lpo.history == spo.history and lpo.updates == spo.updates > 0
+    assert all(torch.equal(lpo.ema[k], spo.ema[k]) for k in lpo.ema)
+    assert any(bool(v.any()) for k, v in lpo.ema.items() if "lora_B" in k)  # it moved
+
+
+def test_the_sampling_policy_of_a_group_is_the_one_that_drew_it(tiny, tiny_reward, config) -> None:
+    """Before any update the ratio is 1, so the loss is minus the mean advantage, which is 0."""
+    config = replace(config, method="grpo")
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    batch, conditioning, _ = rollout(
+        tiny, tiny_reward, METHODS["grpo"].select, PROMPTS, config, checkpoint.generator(0, "test")
+    )
+    assert batch.x_s.shape[1] == 4
+    with torch.no_grad():
+        loss, found = trainer.loss(batch, conditioning[batch.prompt])
+        torch.testing.assert_close(trainer.log_probs(batch, conditioning[batch.prompt]), batch.log_p)
+    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-4, rtol=0)
+    assert float(found["clipped"].max()) == 0
+
+
+def test_a_group_update_raises_good_candidates_over_bad_ones(tiny, tiny_reward, config) -> None:
+    config = replace(config, method="grpo", beta=0.1, learning_rate=3e-3, epochs_per_rollout=5)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    batch, conditioning, _ = rollout(
+        tiny, tiny_reward, METHODS["grpo"].select, PROMPTS, config, checkpoint.generator(0, "test")
+    )
+    trainer.update(batch, conditioning, checkpoint.generator(0, "update"))
+    with torch.no_grad():
+        now = trainer.log_probs(batch, conditioning[batch.prompt])
+    assert float(((now - batch.log_p) * batch.advantage).mean()) > 0
