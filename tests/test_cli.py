@@ -88,10 +88,10 @@ def test_generate_takes_what_is_not_said_from_the_parameters(project: Path, monk
     params: Params = load_params()
     assert run("generate", "a cat", "--lora", "data/lpo").exit_code == 0
     said = ("--out", "x.png", "--seed", "0", "--guidance-scale", "1", "--steps", "5")
-    assert run("generate", "a cat", *said).exit_code == 0
+    assert run("generate", "a cat", *said, "--search", "4", "--best-of", "2").exit_code == 0
     assert calls == [
-        (params, "a cat", Path("data/lpo"), Path("image.png"), params.seed, None, None),
-        (params, "a cat", None, Path("x.png"), 0, 1.0, 5),
+        (params, "a cat", Path("data/lpo"), Path("image.png"), params.seed, None, None, 1, 1),
+        (params, "a cat", None, Path("x.png"), 0, 1.0, 5, 4, 2),
     ]
 
 

@@ -140,10 +140,11 @@ def test_the_table_of_stages_is_that_of_dvc() -> None:
         stage: (f"lpo {command}", *(set(re.findall(r"`([^`]+)`", cell)) for cell in cells))
         for stage, command, *cells in rows
     }
-    expected = {}
+    expected, reward = {}, yaml("params.yaml")["lpo"]["reward"]
     for name, stage in yaml("dvc.yaml")["stages"].items():
         outs = {next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]}
-        reads = {dep for dep in stage["deps"] if dep.startswith("data/")}
+        deps = {dep.replace("${lpo.reward}", reward) for dep in stage["deps"]}
+        reads = {dep for dep in deps if dep.startswith("data/")}
         expected[name] = (stage["cmd"], reads, outs)
     assert shown == expected
 

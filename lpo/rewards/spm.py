@@ -121,18 +121,20 @@ class StepPreferenceModel(nn.Module):
 
 
 def start(path: str, backbone: SD, guidance_scale: float) -> StepPreferenceModel:
-    """An untrained model on the CLIP in `path`: a folder of small scorers, or a CLIPModel's folder or hub id.
+    """An untrained, frozen model on the CLIP in `path`: a folder of small scorers, or a CLIPModel's folder or hub id.
 
     Raises LpoError where there is neither.
     """
     if (Path(path) / "scorers.safetensors").exists():
         scorers = small.load(Path(path))
-        return StepPreferenceModel(backbone, scorers.clip, scorers.tokenizer, PLAIN, PLAIN, guidance_scale)
+        model = StepPreferenceModel(backbone, scorers.clip, scorers.tokenizer, PLAIN, PLAIN, guidance_scale)
+        return model.requires_grad_(False)
     try:
         clip, tokenizer = CLIPModel.from_pretrained(path), CLIPTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise LpoError(f"no CLIP here: {error}", path, "mend spm.clip") from error
-    return StepPreferenceModel(backbone, clip.float(), tokenizer, CLIP_MEAN, CLIP_STD, guidance_scale)
+    model = StepPreferenceModel(backbone, clip.float(), tokenizer, CLIP_MEAN, CLIP_STD, guidance_scale)
+    return model.requires_grad_(False)
 
 
 def load(folder: Path, backbone: SD) -> StepPreferenceModel:

@@ -56,7 +56,11 @@ FILES = [
 ]  # fmt: skip
 ROOTS = ("data", "metrics", "plots")
 FILES_OF_STAGES = ("dvc.yaml", "studies/dvc.yaml")
-STAGES = {k: v for file in FILES_OF_STAGES for k, v in yaml.safe_load((REPOSITORY / file).read_text())["stages"].items()}
+STAGES = {
+    name: stage
+    for file in FILES_OF_STAGES
+    for name, stage in yaml.safe_load((REPOSITORY / file).read_text())["stages"].items()
+}
 UNTRACKED_BY_DVC = {"tracking"}  # where a run is recorded is no part of what it makes
 
 

@@ -16,7 +16,7 @@ class MeanAndTime:
 
 
 def test_it_is_the_mean_over_timesteps_and_draws_with_one_noise_for_all_rows(tiny):
-    """score = sqrt(a) mean(x_0) + sqrt(1 - a) mean(eps) + t / 1000: rows differ by mean sqrt(a) times their difference."""
+    """score = sqrt(a) mean(x_0) + sqrt(1 - a) mean(eps) + t / 1000: rows differ by the mean sqrt(a) times 3 - 1."""
     transition, empty = tiny.transition(1.0), Conditioning({}, torch.zeros(2, 1))
     latents = torch.stack([torch.full((4, 8, 8), 3.0), torch.full((4, 8, 8), 1.0)])
     generator = torch.Generator().manual_seed(0)

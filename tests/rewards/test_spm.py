@@ -65,11 +65,13 @@ def test_trained_it_sees_the_time_and_each_row_its_own(model):
 
 
 def test_gradients_reach_this_model_and_not_the_backbone(tiny, model):
+    for parameter in model.trained("full"):
+        parameter.requires_grad_(True)
     text = model.encode_tokens(tiny.tokenize(PROMPTS), PROMPTS)
     null = model.encode_prompts([""])
     model.score(latents(), T, text, null).sum().backward()
-    assert model.clip.visual_projection.weight.grad is not None and model.clip.text_projection.weight.grad is not None
-    assert model.modulation[0].weight.grad is not None and bool(model.modulation[0].weight.grad.any())
+    reached = [model.clip.visual_projection, model.clip.text_projection, model.modulation[0]]
+    assert all(module.weight.grad is not None and bool(module.weight.grad.any()) for module in reached)
     assert not any(p.requires_grad or p.grad is not None for p in tiny.unet.parameters())
     assert not any(name.startswith("backbone") for name, _ in model.named_parameters())
 

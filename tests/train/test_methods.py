@@ -77,9 +77,9 @@ def test_pair_loss_by_hand(config) -> None:
 
 
 def test_group_loss_by_hand(config) -> None:
-    """eps 0.1, beta 2. Ratios to the sampling policy 1.05 and 1.2 with advantages 1 and -1; reference = sampling policy.
+    """eps 0.1, beta 2. Ratios to the sampling policy, here also the reference, 1.05 and 1.2, advantages 1 and -1.
 
-    Losses: -1.05 + 2 KL(0.05...) and 1.2 + 2 KL(...), KL = 1/r + log r - 1 (its sample estimate with r = p / p_ref).
+    Losses: -1.05 + 2 KL(1.05) and 1.2 + 2 KL(1.2), KL = 1/r + log r - 1 (its sample estimate with r = p / p_ref).
     """
     ratio = torch.tensor([[1.05, 1.2]], dtype=torch.float64)
     old = torch.tensor([[-3.0, -4.0]], dtype=torch.float64)

@@ -1,0 +1,100 @@
+"""The stages lpo, spm and generate on the tiny model: files in, files out, for every method."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lpo.config import load_params
+from lpo.data.latents import write_captions, write_moments
+from lpo.emoji.vocabulary import make_tokenizer
+from lpo.errors import LpoError
+from lpo.rewards import small
+from lpo.stages import generate, spm
+from lpo.stages import lpo as stage
+
+PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
+
+
+@pytest.fixture
+def params(project, repository, tiny_base, tiny, tiny_reward):
+    """What the stages read, in the working directory, and parameters for seconds."""
+    data = Path("data")
+    (data / "lrm").mkdir(parents=True)
+    tiny_reward.save(data / "lrm")
+    torch.manual_seed(4)
+    (data / "scorers").mkdir()
+    small.Scorers(make_tokenizer()).save(data / "scorers")
+    pd.DataFrame({"prompt": PROMPTS * 2, "split": ["train"] * 4 + ["validation"] * 4, "category": "single"}).to_parquet(
+        data / "prompts.parquet"
+    )
+    uids = [f"u{i}" for i in range(24)]
+    moments = torch.cat([torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(0))] * 2, dim=1)
+    (data / "latents").mkdir()
+    write_moments(data / "latents", [(uids, moments)], 100)
+    write_captions(data / "latents", PROMPTS, tiny.tokenize(PROMPTS), tiny.tokenize([""]))
+    rows = [
+        (split, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1)
+        for i, split in enumerate(["train"] * 6 + ["validation"] * 3 + ["test"] * 3)
+    ]
+    (data / "filtered").mkdir()
+    columns = ["split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt"]
+    pd.DataFrame(rows, columns=columns).to_parquet(data / "filtered" / "kept.parquet")
+    found = load_params("params.yaml")
+    return replace(
+        found,
+        model=replace(found.model, path=str(tiny_base)),
+        tracking=replace(found.tracking, wandb="disabled"),
+        evaluate=replace(found.evaluate, num_inference_steps=3, batch_size=5),
+        spm=replace(found.spm, steps=2, warmup_steps=1, batch_size=4, validate_every=2, checkpoint_every=1),
+        lpo=replace(
+            found.lpo, prompts=4, prompts_per_rollout=2, num_inference_steps=3, batch_size=4, learning_rate=1e-2,
+            validate_every=1, validation_prompts=3, ema_decay=0.5, beta=10.0, lora_rank=2,
+            threshold=replace(found.lpo.threshold, schedule="constant", low=0.0, high=0.0),
+            guard=replace(found.lpo.guard, prompts=2, seeds=2),
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["lpo", "grpo", "diffusion_dpo"])
+def test_a_method_writes_an_adapter_and_its_history(params, method):
+    stage.run(replace(params, lpo=replace(params.lpo, method=method)))
+    assert Path("data/lpo/pytorch_lora_weights.safetensors").exists()
+    history = json.loads(Path("data/lpo/history.json").read_text())
+    assert [entry["prompts"] for entry in history] == [2, 2]
+    assert all({"loss", "validation", "reward", "diversity"} <= entry.keys() for entry in history)
+    metrics = json.loads(Path("metrics/lpo.json").read_text())
+    assert metrics["prompts"] == 4 and metrics["updates"] > 0 and isinstance(metrics["warnings"], list)
+
+
+def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
+    spm.run(params)
+    accuracy = json.loads(Path("studies/spm.json").read_text())["accuracy"]
+    assert len(accuracy["by_timestep"]) == 10 and 0 <= accuracy["mean"] <= 1
+    spo = replace(params, lpo=replace(params.lpo, method="spo", reward="data/spm"))
+    stage.run(spo)
+    assert json.loads(Path("metrics/lpo.json").read_text())["pairs"] > 0
+    with pytest.raises(LpoError, match="lpo scores noisy latents"):
+        stage.run(replace(params, lpo=replace(params.lpo, reward="data/spm")))
+
+
+def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params, tiny, tiny_reward):
+    tiny.add_lora(2, 0)
+    validate = stage.Validation(tiny, tiny_reward, small.load(Path("data/scorers")), PROMPTS, params)
+    assert validate() == {"validation": 0.0, "reward": 0.0, "diversity": 1.0}
+    state = {k: 0.3 * torch.randn_like(v) for k, v in tiny.lora_state().items()}
+    tiny.load_lora_state(state)
+    moved = validate()
+    assert moved["validation"] != 0 and moved["reward"] != 0 and moved["diversity"] != 1
+
+
+def test_a_search_says_what_it_found_and_what_it_cost(params):
+    said = generate.run(params, "a cat", None, Path("x.png"), 3, 1.0, None, 2, 2)
+    assert "reward" in said and "6 denoiser passes (without search 3) and 18 reward passes" in said
+    assert Path("x.png").exists()
+    assert generate.run(params, "a cat", None, Path("y.png"), 3, 1.0, None, 1, 1) == ""
