@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.published import arguments
 from lpo.config import Lpo, load_params
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.families import sd
+from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
-from lpo.families.unet import drop_up_blocks
+from lpo.families.unet import down_and_mid, drop_up_blocks
 from lpo.rewards.lrm import LatentRewardModel
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,32 @@ def iteration(size: str, **changes: Any) -> Lpo:
     )  # fmt: skip
 
 
+@dataclass
+class SDXL(SD):
+    """SDXL's two text encoders and added conditions on the embedded world's tokenizer."""
+
+    text_encoder_2: CLIPTextModelWithProjection
+
+    def encode_tokens(self, ids: torch.Tensor) -> Conditioning:
+        small = self.text_encoder(ids.to(self.device), output_hidden_states=True)
+        large = self.text_encoder_2(ids.to(self.device), output_hidden_states=True)
+        states = torch.cat([small.hidden_states[-2], large.hidden_states[-2]], dim=-1)
+        side = self.latent_shape[1] * 8
+        sizes = torch.tensor([side, side, 0, 0, side, side], dtype=states.dtype).to(self.device).expand(len(ids), -1)
+        tensors = {"prompt_embeds": states, "text_embeds": large.text_embeds, "time_ids": sizes}
+        return Conditioning(tensors, large.text_embeds)
+
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        return self.unet(latents.to(self.dtype), t, **arguments(conditioning.tensors)).sample
+
+    def features(
+        self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        given = arguments(conditioning.tensors)
+        states, added = given["encoder_hidden_states"], given["added_cond_kwargs"]
+        return down_and_mid(self.unet, latents.to(self.dtype), t, states, added)
+
+
 def build(size: str, device: torch.device, dtype: torch.dtype, reward: bool = False, side: int | None = None) -> SD:
     """The family object of a size, with random weights; `side` of the latents, if not the size's own."""
     if size == "emoji":
@@ -89,6 +117,8 @@ def build(size: str, device: torch.device, dtype: torch.dtype, reward: bool = Fa
     with torch.device(device):
         unet = UNet2DConditionModel(**shape.unet | ({"sample_size": side} if side else {})).to(dtype)
         text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **shape.text_encoders[0])).to(dtype)
+        if size == "sdxl":
+            text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=49408, **shape.text_encoders[1]))
         vae = None if reward else AutoencoderKL(**VAE, scaling_factor=shape.vae_scaling).to(dtype)
     if reward:
         drop_up_blocks(unet)
@@ -98,7 +128,8 @@ def build(size: str, device: torch.device, dtype: torch.dtype, reward: bool = Fa
     tokenizer = make_tokenizer()
     tokenizer.model_max_length = 77
     scheduler = DDIMScheduler(**SCHEDULER)
-    return SD(unet, text_encoder, tokenizer, scheduler, vae, shape.vae_scaling, device, dtype)
+    parts = (unet, text_encoder, tokenizer, scheduler, vae, shape.vae_scaling, device, dtype)
+    return SDXL(*parts, text_encoder_2.to(dtype).requires_grad_(False).eval()) if size == "sdxl" else SD(*parts)
 
 
 def build_reward(size: str, device: torch.device, dtype: torch.dtype, side: int | None = None) -> LatentRewardModel:
@@ -112,3 +143,7 @@ def build_reward(size: str, device: torch.device, dtype: torch.dtype, side: int 
 def prompts(count: int) -> list[str]:
     words = ("cat", "dog", "taxi", "star", "heart", "tree", "moon", "bus")
     return [f"a red {words[i % len(words)]} above a taxi at night" for i in range(count)]
+
+
+def text_encoders(family: SD) -> list[torch.nn.Module]:
+    return [getattr(family, name) for name in ("text_encoder", "text_encoder_2") if hasattr(family, name)]

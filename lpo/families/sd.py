@@ -87,7 +87,7 @@ class SD:
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The U-Net's prediction (of the scheduler's prediction_type) for latents (B, C, h, w) at t (B,)."""
-        return self.unet(latents, t, conditioning.tensors["prompt_embeds"]).sample
+        return self.unet(latents.to(self.dtype), t, conditioning.tensors["prompt_embeds"]).sample
 
     def guided(
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, null: Conditioning, scale: float
@@ -103,7 +103,7 @@ class SD:
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Pooled down block and mid block features for a reward, see `down_and_mid`."""
-        return down_and_mid(self.unet, latents, t, conditioning.tensors["prompt_embeds"])
+        return down_and_mid(self.unet, latents.to(self.dtype), t, conditioning.tensors["prompt_embeds"])
 
     def transition(self, eta: float) -> DDIM:
         return DDIM.from_scheduler(self.scheduler, eta)
