@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from lpo.config import Params
-from lpo.errors import LpoError
 from lpo.evaluate.card import model_card
 from lpo.evaluate.generation import generate, to_tensor
 from lpo.families import load_family
-from lpo.families.sd import SD
+from lpo.families.family import Family
+from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.rewards import lrm, small
 from lpo.tracking import Tracker
@@ -39,12 +39,7 @@ def run(params: Params) -> None:
     folder = checkpoint.folder("lpo", identity)
     family = load_family(params.model)
     reward = lrm.load(Path("data/lrm"), family.device, family.dtype)
-    if reward.backbone.latent_shape != family.latent_shape:
-        raise LpoError(
-            f"the reward reads latents {reward.backbone.latent_shape}, the model makes {family.latent_shape}",
-            "data/lrm",
-            "train the reward on a model with the same VAE",
-        )
+    check_same(reward.latent_space, family.codec.space(), "data/lrm")
     trainer = PolicyTrainer(family, reward, config, params.seed)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
     validate = Validation(family, small.load(Path(params.score.scorers)), held_out, params)
@@ -76,7 +71,7 @@ class Validation:
     The judge has no say here: what chooses the checkpoint is not what the evaluation measures.
     """
 
-    def __init__(self, family: SD, scorers: small.Scorers, prompts: list[str], params: Params) -> None:
+    def __init__(self, family: Family, scorers: small.Scorers, prompts: list[str], params: Params) -> None:
         self.family, self.scorers, self.prompts, self.params = family, scorers, prompts, params
         with family.reference():
             self.base = self.scores()

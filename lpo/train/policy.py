@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lpo.config import Lpo
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.preference.losses import lpo_loss
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.tracking import Tracker
@@ -33,7 +33,7 @@ BASE_VALUE = 0.0  # of `validate`, at the base itself
 class PolicyTrainer:
     """The state of one training: adapter, optimiser, EMA, best adapter so far, history (one entry a rollout)."""
 
-    def __init__(self, family: SD, reward: LatentRewardModel, config: Lpo, seed: int) -> None:
+    def __init__(self, family: Family, reward: LatentRewardModel, config: Lpo, seed: int) -> None:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
         self.weights = family.add_lora(config.lora_rank, seed)
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -41,7 +41,7 @@ class PolicyTrainer:
         self.best = {k: v.clone() for k, v in self.ema.items()}
         self.best_value, self.updates = 0.0, 0
         self.history: list[dict[str, Any]] = []
-        self.null = family.encode_prompts([""])
+        self.null = family.null()
         self.transition = family.transition(config.eta)
 
     @property

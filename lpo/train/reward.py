@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from lpo.config import Lrm
 from lpo.data.latents import Latents, sample_latents
-from lpo.diffusion.transitions import DDIM
+from lpo.families import DTYPES
 from lpo.preference.losses import pairwise_loss
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.tracking import Tracker
@@ -60,13 +60,15 @@ class RewardTrainer:
 
     def __init__(self, model: LatentRewardModel, latents: Latents, config: Lrm, seed: int) -> None:
         self.model, self.latents, self.config, self.seed = model, latents, config, seed
-        self.transition: DDIM = model.backbone.transition(1.0)
+        self.transition = model.backbone.transition(1.0)
         self.device = model.backbone.device
         heads = [model.visual_projection, model.text_projection]
-        trained = heads if config.trainable == "frozen" else [*heads, model.unet, model.text_encoder]
+        backbone = list(model.backbone.modules().values())  # the denoiser first
+        trained = heads + {"full": backbone, "denoiser": backbone[:1], "frozen": []}[config.trainable]
         self.weights = [p.requires_grad_(True) for module in trained for p in module.parameters()]
         self.weights.append(model.logit_scale.requires_grad_(True))
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.tokens, self.null = model.backbone.tokenize(latents.captions), model.backbone.tokenize([""])
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.best_accuracy, self.misses = -1.0, 0
@@ -77,16 +79,19 @@ class RewardTrainer:
         """Scores (B,), (B,) of both images of pairs `rows` at timesteps t (B,), noise drawn from `generator`."""
         moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
         shape = (len(moments), *self.latents.shape)
-        x0 = sample_latents(moments, torch.randn(shape, generator=generator), self.model.backbone.scaling_factor)
+        x0 = sample_latents(moments, torch.randn(shape, generator=generator))
+        x0 = self.model.backbone.scale(x0)
         noise = torch.randn((len(rows) if self.config.shared_noise else len(moments), *shape[1:]), generator=generator)
         if self.config.shared_noise:
             noise = torch.cat([noise, noise])
         both = torch.cat([t, t])
         noisy = self.transition.add_noise(x0, noise, both).to(self.device, self.model.backbone.dtype)
         captions, inverse = pairs.captions[rows].unique(return_inverse=True)
-        text = self.model.backbone.encode_tokens(torch.cat([self.latents.null, self.latents.tokens[captions]]))
-        conditioning = text[1 + torch.cat([inverse, inverse]).to(self.device)]
-        score = self.model.score(noisy, both.to(self.device), conditioning, text[:1])
+        dtype = DTYPES[self.config.dtype]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            text = self.model.backbone.encode_tokens(torch.cat([self.null, self.tokens[captions]]))
+            conditioning = text[1 + torch.cat([inverse, inverse]).to(self.device)]
+            score = self.model.score(noisy, both.to(self.device), conditioning, text[:1])
         first, second = score.chunk(2)
         return first, second
 
@@ -94,7 +99,7 @@ class RewardTrainer:
         """t ~ U{0, ..., T - 1}, or of the published grid {1, 51, ..., 951}."""
         if self.config.timesteps == "grid":
             return 1 + 50 * torch.randint(20, (n,), generator=generator)
-        return torch.randint(len(self.transition.alphas_cumprod), (n,), generator=generator)
+        return torch.randint(self.transition.num_train_timesteps, (n,), generator=generator)
 
     def step(self, pairs: Pairs, step: int) -> float:
         config, size = self.config, self.config.batch_size
@@ -143,7 +148,7 @@ class RewardTrainer:
 
         In bin k every pair is scored at one t drawn uniformly from [k T / bins, (k + 1) T / bins), always the same.
         """
-        steps = len(self.transition.alphas_cumprod)
+        steps = self.transition.num_train_timesteps
         self.model.eval()
         result = np.full((bins, len(pairs)), np.nan)
         sign = (pairs.labels[:, 0] - pairs.labels[:, 1]).sign()

@@ -14,16 +14,15 @@ from dataclasses import dataclass, fields
 import torch
 
 from lpo.config import Lpo
-from lpo.diffusion.schedule import ddim_sigmas, ddim_timesteps, previous_timesteps
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.preference.selection import measure, next_index, quantile_threshold, select_best_worst, threshold
 from lpo.rewards.lrm import LatentRewardModel
 
 
 @dataclass(frozen=True)
 class StepPairs:
-    """N pairs: x_t, best, worst (N, C, h, w); t, s (N,), s = -1 after the last; prompt (N,) rows of conditioning."""
+    """N pairs: x_t, best, worst (N, C, h, w); t, s (N,) of `Family.steps`; prompt (N,) rows of conditioning."""
 
     x_t: torch.Tensor
     best: torch.Tensor
@@ -52,16 +51,15 @@ class StepStatistics:
 
 @torch.no_grad()
 def rollout(
-    family: SD, reward: LatentRewardModel, prompts: list[str], config: Lpo, generator: torch.Generator
+    family: Family, reward: LatentRewardModel, prompts: list[str], config: Lpo, generator: torch.Generator
 ) -> tuple[StepPairs, Conditioning, list[StepStatistics]]:
     """Pairs of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s."""
     device, count, k = family.device, len(prompts), config.num_candidates
-    conditioning, null = family.encode_prompts(prompts), family.encode_prompts([""])
+    conditioning, null = family.encode_prompts(prompts), family.null()
     text, text_null = reward.encode_prompts(prompts).repeat(k), reward.encode_prompts([""])
     transition = family.transition(config.eta)
-    timesteps = ddim_timesteps(family.scheduler, config.num_inference_steps)
-    ends = previous_timesteps(family.scheduler, config.num_inference_steps)
-    sigmas = ddim_sigmas(family.scheduler, config.num_inference_steps)
+    timesteps, ends = family.steps(config.num_inference_steps)
+    sigmas = family.transition(1.0).sigma(timesteps, ends)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device, family.dtype)
@@ -85,12 +83,12 @@ def rollout(
         rows = torch.arange(count, device=device)
         pairs = StepPairs(x, candidates[rows, best], candidates[rows, worst], t, s, rows)
         found.append(pairs[keep])
-        statistics.append(StepStatistics(now, count, int(keep.sum()), float(gap.mean()), float(limit)))
+        statistics.append(StepStatistics(int(now), count, int(keep.sum()), float(gap.mean()), float(limit)))
         x = candidates[rows, next_index(scores, config.continue_from, generator)]
     return _concatenate(found), conditioning, statistics
 
 
-def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: int) -> float:
+def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: float) -> float:
     """The threshold of a step; "quantile" keeps the share 1 - low of this step's own pairs."""
     rule = config.threshold
     if rule.schedule == "quantile":
