@@ -56,7 +56,7 @@ class Ours:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that are there all the time."""
-        kept = size_of(self.family.unet, *models.text_encoders(self.family), self.reward)
+        kept = size_of(*self.family.modules().values(), self.reward)
         return {"weights": kept, "optimizer": 12 * sum(p.numel() for p in self.trainer.weights)}
 
 
@@ -76,9 +76,9 @@ class Theirs(Published):
     def memory(self) -> dict[str, int]:
         """The reference, and the reward's whole U-Net, beside the policy; the VAE stays on the device."""
         family, heads = self.prompt_encoder, [self.reward.visual_projection, self.reward.text_projection]
-        encoders = [e for f in (family, self.reward.backbone) for e in models.text_encoders(f)]
+        encoders = [e for f in (family, self.reward.backbone) for e in list(f.modules().values())[1:]]
         kept = size_of(self.unet, self.reference, self.lrm, *encoders, *heads)
-        vae = size_of(family.vae) if family.vae is not None else 0
+        vae = size_of(family.codec.vae)
         return {"weights": kept + vae, "optimizer": 12 * sum(p.numel() for p in self.weights)}
 
 
@@ -106,8 +106,8 @@ def assert_equal(ours: Ours, theirs: Theirs, prompts: list[str]) -> dict[str, fl
     moved = ours.config.learning_rate * len(losses[0]) / ours.config.batch_size
     difference = float((weights[0] - weights[1]).abs().mean())
     assert difference < 0.05 * moved, f"weights differ by {difference:.2e} on average, steps are about {moved:.2e}"
-    return {"latents": float((steps.best - rows["w"]).abs().max()), "losses": float((losses[0] - losses[1]).abs().max()),
-            "weights": difference}  # fmt: skip
+    latents, loss = steps.best - rows["w"], losses[0] - losses[1]
+    return {"latents": float(latents.abs().max()), "losses": float(loss.abs().max()), "weights": difference}
 
 
 def measure(recipe: Ours | Theirs, prompts: list[str], meter: Callable[[Callable[[], Any]], Any]) -> dict[str, Any]:

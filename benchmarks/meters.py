@@ -1,6 +1,6 @@
 """What is measured: floating point operations, live bytes, seconds, and what the device can do at best.
 
-    with Flops() as flops: ...          flops.total, exact: multiplications and additions of every matmul and convolution
+    with Flops() as flops: ...          flops.total, exact: every multiplication and addition of matmuls, convolutions
     with LiveBytes() as memory: ...     memory.peak, bytes of all tensors alive at once inside, on any device
     seconds(function, device)           wall time of one call
 

@@ -13,13 +13,13 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.published import arguments
 from lpo.config import Lpo, load_params
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.families import sd
-from lpo.families.conditioning import Conditioning
+from lpo.families.latent_space import Codec
 from lpo.families.sd import SD
-from lpo.families.unet import down_and_mid, drop_up_blocks
+from lpo.families.sdxl import SDXL
+from lpo.families.unet import drop_up_blocks
 from lpo.rewards.lrm import LatentRewardModel
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +29,9 @@ SCHEDULER = {
     "clip_sample": False, "set_alpha_to_one": False, "timestep_spacing": "leading",
 }  # fmt: skip
 SD15_UNET = {
-    "sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": (ATTENTION_DOWN,) * 3 + ("DownBlock2D",), "up_block_types": ("UpBlock2D",) + (ATTENTION_UP,) * 3,
+    "sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280), "down_block_types": (ATTENTION_DOWN,) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + (ATTENTION_UP,) * 3,
 }  # fmt: skip
 SDXL_UNET = {
     "sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20],
@@ -82,54 +83,32 @@ def iteration(size: str, **changes: Any) -> Lpo:
     )  # fmt: skip
 
 
-@dataclass
-class SDXL(SD):
-    """SDXL's two text encoders and added conditions on the embedded world's tokenizer."""
-
-    text_encoder_2: CLIPTextModelWithProjection
-
-    def encode_tokens(self, ids: torch.Tensor) -> Conditioning:
-        small = self.text_encoder(ids.to(self.device), output_hidden_states=True)
-        large = self.text_encoder_2(ids.to(self.device), output_hidden_states=True)
-        states = torch.cat([small.hidden_states[-2], large.hidden_states[-2]], dim=-1)
-        side = self.latent_shape[1] * 8
-        sizes = torch.tensor([side, side, 0, 0, side, side], dtype=states.dtype).to(self.device).expand(len(ids), -1)
-        tensors = {"prompt_embeds": states, "text_embeds": large.text_embeds, "time_ids": sizes}
-        return Conditioning(tensors, large.text_embeds)
-
-    def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        return self.unet(latents.to(self.dtype), t, **arguments(conditioning.tensors)).sample
-
-    def features(
-        self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        given = arguments(conditioning.tensors)
-        states, added = given["encoder_hidden_states"], given["added_cond_kwargs"]
-        return down_and_mid(self.unet, latents.to(self.dtype), t, states, added)
-
-
-def build(size: str, device: torch.device, dtype: torch.dtype, reward: bool = False, side: int | None = None) -> SD:
+def build(
+    size: str, device: torch.device, dtype: torch.dtype, reward: bool = False, side: int | None = None
+) -> SD | SDXL:
     """The family object of a size, with random weights; `side` of the latents, if not the size's own."""
     if size == "emoji":
         return sd.load(str(ROOT / "data/base"), device, dtype, reward)
     shape = SIZES[size]
+    tokenizer = make_tokenizer()
+    words = {"vocab_size": 49408, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     torch.manual_seed(0)
     with torch.device(device):
         unet = UNet2DConditionModel(**shape.unet | ({"sample_size": side} if side else {})).to(dtype)
-        text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **shape.text_encoders[0])).to(dtype)
-        if size == "sdxl":
-            text_encoder_2 = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=49408, **shape.text_encoders[1]))
+        encoders = [cls(CLIPTextConfig(**words, **given)).to(dtype)
+                    for cls, given in zip((CLIPTextModel, CLIPTextModelWithProjection), shape.text_encoders,
+                                          strict=False)]  # fmt: skip
         vae = None if reward else AutoencoderKL(**VAE, scaling_factor=shape.vae_scaling).to(dtype)
     if reward:
         drop_up_blocks(unet)
-    for module in (unet, text_encoder, vae):
+    for module in (unet, *encoders, vae):
         if module is not None:
             module.requires_grad_(False).eval()
-    tokenizer = make_tokenizer()
-    tokenizer.model_max_length = 77
-    scheduler = DDIMScheduler(**SCHEDULER)
-    parts = (unet, text_encoder, tokenizer, scheduler, vae, shape.vae_scaling, device, dtype)
-    return SDXL(*parts, text_encoder_2.to(dtype).requires_grad_(False).eval()) if size == "sdxl" else SD(*parts)
+    codec = Codec(vae, VAE | {"scaling_factor": shape.vae_scaling, "shift_factor": None}, device, dtype)
+    scheduler, pixels = DDIMScheduler(**SCHEDULER), 8 * unet.config.sample_size
+    if size == "sdxl":
+        return SDXL(unet, *encoders, tokenizer, tokenizer, scheduler, codec, pixels, False, device, dtype)
+    return SD(unet, *encoders, tokenizer, scheduler, codec, pixels, device, dtype)
 
 
 def build_reward(size: str, device: torch.device, dtype: torch.dtype, side: int | None = None) -> LatentRewardModel:
@@ -137,13 +116,10 @@ def build_reward(size: str, device: torch.device, dtype: torch.dtype, side: int 
     torch.manual_seed(1)
     backbone = build(size, device, dtype, reward=True, side=side)
     width = SIZES.get(size, EMOJI).embedding_dim
-    return LatentRewardModel(backbone, width, 7.5, "multi_scale").requires_grad_(False).eval()
+    projection = "none" if size == "sdxl" else "random"
+    return LatentRewardModel(backbone, width, 7.5, "multi_scale", projection).requires_grad_(False).eval()
 
 
 def prompts(count: int) -> list[str]:
     words = ("cat", "dog", "taxi", "star", "heart", "tree", "moon", "bus")
     return [f"a red {words[i % len(words)]} above a taxi at night" for i in range(count)]
-
-
-def text_encoders(family: SD) -> list[torch.nn.Module]:
-    return [getattr(family, name) for name in ("text_encoder", "text_encoder_2") if hasattr(family, name)]

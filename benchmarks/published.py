@@ -19,13 +19,14 @@ import torch.nn.functional as F
 
 from lpo.config import Lpo
 from lpo.families.sd import SD
+from lpo.families.sdxl import SDXL
 from lpo.rewards.lrm import LatentRewardModel
 
 
 class Published:
     """Policy, reference and reward, and one optimiser. `family` has no adapter yet, and is left as it is."""
 
-    def __init__(self, family: SD, reward: LatentRewardModel, config: Lpo, seed: int, recompute: bool) -> None:
+    def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Lpo, seed: int, recompute: bool) -> None:
         self.config, self.reward, self.prompt_encoder = config, reward, family
         policy = copy.deepcopy(family)
         self.reference = copy.deepcopy(family.unet)
@@ -39,12 +40,22 @@ class Published:
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False
         )
+        self.pixels = family.pixels
         self.alphas = family.scheduler.alphas_cumprod.to(family.device)
         self.final = family.scheduler.final_alpha_cumprod.to(family.device)
 
+    def arguments(self, text: Any) -> dict[str, Any]:
+        """A U-Net's arguments for what belongs to prompts; SDXL adds the pooled text and the picture's sizes."""
+        given: dict[str, Any] = {"encoder_hidden_states": text["prompt_embeds"]}
+        if "text_embeds" in text:
+            side, pooled = self.pixels, text["text_embeds"]
+            sizes = torch.tensor([side, side, 0, 0, side, side], dtype=pooled.dtype).to(pooled.device)
+            given["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
+        return given
+
     def predict(self, unet: Any, x: torch.Tensor, t: torch.Tensor, text: Any, null: Any) -> torch.Tensor:
         twice = {k: torch.cat([null[k].expand(len(x), *v.shape[1:]), v]) for k, v in text.items()}
-        uncond, cond = unet(torch.cat([x, x]), torch.cat([t, t]), **arguments(twice)).sample.chunk(2)
+        uncond, cond = unet(torch.cat([x, x]), torch.cat([t, t]), **self.arguments(twice)).sample.chunk(2)
         return uncond + self.config.guidance_scale * (cond - uncond)
 
     def mean_std(self, prediction: torch.Tensor, x: torch.Tensor, t: int, s: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,7 +65,7 @@ class Published:
         return a_s**0.5 * x0 + (1 - a_s - std**2) ** 0.5 * prediction, std
 
     def features(self, x: torch.Tensor, t: torch.Tensor, text: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
-        unet, given = self.lrm, arguments(text)
+        unet, given = self.lrm, self.arguments(text)
         emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))
         added = given.get("added_cond_kwargs")
         if added:
@@ -85,7 +96,7 @@ class Published:
         """The kept pairs of every step. On the meta device, where there are no scores, the first `kept` of them."""
         family, config = self.prompt_encoder, self.config
         k, count, steps = config.num_candidates, len(prompts), config.num_inference_steps
-        text, null = family.encode_prompts(prompts).tensors, family.encode_prompts([""]).tensors
+        text, null = family.encode_prompts(prompts).tensors, family.null().tensors
         stride, offset = 1000 // steps, family.scheduler.config.steps_offset
 
         def draw(*shape: int) -> torch.Tensor:
@@ -145,14 +156,6 @@ class Published:
             self.optimizer.step()
             losses.append(loss.detach())
         return torch.cat(losses)
-
-
-def arguments(text: Any) -> dict[str, Any]:
-    """A U-Net's arguments for what belongs to prompts."""
-    given: dict[str, Any] = {"encoder_hidden_states": text["prompt_embeds"]}
-    if "time_ids" in text:
-        given["added_cond_kwargs"] = {k: text[k] for k in ("text_embeds", "time_ids")}
-    return given
 
 
 def _rows(pairs: list[dict[str, Any]], alphas: torch.Tensor, final: torch.Tensor) -> dict[str, Any]:

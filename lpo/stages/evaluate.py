@@ -17,7 +17,7 @@ from lpo.errors import LpoError
 from lpo.evaluate.generation import generate, to_tensor
 from lpo.evaluate.metrics import evaluate_results
 from lpo.families import load_family
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.files import write_json, write_parquet
 from lpo.rewards import lrm, small
 
@@ -29,7 +29,7 @@ ENCODED_AT_ONCE = 250
 class Jury:
     """What looks at every picture beside the judge. `family` encodes pictures for the reward."""
 
-    family: SD
+    family: Family
     scorers: small.Scorers
     reward: lrm.LatentRewardModel
 

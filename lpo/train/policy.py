@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from lpo.config import Lpo
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train import checkpoint, guard
@@ -41,7 +41,9 @@ class PolicyTrainer:
     `pairs` are what diffusion_dpo learns from, instead of rollouts; the other methods don't look at them.
     """
 
-    def __init__(self, family: SD, reward: Reward, config: Lpo, seed: int, pairs: StoredPairs | None = None) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, config: Lpo, seed: int, pairs: StoredPairs | None = None
+    ) -> None:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
         self.method, self.pairs = METHODS[config.method], pairs
         self.weights = family.add_lora(config.lora_rank, seed)
@@ -51,7 +53,7 @@ class PolicyTrainer:
         self.best = {k: v.clone() for k, v in self.ema.items()}
         self.best_value, self.updates = 0.0, 0
         self.history: list[dict[str, Any]] = []
-        self.null = family.encode_prompts([""])
+        self.null = family.null()
         self.transition = family.transition(config.eta).to(family.device)
 
     @property

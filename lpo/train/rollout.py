@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from lpo.config import Lpo
-from lpo.diffusion.schedule import ddim_sigmas, ddim_timesteps, previous_timesteps
 from lpo.diffusion.transitions import Transition
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
 from lpo.rewards.protocol import Reward
 from lpo.train.methods import Select
@@ -51,7 +50,7 @@ class Trajectory:
 
 
 def rollout(
-    family: SD, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
 ) -> tuple[Steps, Conditioning, list[StepStatistics]]:
     """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s.
 
@@ -62,7 +61,7 @@ def rollout(
     check_finite(made.scores)
     columns = (made.steps.t[:: len(prompts)], made.keep.sum(1), made.gap, made.limit)
     statistics = [
-        StepStatistics(t, len(prompts), kept, gap, limit)
+        StepStatistics(int(t), len(prompts), kept, gap, limit)
         for t, kept, gap, limit in zip(*(column.tolist() for column in columns), strict=True)
     ]
     return made.steps[made.keep.flatten()], conditioning, statistics
@@ -70,7 +69,7 @@ def rollout(
 
 @torch.no_grad()
 def explore(
-    family: SD, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
 ) -> tuple[Trajectory, Conditioning]:
     """All steps of a batch of prompts, and the prompts' conditioning.
 
@@ -78,12 +77,12 @@ def explore(
     what depends on scores (which pair is kept) is marked, not carried out.
     """
     device, count, k = family.device, len(prompts), config.num_candidates
-    conditioning, null = family.encode_prompts(prompts), family.encode_prompts([""])
+    conditioning, null = family.encode_prompts(prompts), family.null()
     text, text_null = reward.encode_prompts(prompts).repeat(k), reward.encode_prompts([""])
     transition = family.transition(config.eta).to(device)
     plan = _plan(family, config)
     x, draws = _draw(family, count, config, [scored for *_, scored in plan], generator)
-    sigmas = ddim_sigmas(family.scheduler, config.num_inference_steps)
+    sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
     rows = torch.arange(count, device=device)
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
@@ -108,14 +107,13 @@ def explore(
     return Trajectory(concatenate(found), *stacked), conditioning
 
 
-def _plan(family: SD, config: Lpo) -> list[tuple[int, int, int, bool]]:
+def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:
     """(index, t, s, scored) of every step. A step without noise has no density and yields no pair.
 
     Raises:
         LpoError: if no step is left.
     """
-    starts = ddim_timesteps(family.scheduler, config.num_inference_steps)
-    ends = previous_timesteps(family.scheduler, config.num_inference_steps)
+    starts, ends = family.steps(config.num_inference_steps)
     low, high = config.timestep_range
     scored = (family.transition(config.eta).sigma(starts, ends) > 0) & (low <= starts) & (starts < high)
     if not scored.any():
@@ -125,7 +123,7 @@ def _plan(family: SD, config: Lpo) -> list[tuple[int, int, int, bool]]:
 
 
 def _draw(
-    family: SD, count: int, config: Lpo, scored: list[bool], generator: torch.Generator
+    family: Family, count: int, config: Lpo, scored: list[bool], generator: torch.Generator
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """x_T (B, C, h, w); for each step its noise, (B, K, C, h, w) or unscored (B, C, h, w), and who goes on, (B,)."""
     k, shape = config.num_candidates, family.latent_shape
@@ -147,7 +145,7 @@ def _draw(
     return x, draws
 
 
-def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: int) -> torch.Tensor:
+def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: float) -> torch.Tensor:
     """The threshold of a step, (); "quantile" keeps the share 1 - low of this step's own pairs."""
     rule = config.threshold
     if rule.schedule == "quantile":
