@@ -28,10 +28,16 @@ Guidance = Annotated[float, Range(at_least=1)]  # 1 turns it off
 
 @dataclass(frozen=True)
 class Model:
-    family: Literal["sd"]
+    family: Literal["sd", "sdxl", "sd3"]
     path: str
+    vae: str | None
+    denoiser: str | None
     dtype: Literal["fp32", "bf16", "fp16"]
     device: Literal["auto", "cpu", "cuda"]
+    resolution: Count | None
+    gradient_checkpointing: bool
+    compile: bool
+    flow_step: Literal["ddim", "sde"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,8 @@ class Encode:
 
 @dataclass(frozen=True)
 class Lrm:
+    pretrained: str | None
+    base: str | None
     steps: Count
     warmup_steps: ZeroOrMore
     batch_size: Count
@@ -125,7 +133,10 @@ class Lrm:
     max_grad_norm: Positive | None
     guidance_scale: Guidance
     features: Literal["multi_scale", "mid"]
-    trainable: Literal["full", "frozen"]
+    layer: Count | None
+    text_projection: str
+    trainable: Literal["full", "denoiser", "frozen"]
+    dtype: Literal["fp32", "bf16", "fp16"]
     timesteps: Literal["uniform", "grid"]
     shared_noise: bool
     example_weights: bool
@@ -142,6 +153,7 @@ class Lrm:
 @dataclass(frozen=True)
 class Spm:
     clip: str
+    dtype: Literal["fp32", "bf16", "fp16"]
     steps: Count
     warmup_steps: ZeroOrMore
     batch_size: Count
@@ -196,6 +208,7 @@ class Lpo:
     lora_rank: Count
     learning_rate: Positive
     batch_size: Count
+    micro_batch_size: Count
     epochs_per_rollout: Count
     weight_decay: NotNegative
     max_grad_norm: Positive | None

@@ -106,4 +106,35 @@ def tiny_reward(tiny_base: Path) -> LatentRewardModel:
 
     torch.manual_seed(1)
     backbone = sd.load(str(tiny_base), torch.device("cpu"), torch.float32, reward=True)
-    return LatentRewardModel(backbone, embedding_dim=8, guidance_scale=7.5, features="multi_scale")
+    space = sd.load(str(tiny_base), torch.device("cpu"), torch.float32).codec.space()
+    return LatentRewardModel(backbone, embedding_dim=8, guidance_scale=7.5, features="multi_scale", latent_space=space)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four levels, as SD1.5 has them."""
+    import tiny_models
+
+    return tiny_models.sd(tmp_path_factory.mktemp("tiny") / "sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny_models
+
+    return tiny_models.sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without T5, as many run it."""
+    import tiny_models
+
+    return tiny_models.sd3(tmp_path_factory.mktemp("tiny") / "sd3", t5=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import tiny_models
+
+    return tiny_models.sd3(tmp_path_factory.mktemp("tiny") / "sd3-t5", t5=True)

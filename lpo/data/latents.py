@@ -2,13 +2,15 @@
 
 moments-NNNNN.npy  (rows, 2 C, h, w) float16: mean and log variance of the unscaled latents
 index.parquet      image_uid, shard, row
-captions.parquet   caption; its position is the row of tokens.npy
-tokens.npy         (captions, L) int32, and null.npy (1, L) for the empty prompt
+captions.parquet   caption; the captions of all pairs, sorted
+space.json         what tells this latent space from others (families.latent_space.LatentSpace)
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ import pandas as pd
 import torch
 
 from lpo.errors import LpoError
+from lpo.families.latent_space import LatentSpace, space_of
+from lpo.files import write_json, write_parquet
 
 
 def write_moments(folder: Path, batches: Iterable[tuple[list[str], torch.Tensor]], shard_size: int) -> None:
@@ -42,10 +46,12 @@ def write_moments(folder: Path, batches: Iterable[tuple[list[str], torch.Tensor]
     pd.DataFrame(places, columns=["image_uid", "shard", "row"]).to_parquet(folder / "index.parquet", index=False)
 
 
-def write_captions(folder: Path, captions: list[str], tokens: torch.Tensor, null: torch.Tensor) -> None:
-    pd.DataFrame({"caption": captions}).to_parquet(folder / "captions.parquet", index=False)
-    np.save(folder / "tokens.npy", tokens.numpy().astype(np.int32))
-    np.save(folder / "null.npy", null.numpy().astype(np.int32))
+def write_captions(folder: Path, captions: list[str]) -> None:
+    write_parquet(folder / "captions.parquet", pd.DataFrame({"caption": captions}))
+
+
+def write_space(folder: Path, space: LatentSpace) -> None:
+    write_json(folder / "space.json", asdict(space))
 
 
 class Latents:
@@ -54,9 +60,8 @@ class Latents:
     def __init__(self, folder: Path) -> None:
         try:
             index = pd.read_parquet(folder / "index.parquet")
-            captions = pd.read_parquet(folder / "captions.parquet")["caption"]
-            self.tokens = torch.from_numpy(np.load(folder / "tokens.npy", allow_pickle=False)).long()
-            self.null = torch.from_numpy(np.load(folder / "null.npy", allow_pickle=False)).long()
+            self.captions: list[str] = pd.read_parquet(folder / "captions.parquet")["caption"].tolist()
+            self.space = space_of(json.loads((folder / "space.json").read_text()))
         except OSError as error:
             raise LpoError(f"no stored latents here: {error}", str(folder), "run `lpo encode`") from error
         self.shards = [
@@ -64,7 +69,6 @@ class Latents:
             for i in range(index["shard"].max() + 1)
         ]
         self._place = dict(zip(index["image_uid"], zip(index["shard"], index["row"], strict=True), strict=True))
-        self.captions = captions.tolist()
         self._caption = {caption: row for row, caption in enumerate(self.captions)}
 
     @property
@@ -88,7 +92,7 @@ class Latents:
         return torch.from_numpy(np.stack([self.shards[s][r] for s, r in places])).float()
 
 
-def sample_latents(moments: torch.Tensor, noise: torch.Tensor, scaling_factor: float) -> torch.Tensor:
-    """A draw from the VAE's posterior, scaled for the denoiser: (mean + std noise) scaling_factor."""
+def sample_latents(moments: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """A draw from the VAE's posterior, unscaled: mean + std noise."""
     mean, log_variance = moments.chunk(2, dim=1)
-    return (mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise) * scaling_factor
+    return mean + torch.exp(0.5 * log_variance.clamp(-30, 20)) * noise

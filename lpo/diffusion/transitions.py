@@ -16,7 +16,7 @@ well: a ratio of densities does not survive rounding. `sample` and `add_noise` r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -35,11 +35,12 @@ def gaussian_log_prob(
     With "mean" the scale does not depend on the resolution (published LPO); "sum" is the density itself.
 
     Raises:
-        ValueError: on shapes that do not fit, and where a std is 0: such a step has no density, leave it out.
+        ValueError: on shapes that do not fit, and (on a CPU) where a std is 0: such a step has no density, leave it
+            out.
     """
     if x_s.shape != mean.shape or std.shape != _column(mean, len(mean)):
         raise ValueError(f"x_s {tuple(x_s.shape)}, mean {tuple(mean.shape)} and std {tuple(std.shape)} do not fit")
-    if not bool((std > 0).all()):
+    if std.device.type == "cpu" and not bool((std > 0).all()):  # on another device the answer would stop the stream
         raise ValueError("a step with std 0 has no density; leave it out")
     z = (x_s - mean) / std
     terms = -0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)
@@ -64,6 +65,10 @@ class DDIM:
 
     log_prob = staticmethod(gaussian_log_prob)
 
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
     @classmethod
     def from_scheduler(cls, scheduler: DDIMScheduler, eta: float) -> DDIM:
         """Read a scheduler. Raises LpoError on unsupported settings (`check_scheduler`)."""
@@ -71,6 +76,12 @@ class DDIM:
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], is {eta}")
         return cls(scheduler.alphas_cumprod, scheduler.final_alpha_cumprod, scheduler.config.prediction_type, eta)
+
+    def to(self, device: torch.device) -> DDIM:
+        """The same with its tensors on `device`, so that a step copies nothing there."""
+        return replace(
+            self, alphas_cumprod=self.alphas_cumprod.to(device), final_alpha_cumprod=self.final_alpha_cumprod.to(device)
+        )
 
     def pred_x0_eps(
         self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
@@ -127,7 +138,9 @@ class DDIM:
 
 @dataclass(frozen=True)
 class Flow:
-    """Rectified flow, x_t = (1 - t) x0 + t eps, prediction v = eps - x0; t, s are float32 levels in [0, 1], s < t.
+    """Rectified flow, x_t = (1 - t) x0 + t eps, prediction v = eps - x0; t, s are levels in [0, 1], s < t.
+
+    The times given are levels times `scale`: 1, or the model's num_train_timesteps if they are its timesteps.
 
     form "ddim", eta in [0, 1]: the DDIM step with alpha = 1 - t (LPO, appendix B; derived for these coefficients)
         std  = eta (s / t) sqrt(t^2 - ((1 - t) / (1 - s))^2 s^2)
@@ -136,25 +149,34 @@ class Flow:
         std  = g sqrt(-dt)
         mean = x_t (1 + g^2 / (2 t) dt) + v (1 + g^2 (1 - t) / (2 t)) dt
 
-    eta 0 is the Euler step x_t + v dt in both. At s = 0 "ddim" has std 0, "sde" still adds noise: leave the last step
-    out of training, and take it with eta 0.
+    eta 0 is the Euler step x_t + v dt in both, and so is the last step, to s = 0: it has std 0 and no density.
     """
 
     eta: float
     form: Literal["ddim", "sde"] = "ddim"
+    scale: float = 1.0
 
     log_prob = staticmethod(gaussian_log_prob)
+
+    def to(self, device: torch.device) -> Flow:
+        """It holds no tensors."""
+        return self
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return int(self.scale)
 
     def pred_x0_eps(
         self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x0_hat = x_t - t v, eps_hat = x_t + (1 - t) v, each of x_t's shape."""
         _check(x_t, prediction, t)
-        level = t.view(_column(x_t, len(t)))
+        level = self._level(t).view(_column(x_t, len(t)))
         return x_t - level * prediction, x_t + (1 - level) * prediction
 
     def sigma(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Standard deviation of the step, (B,)."""
+        t, s = self._level(t), self._level(s)
         if self.form == "ddim":
             return self.eta * (s / t) * (t**2 - ((1 - t) / (1 - s) * s) ** 2) ** 0.5
         return self._diffusion(t, s) * (t - s) ** 0.5
@@ -168,9 +190,10 @@ class Flow:
         std = self.sigma(t, s).view(column)
         if self.form == "ddim":
             x0, eps = self.pred_x0_eps(prediction, x_t, t)
-            level = s.view(column)
+            level = self._level(s).view(column)
             # At t = 1 and eta 1 the difference is 0 up to rounding, which may fall below it.
             return (1 - level) * x0 + (level**2 - std**2).clamp(min=0) ** 0.5 * eps, std
+        t, s = self._level(t), self._level(s)
         drift = (self._diffusion(t, s) ** 2 / (2 * t)).view(column)
         level, dt = t.view(column), (s - t).view(column)
         return x_t * (1 + drift * dt) + prediction * (1 + drift * (1 - level)) * dt, std
@@ -186,16 +209,19 @@ class Flow:
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t = (1 - t) x0 + t noise, of x0's dtype."""
         _check(x0, noise, t)
-        level = t.view(_column(x0, len(t)))
+        level = self._level(t).view(_column(x0, len(t)))
         return ((1 - level) * x0 + level * noise).to(x0.dtype)
 
     def noise_level(self, t: torch.Tensor) -> torch.Tensor:
-        """Standard deviation of the noise in x_t, t itself, (B,)."""
-        return t
+        """Standard deviation of the noise in x_t, the level of t itself, (B,)."""
+        return self._level(t)
+
+    def _level(self, time: torch.Tensor) -> torch.Tensor:
+        return time.float() / self.scale if self.scale != 1 else time
 
     def _diffusion(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        # g is infinite at t = 1; Flow-GRPO's code puts the next level there.
-        return self.eta * (t / (1 - torch.where(t == 1, s, t))) ** 0.5
+        # g is infinite at t = 1; Flow-GRPO's code puts the next level there. Noise after the last step would stay.
+        return torch.where(s > 0, self.eta * (t / (1 - torch.where(t == 1, s, t))) ** 0.5, 0)
 
 
 Transition = DDIM | Flow

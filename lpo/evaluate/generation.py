@@ -1,4 +1,4 @@
-"""Sampling pictures: DDIM with guidance, one generator a picture, so that a picture depends on its seed alone."""
+"""Sampling pictures with guidance, one generator a picture, so that a picture depends on its seed alone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
-from lpo.families.sd import SD
+from lpo.families.family import Family
 
 
 @torch.no_grad()
 def sample(
-    family: SD,
+    family: Family,
     prompts: Sequence[str],
     seeds: Sequence[int],
     num_inference_steps: int,
@@ -28,13 +27,11 @@ def sample(
         noise = [torch.randn(family.latent_shape, generator=g) for g in generators]
         return torch.stack(noise).to(family.device, family.dtype)
 
-    conditioning, null = family.encode_prompts(list(prompts)), family.encode_prompts([""])
+    conditioning, null = family.encode_prompts(list(prompts)), family.null()
     transition = family.transition(eta)
-    schedule = zip(
-        *(f(family.scheduler, num_inference_steps).tolist() for f in (ddim_timesteps, previous_timesteps)), strict=True
-    )
+    starts, ends = family.steps(num_inference_steps)
     x = draw()
-    for now, after in schedule:
+    for now, after in zip(starts.tolist(), ends.tolist(), strict=True):
         t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
         mean, std = transition.mean_std(family.guided(x, t, conditioning, null, guidance_scale), x, t, s)
         x = mean + std * draw() if eta > 0 else mean
@@ -42,7 +39,7 @@ def sample(
 
 
 def generate(
-    family: SD, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
+    family: Family, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
     eta: float, batch_size: int, label: str = "generate",
 ) -> np.ndarray:  # fmt: skip
     """Pictures (N, H, W, 3) uint8, batch after batch, with a progress bar (none where `label` is empty)."""

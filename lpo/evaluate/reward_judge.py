@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lpo.evaluate.generation import to_tensor
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.rewards.lrm import LatentRewardModel
 
 T_OF_REWARD = 1  # it reads finished pictures at the clean end
@@ -18,7 +18,7 @@ T_OF_REWARD = 1  # it reads finished pictures at the clean end
 class RewardJudge:
     """The latent reward model's own scores of finished pictures: to be read for reward hacking, never as a result."""
 
-    def __init__(self, family: SD, reward: LatentRewardModel) -> None:
+    def __init__(self, family: Family, reward: LatentRewardModel) -> None:
         self.family, self.reward = family, reward
 
     @torch.no_grad()

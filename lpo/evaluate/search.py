@@ -15,9 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
 from lpo.errors import LpoError
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.protocol import Reward
 
@@ -43,7 +42,7 @@ class Cost:
 
 @torch.no_grad()
 def search(
-    family: SD, reward: Reward, prompt: str, seed: int, num_inference_steps: int, guidance_scale: float, eta: float,
+    family: Family, reward: Reward, prompt: str, seed: int, num_inference_steps: int, guidance_scale: float, eta: float,
     how: Search,
 ) -> tuple[torch.Tensor, torch.Tensor, Cost]:  # fmt: skip
     """Latents (1, C, h, w) of the best trajectory, the ensemble's scores of all (N,), and the cost.
@@ -67,12 +66,10 @@ def search(
         noise = [torch.randn(family.latent_shape, generator=g) for g in generators for _ in range(count)]
         return torch.stack(noise).to(family.device, family.dtype)
 
-    conditioning, null = family.encode_prompts([prompt] * n), family.encode_prompts([""])
+    conditioning, null = family.encode_prompts([prompt] * n), family.null()
     text, text_null = reward.encode_prompts([prompt]), reward.encode_prompts([""])
     transition = family.transition(eta)
-    schedule = zip(
-        *(f(family.scheduler, num_inference_steps).tolist() for f in (ddim_timesteps, previous_timesteps)), strict=True
-    )
+    schedule = zip(*(times.tolist() for times in family.steps(num_inference_steps)), strict=True)
     x, scored = draw(1), 0
     for now, after in schedule:
         t, s = (torch.full((n,), value, device=family.device) for value in (now, after))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from lpo.config import Model
 from lpo.errors import LpoError
-from lpo.families import sd
+from lpo.families import parts, sd, sd3, sdxl
+from lpo.families.family import Family
+from lpo.families.latent_space import LatentSpace, load_codec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOADERS: dict[str, Callable[..., Family]] = {"sd": sd.load, "sdxl": sdxl.load, "sd3": sd3.load}
+PIPELINES = {
+    "sd": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+}
 
 
 def device_of(model: Model) -> torch.device:
@@ -20,9 +30,35 @@ def device_of(model: Model) -> torch.device:
     return torch.device(model.device)
 
 
-def load_family(model: Model, reward: bool = False) -> sd.SD:
+def load_family(
+    model: Model, reward: bool = False, layer: int | None = None, dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Family:  # fmt: skip
     """The family object of `model`; with `reward` only what a reward's backbone needs.
 
-    One family today: a second one is a file beside sd.py and a choice of `model.family` in config.py.
+    Args:
+        layer: of a transformer, whose output a reward reads.
+        dtype, device: in place of the model's.
+
+    Raises:
+        LpoError: if the model isn't there, or is of another family.
     """
-    return sd.load(model.path, device_of(model), DTYPES[model.dtype], reward)
+    dtype, device = dtype or DTYPES[model.dtype], device or device_of(model)
+    found = parts.pipeline_config(model.path).get("_class_name", PIPELINES[model.family])
+    if found != PIPELINES[model.family]:
+        names = {pipeline: name for name, pipeline in PIPELINES.items()}
+        remedy = f"set it to {names[found]}" if found in names else "take a model of the families sd, sdxl or sd3"
+        raise LpoError(f"{model.path} is a {found}", f"params.yaml: model.family is {model.family}", remedy)
+    of_flow = {"form": model.flow_step, "layer": layer} if model.family == "sd3" else {}
+    parts_of = {"vae": model.vae, "denoiser": model.denoiser, "resolution": model.resolution}
+    family = LOADERS[model.family](model.path, device, dtype, reward, **parts_of, **of_flow)
+    if model.gradient_checkpointing:
+        family.denoiser.enable_gradient_checkpointing()
+    if model.compile and not reward:
+        family.denoiser.compile()
+    return family
+
+
+def latent_space_of(model: Model) -> LatentSpace:
+    """The latent space of a model; only its VAE is loaded."""
+    return load_codec(*parts.either(model.vae, model.path, "vae"), DTYPES[model.dtype], device_of(model)).space()

@@ -1,11 +1,17 @@
-"""The first half of a UNet2DConditionModel: what a latent reward model reads (LPO paper, section 3.2)."""
+"""What the families with a UNet2DConditionModel share: its first half, which a latent reward model reads (LPO paper,
+section 3.2), its sampler's steps, and loading a LoRA into it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
+from lpo.families import lora
 
 
 def down_and_mid(
@@ -43,3 +49,15 @@ def drop_up_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     unet.conv_norm_out = unet.conv_act = None
     unet.conv_out = torch.nn.Identity()
     return unet
+
+
+def load_lora(pipeline: Any, unet: UNet2DConditionModel, folder: Path) -> None:
+    """Load and switch on the U-Net's adapter of a folder or a file, in diffusers' layout or in kohya's."""
+    where, name = lora.find(folder)
+    state, alphas = pipeline.lora_state_dict(where, weight_name=name, unet_config=unet.config)
+    pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet)
+
+
+def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(t, s) of the sampler's steps, (n,) long each; s = -1 after the last."""
+    return ddim_timesteps(scheduler, num_inference_steps), previous_timesteps(scheduler, num_inference_steps)

@@ -1,4 +1,4 @@
-"""Which of K scored candidates make a pair, and which one goes on (LPO, arXiv 2502.01051).
+"""Which of K scored candidates make a pair (LPO, arXiv 2502.01051).
 
     measure(gap) = softmax(max, min)_max - softmax(max, min)_min = tanh(gap / 2),  gap = max - min
     a pair (best, worst) is kept if its measure is above the threshold of its step
@@ -9,7 +9,7 @@ Scores are (B, K), higher is better; indices are long (B,).
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -73,6 +73,17 @@ def quantile_threshold(measures: torch.Tensor, q: float) -> torch.Tensor:
     return torch.quantile(measures.float(), q)
 
 
+def check_finite(scores: torch.Tensor) -> None:
+    """Refuse scores of any shape that are NaN or infinite. It waits for the device: once a rollout, not once a step.
+
+    Raises:
+        LpoError: if there are any.
+    """
+    bad = int((~scores.isfinite()).sum())
+    if bad:
+        raise LpoError(f"{bad} of {scores.numel()} scores are NaN or infinite", "reward", "mend the reward model")
+
+
 def select_best_worst(scores: torch.Tensor, threshold: torch.Tensor | float) -> Selection:
     """Best and worst candidate of every row, and whether the pair is kept.
 
@@ -81,30 +92,12 @@ def select_best_worst(scores: torch.Tensor, threshold: torch.Tensor | float) -> 
         threshold: of the measure, (B,) or one for all. A pair on it is not kept, nor is an exact tie of all K.
 
     Raises:
-        ValueError: unless scores are (B, K >= 2).
-        LpoError: if a score is not finite.
+        ValueError: unless scores are (B, K >= 2). They must be finite, see `check_finite`.
     """
     if scores.ndim != 2 or scores.shape[1] < 2:
         raise ValueError(f"scores must be (B, K >= 2), are {tuple(scores.shape)}")
-    if not bool(scores.isfinite().all()):
-        bad = int((~scores.isfinite()).sum())
-        raise LpoError(f"{bad} of {scores.numel()} scores are NaN or infinite", "reward", "mend the reward model")
     wide = scores.float()
     high, best = wide.max(dim=1)
     low, worst = wide.min(dim=1)
     gap = high - low
     return Selection(best, worst, (measure(gap) > threshold) & (gap > 0), gap)
-
-
-def next_index(
-    scores: torch.Tensor, how: Literal["random", "best"], generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Candidate that each trajectory goes on from, (B,): uniformly drawn (published LPO), or the best.
-
-    The draw happens on the generator's device, so that one seed gives one trajectory on every device.
-    """
-    if how == "best":
-        return scores.argmax(dim=1)
-    device = generator.device if generator is not None else scores.device
-    rows, candidates = scores.shape
-    return torch.randint(candidates, (rows,), generator=generator, device=device).to(scores.device)

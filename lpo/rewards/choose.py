@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lpo.errors import LpoError
-from lpo.families.sd import SD
+from lpo.families.family import Family
+from lpo.families.latent_space import check_same
 from lpo.rewards import lrm, spm
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 
 
-def load_reward(folder: Path, family: SD) -> LatentRewardModel | StepPreferenceModel:
+def load_reward(folder: Path, family: Family) -> LatentRewardModel | StepPreferenceModel:
     """What `lpo lrm` or `lpo spm` wrote, frozen. A pixel reward predicts and decodes with `family`.
 
     Raises:
@@ -22,10 +22,5 @@ def load_reward(folder: Path, family: SD) -> LatentRewardModel | StepPreferenceM
     if file.exists() and json.loads(file.read_text()).get("kind") == "spm":
         return spm.load(folder, family)
     reward = lrm.load(folder, family.device, family.dtype)
-    if reward.backbone.latent_shape != family.latent_shape:
-        raise LpoError(
-            f"the reward reads latents {reward.backbone.latent_shape}, the model makes {family.latent_shape}",
-            str(folder),
-            "train the reward on a model with the same VAE",
-        )
+    check_same(reward.latent_space, family.codec.space(), str(folder))
     return reward

@@ -1,60 +1,81 @@
 """The latent reward model (LPO paper, section 3.2; figures and names in docs/decisions.md).
 
     S(p, x_t) = exp(logit_scale) <V / |V|, T / |T|>
-    T = W_t f_eos(p)                                        (B, D)
+    T = W_t f_eos(p)                                        (B, D), or f_eos itself (LRM-XL)
     V = W_v [V_down ; V_enh]                                (B, D)
     V_enh = V_mid(null) + gs (V_mid(p) - V_mid(null))       visual feature enhancement, gs = 1 switches it off
 
-V_down and V_mid are spatial means inside a denoiser's down and mid blocks at the noisy latent x_t. Cosine and scale
-are computed in float32 (at a score of 25, fp16 resolves 0.016 only).
+V_down and V_mid are spatial means inside a denoiser's down and mid blocks at the noisy latent x_t; of a transformer
+there is one layer instead. Cosine and scale are computed in float32 (at a score of 25, fp16 resolves 0.016 only).
+
+A saved model is a folder in diffusers' layout, each part with its config.json:
+    unet/ or transformer/ (its first half)   text_encoder*/   tokenizer*/   scheduler/   vae/ (config only)
+    reward.safetensors (projections and scale)   config.json   README.md
 """
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModelWithProjection
 
 from lpo.errors import LpoError
+from lpo.families import LOADERS, parts
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
-from lpo.families.unet import drop_up_blocks
+from lpo.families.family import Family
+from lpo.families.latent_space import LatentSpace, space_of
 
 INITIAL_LOGIT_SCALE = 2.6592  # ln(1 / 0.07), as CLIP
+HEADS = "reward.safetensors"
 
 
 class LatentRewardModel(nn.Module):
-    """A backbone (a family without VAE and up blocks) with two projections and a scale.
+    """A backbone (a family without VAE and without what no reward runs) with two projections and a scale.
 
-    features: "multi_scale" reads down blocks and mid block, "mid" the mid block only.
+    Args:
+        embedding_dim: D. Without a text projection it is the width of the text feature.
+        features: "multi_scale" reads down blocks and mid block, "mid" the mid block only.
+        text_projection: "random", "none", or a CLIP model (folder or hub id) whose projection it starts from.
+        latent_space: of the latents that it is trained on.
+
+    Raises:
+        LpoError: if D doesn't fit the text feature, or the CLIP.
     """
 
     space = "latent"
 
-    def __init__(self, backbone: SD, embedding_dim: int, guidance_scale: float, features: str) -> None:
+    def __init__(
+        self, backbone: Family, embedding_dim: int, guidance_scale: float, features: str,
+        text_projection: str = "random", latent_space: LatentSpace | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone = backbone
-        self.unet, self.text_encoder = backbone.unet, backbone.text_encoder
+        self.backbone, self.latent_space = backbone, latent_space
+        for name, part in backbone.modules().items():
+            self.add_module(name, part)
         self.guidance_scale, self.features = guidance_scale, features
-        with torch.no_grad():  # widths are probed, never typed in
-            conditioning = backbone.encode_prompts([""])
-            zero = torch.zeros(1, *backbone.latent_shape, device=backbone.device, dtype=backbone.dtype)
-            down, mid = backbone.features(zero, torch.zeros(1, device=backbone.device, dtype=torch.long), conditioning)
-        width = mid.shape[1] + (sum(d.shape[1] for d in down) if features == "multi_scale" else 0)
-        self.visual_projection = nn.Linear(width, embedding_dim, bias=False, device=backbone.device)
-        self.text_projection = nn.Linear(
-            conditioning.pooled.shape[1], embedding_dim, bias=False, device=backbone.device
+        visual, text = probe_widths(backbone, features)
+        device = backbone.device
+        self.visual_projection = nn.Linear(visual, embedding_dim, bias=False, device=device)
+        self.text_projection = (
+            nn.Identity() if text_projection == "none" else nn.Linear(text, embedding_dim, bias=False, device=device)
         )
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE, device=backbone.device))
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE, device=device))
         nn.init.normal_(self.visual_projection.weight, std=0.02)
-        nn.init.normal_(self.text_projection.weight, std=1 / math.sqrt(conditioning.pooled.shape[1]))
+        if text_projection == "none" and embedding_dim != text:
+            what = f"without a text projection the embedding has the text feature's {text} dimensions"
+            raise LpoError(what, f"params.yaml: lrm.embedding_dim is {embedding_dim}", f"set it to {text}")
+        if isinstance(self.text_projection, nn.Linear):
+            nn.init.normal_(self.text_projection.weight, std=1 / math.sqrt(text))
+            if text_projection != "random":
+                copy_projection(self.text_projection, text_projection)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         return self.backbone.encode_prompts(prompts)
@@ -64,63 +85,105 @@ class LatentRewardModel(nn.Module):
         return self.backbone.encode_tokens(ids)
 
     def trained(self, trainable: str) -> list[nn.Parameter]:
-        """What a training changes: "full" all of it, "frozen" the projections and the scale."""
-        modules = [self.visual_projection, self.text_projection]
-        if trainable == "full":
-            modules += [self.unet, self.text_encoder]
-        return [*(p for module in modules for p in module.parameters()), self.logit_scale]
+        """What a training changes: "full" all of it, "denoiser" not the text encoders, "frozen" the projections and the
+        scale."""
+        modules = list(self.backbone.modules().values())  # the denoiser first
+        backbone = {"full": modules, "denoiser": modules[:1], "frozen": []}[trainable]
+        trained = [self.visual_projection, self.text_projection, *backbone]
+        return [*(p for module in trained for p in module.parameters()), self.logit_scale]
 
     def visual(
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, null: Conditioning
     ) -> torch.Tensor:
-        """V before its norm, (B, D) float32. `null` is the empty prompt, B = 1."""
+        """[V_down ; V_enh] (B, W). `null` is the encoded empty prompt, B = 1."""
         down, mid = self.backbone.features(latents, t, conditioning)
         if self.guidance_scale != 1.0:
             _, unconditional = self.backbone.features(latents, t, null.expand(len(latents)))
             mid = unconditional + self.guidance_scale * (mid - unconditional)
-        parts = [*down, mid] if self.features == "multi_scale" else [mid]
-        return self.visual_projection(torch.cat(parts, dim=1).float())
+        return torch.cat([*down, mid] if self.features == "multi_scale" else [mid], dim=1)
 
     def score(
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, null: Conditioning
     ) -> torch.Tensor:
         """S for latents (B, C, h, w) at timesteps t (B,) under B prompts: (B,) float32."""
-        visual = F.normalize(self.visual(latents, t, conditioning, null), dim=1)
-        text = F.normalize(self.text_projection(conditioning.pooled.float()), dim=1)
-        return self.logit_scale.exp() * (visual * text).sum(1)
+        features = self.visual(latents, t, conditioning, null)
+        with torch.autocast(features.device.type, enabled=False):
+            visual = F.normalize(self.visual_projection(features.float()), dim=1)
+            text = F.normalize(self.text_projection(conditioning.pooled.float()), dim=1)
+            return self.logit_scale.exp() * (visual * text).sum(1)
+
+    def heads(self) -> dict[str, torch.Tensor]:
+        """Projections and scale by name."""
+        parts_of_backbone = tuple(f"{name}." for name in self.backbone.modules())
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(parts_of_backbone)}
 
     def save(self, folder: Path) -> None:
         """Write safetensors and configurations; `load` reads them. Weights are stored in the backbone's dtype."""
-        self.unet.save_config(folder / "unet")
-        self.text_encoder.config.save_pretrained(folder / "text_encoder")
-        self.backbone.tokenizer.save_pretrained(folder / "tokenizer")
-        self.backbone.scheduler.save_pretrained(folder / "scheduler")
+        backbone = self.backbone
+        for name, part in {**backbone.modules(), **backbone.tokenizers(), "scheduler": backbone.scheduler}.items():
+            part.save_pretrained(folder / name)
         config = {
+            "family": backbone.name,
             "embedding_dim": self.visual_projection.out_features,
+            "text_projection": isinstance(self.text_projection, nn.Linear),
             "guidance_scale": self.guidance_scale,
             "features": self.features,
-            "family": "sd",
-            "scaling_factor": self.backbone.scaling_factor,
+            "layer": getattr(backbone, "layer", None),
+            "resolution": backbone.pixels,
+            "latent_space": asdict(self.latent_space) if self.latent_space else None,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        (folder / "vae").mkdir()
+        for name, values in {"vae/config.json": dict(backbone.codec.config), "config.json": config}.items():
+            (folder / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        save_file({k: v.contiguous() for k, v in self.heads().items()}, folder / HEADS)
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> LatentRewardModel:
-    """Load what `save` wrote, frozen. Raises LpoError where files are missing."""
+    """Load what `save` wrote, frozen. Raises LpoError where files are missing or don't fit."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors", device=str(device))
-    except (OSError, KeyError, ValueError) as error:
+        heads = load_file(folder / HEADS, device=str(device))
+        space = config["latent_space"]
+        layer = {"layer": config["layer"]} if config["layer"] else {}
+        backbone = LOADERS[config["family"]](str(folder), device, dtype, True, resolution=config["resolution"], **layer)
+        model = LatentRewardModel(
+            backbone, config["embedding_dim"], config["guidance_scale"], config["features"],
+            "random" if config["text_projection"] else "none",
+            space_of(space) if space else None,
+        )  # fmt: skip
+        load_heads(model, heads)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise LpoError(f"no latent reward model here: {error}", str(folder), "run `lpo lrm`") from error
-    unet = drop_up_blocks(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet")))
-    text_encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder / "text_encoder"))
-    backbone = SD(
-        unet=unet.to(device, dtype), text_encoder=text_encoder.to(device, dtype),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"), vae=None,
-        scaling_factor=config["scaling_factor"], device=device, dtype=dtype,
-    )  # fmt: skip
-    model = LatentRewardModel(backbone, config["embedding_dim"], config["guidance_scale"], config["features"])
-    model.load_state_dict(weights)
     return model.requires_grad_(False).eval()
+
+
+def load_heads(model: LatentRewardModel, heads: dict[str, torch.Tensor]) -> None:
+    """Projections and scale. Raises RuntimeError unless names and shapes are the model's."""
+    missing = set(model.heads()) ^ set(heads)
+    if missing:
+        raise RuntimeError(f"projections don't fit: {', '.join(sorted(missing))}")
+    model.load_state_dict(heads, strict=False)
+
+
+@torch.no_grad()
+def probe_widths(backbone: Family, features: str) -> tuple[int, int]:
+    """Widths of the visual and the text feature, as one forward has them (on the meta device too)."""
+    device = backbone.device
+    conditioning = backbone.encode_tokens(torch.zeros(1, backbone.token_columns, dtype=torch.long, device=device))
+    zero = torch.zeros(1, *backbone.latent_shape, device=device, dtype=backbone.dtype)
+    down, mid = backbone.features(zero, torch.zeros(1, device=device, dtype=torch.long), conditioning)
+    visual = [*down, mid] if features == "multi_scale" else [mid]
+    return sum(part.shape[1] for part in visual), conditioning.pooled.shape[1]
+
+
+def copy_projection(projection: nn.Linear, source: str) -> None:
+    """Start from a CLIP's text projection (the published LRM-1.5: openai/clip-vit-large-patch14)."""
+    weight = projection.weight
+    clip = parts.module(CLIPTextModelWithProjection, source, "", weight.dtype, weight.device)
+    if clip.text_projection.weight.shape != weight.shape:
+        raise LpoError(
+            f"its text projection is {tuple(clip.text_projection.weight.shape)}, the reward's {tuple(weight.shape)}",
+            f"params.yaml: lrm.text_projection: {source}",
+            "set lrm.embedding_dim to the first number, or take another CLIP",
+        )
+    weight.data.copy_(clip.text_projection.weight)

@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.rewards import small
 
 TIME_WIDTH = 256
@@ -38,7 +38,7 @@ class StepPreferenceModel(nn.Module):
     space = "pixel"
 
     def __init__(
-        self, backbone: SD, clip: CLIPModel, tokenizer: CLIPTokenizer, mean: list[float], std: list[float],
+        self, backbone: Family, clip: CLIPModel, tokenizer: CLIPTokenizer, mean: list[float], std: list[float],
         guidance_scale: float,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -120,7 +120,7 @@ class StepPreferenceModel(nn.Module):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
 
-def start(path: str, backbone: SD, guidance_scale: float) -> StepPreferenceModel:
+def start(path: str, backbone: Family, guidance_scale: float) -> StepPreferenceModel:
     """An untrained, frozen model on the CLIP in `path`: a folder of small scorers, or a CLIPModel's folder or hub id.
 
     Raises LpoError where there is neither.
@@ -137,7 +137,7 @@ def start(path: str, backbone: SD, guidance_scale: float) -> StepPreferenceModel
     return model.requires_grad_(False)
 
 
-def load(folder: Path, backbone: SD) -> StepPreferenceModel:
+def load(folder: Path, backbone: Family) -> StepPreferenceModel:
     """Load what `save` wrote, frozen; `backbone` predicts and decodes. Raises LpoError where files are missing."""
     try:
         config = json.loads((folder / "config.json").read_text())

@@ -16,6 +16,7 @@ from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
 from lpo.evaluate.generation import generate, to_uint8
 from lpo.families import sd
+from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, write_json
 from lpo.rewards.small import Scorers
 from lpo.train import checkpoint
@@ -78,7 +79,7 @@ def reconstruction(vae: AutoencoderKL, seed: int) -> float:
     return float(np.mean([verdict.all_correct for verdict in judge(to_uint8(again), prompts)]))
 
 
-def all_correct(family: sd.SD, seed: int, most: int = 100) -> dict[str, float]:
+def all_correct(family: Family, seed: int, most: int = 100) -> dict[str, float]:
     """Share of prompts drawn right, by category: validation prompts, but every single object of all splits."""
     result = {}
     for category in CATEGORY_SHARES:

@@ -1,4 +1,4 @@
-"""encode: data/pairs, data/collected, data/filtered -> data/latents: moments of every picture, tokens of captions."""
+"""encode: data/pairs, data/collected, data/filtered -> data/latents: moments of every picture, and every caption."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from lpo.config import Params
-from lpo.data.latents import write_captions, write_moments
+from lpo.data.latents import write_captions, write_moments, write_space
 from lpo.data.schema import decode_rgb, iter_images
 from lpo.evaluate.generation import to_tensor
 from lpo.families import load_family
@@ -23,7 +23,8 @@ def run(params: Params) -> None:
     family = load_family(params.model)
     kept = pd.read_parquet(KEPT)
     wanted = set(kept["image_0_uid"]) | set(kept["image_1_uid"])
-    size = family.latent_shape[1] * family.pixels_per_latent
+    space = family.codec.space()
+    size = family.pixels
 
     def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
         for uids, data in iter_images(PAIRS, wanted, params.encode.batch_size, "encode"):
@@ -32,4 +33,5 @@ def run(params: Params) -> None:
     captions = sorted(set(kept["caption"]))
     with atomic_folder("data/latents") as folder:
         write_moments(folder, batches(), params.encode.shard_size)
-        write_captions(folder, captions, family.tokenize(captions), family.tokenize([""]))
+        write_captions(folder, captions)
+        write_space(folder, space)

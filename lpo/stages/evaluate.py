@@ -24,7 +24,7 @@ from lpo.evaluate.generation import generate, to_tensor
 from lpo.evaluate.metrics import evaluate_results
 from lpo.evaluate.reward_judge import RewardJudge
 from lpo.families import load_family
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.files import folder_hash, key_of, replacing, write_json, write_parquet
 from lpo.rewards import lrm, small
 from lpo.stages.models import PROMOTED, WEIGHTS, name_of
@@ -38,7 +38,7 @@ ENCODED_AT_ONCE = 250
 class Jury:
     """What looks at every picture beside the judge. `family` encodes pictures for the reward."""
 
-    family: SD
+    family: Family
     scorers: small.Scorers
     reward: lrm.LatentRewardModel
 
@@ -96,7 +96,7 @@ def run(params: Params) -> None:
 class Drawn:
     """The pictures of each model, drawn or as they were drawn before with the same prompts, settings and code."""
 
-    def __init__(self, params: Params, prompts: list[str], seeds: list[int], family: SD) -> None:
+    def __init__(self, params: Params, prompts: list[str], seeds: list[int], family: Family) -> None:
         self.params, self.prompts, self.seeds = params, prompts, seeds
         self.family, config = family, params.evaluate
         identity = {

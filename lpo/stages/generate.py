@@ -13,7 +13,7 @@ from lpo.errors import LpoError
 from lpo.evaluate.generation import generate, to_uint8
 from lpo.evaluate.search import Search, search
 from lpo.families import load_family
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.files import write_bytes
 from lpo.rewards.choose import load_reward
 from lpo.stages.models import folder_of
@@ -61,7 +61,7 @@ def run(
 
 
 def searched(
-    family: SD, params: Params, prompt: str, seed: int, steps: int, scale: float, candidates: int, trajectories: int
+    family: Family, params: Params, prompt: str, seed: int, steps: int, scale: float, candidates: int, trajectories: int
 ) -> tuple[np.ndarray, str]:
     """The picture (H, W, 3) uint8 that the reward of `lpo.reward` likes best, and a line about it."""
     how = Search(candidates, trajectories, params.lrm.ensemble_timesteps, params.lrm.ensemble_draws)

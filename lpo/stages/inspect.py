@@ -25,7 +25,7 @@ POINTS = 20
 def run(params: Params, image: Path, prompt: str, out: Path) -> None:
     """Plot mean and standard deviation of S(prompt, x_t) over noise, t on 20 points."""
     family = load_family(params.model)
-    size = family.latent_shape[1] * family.pixels_per_latent
+    size = family.pixels
     try:
         picture = Image.open(image).convert("RGB").resize((size, size), Image.Resampling.BOX)
     except OSError as error:
@@ -53,7 +53,7 @@ def by_timestep(
     """(t, mean, standard deviation) of the scores of one picture's latents (1, C, h, w) over DRAWS noises."""
     text, null = reward.encode_prompts([prompt]).repeat(DRAWS), reward.encode_prompts([""])
     transition, rows = reward.backbone.transition(1.0), []
-    total = len(transition.alphas_cumprod)
+    total = transition.num_train_timesteps
     for t in range(1, total, total // POINTS):
         noise = torch.randn(DRAWS, *latents.shape[1:], generator=generator(seed, "inspect", t)).to(latents)
         steps = torch.full((DRAWS,), t, device=latents.device)

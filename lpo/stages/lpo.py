@@ -16,7 +16,7 @@ from lpo.errors import LpoError
 from lpo.evaluate.card import model_card
 from lpo.evaluate.generation import sample, to_tensor, to_uint8
 from lpo.families import load_family
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.rewards import small
 from lpo.rewards.choose import load_reward
@@ -101,7 +101,9 @@ class Validation:
     The judge has no say here: what chooses the checkpoint is not what the evaluation measures.
     """
 
-    def __init__(self, family: SD, reward: Reward, scorers: small.Scorers, prompts: list[str], params: Params) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, scorers: small.Scorers, prompts: list[str], params: Params
+    ) -> None:
         self.family, self.reward, self.scorers, self.prompts, self.params = family, reward, scorers, prompts, params
         self.text, self.null = reward.encode_prompts(prompts), reward.encode_prompts([""])
         with family.reference():

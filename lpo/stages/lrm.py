@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import torch
 
 from lpo.config import Params
 from lpo.data.latents import Latents
-from lpo.errors import LpoError
+from lpo.evaluate.reward_card import reward_card
 from lpo.evaluate.statistics import share
-from lpo.families import load_family
-from lpo.files import atomic_folder, file_hash, folder_hash, write_json
+from lpo.families import latent_space_of, load_family
+from lpo.families.latent_space import check_same
+from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.published import load_reward
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
 from lpo.train.reward import BINS, RewardTrainer, load_pairs
@@ -35,27 +37,42 @@ def run(params: Params) -> None:
     folder = checkpoint.folder("lrm", identity)
     splits = {name: kept[kept["split"] == name].reset_index(drop=True) for name in ("train", "validation", "test")}
     pairs = {name: load_pairs(frame, latents, config.example_weights) for name, frame in splits.items()}
-    backbone = load_family(params.model, reward=True)
-    if latents.shape != backbone.latent_shape:
-        raise LpoError(
-            f"stored latents are {latents.shape}, the model reads {backbone.latent_shape}",
-            params.model.path,
-            "run `lpo encode` again with this model",
-        )
-    torch.manual_seed(params.seed)
-    model = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features)
+    model = reward_model(params, latents)
     trainer = RewardTrainer(model, latents, config, params.seed)
-    with Tracker("lrm", params) as tracker:
-        trainer.run(pairs["train"], pairs["validation"], folder, tracker)
+    if config.pretrained is None:
+        with Tracker("lrm", params) as tracker:
+            trainer.run(pairs["train"], pairs["validation"], folder, tracker)
+    else:
+        trainer.best_accuracy = float(np.nanmean(trainer.accuracy(pairs["validation"])))
     metrics = measure(trainer.accuracy(pairs["test"]), splits["test"], params.seed)
     together = trainer.ensemble_accuracy(pairs["test"], config.ensemble_timesteps, config.ensemble_draws)
     metrics["accuracy"]["ensemble"] = interval_of(together, splits["test"]["caption"].to_numpy(), params.seed)
-    metrics |= {"steps": trainer.history[-1]["step"], "validation": round(trainer.best_accuracy, 5)}
+    steps = trainer.history[-1]["step"] if trainer.history else 0
+    metrics |= {"steps": steps, "validation": round(trainer.best_accuracy, 5)}
     with atomic_folder("data/lrm") as out:
         model.save(out)
         write_json(out / "history.json", trainer.history)
+        write_text(out / "README.md", reward_card(asdict(params), metrics))
     write_json("plots/lrm_accuracy.json", metrics["accuracy"]["by_timestep"])
     write_json("metrics/lrm.json", metrics)
+
+
+def reward_model(params: Params, latents: Latents) -> LatentRewardModel:
+    """The reward to be trained, or the one that `lrm.pretrained` names. Raises LpoError for another latent space."""
+    config, base = params.lrm, params.model
+    if config.base is not None:
+        base = replace(base, path=config.base, vae=None, denoiser=None)
+    if config.pretrained is not None:
+        model = load_reward(config.pretrained, base)
+        check_same(model.latent_space, latents.space, config.pretrained)
+        return model
+    space = latent_space_of(base)
+    check_same(space, latents.space, base.path)
+    backbone = load_family(base, reward=True, layer=config.layer, dtype=torch.float32)
+    torch.manual_seed(params.seed)
+    return LatentRewardModel(
+        backbone, config.embedding_dim, config.guidance_scale, config.features, config.text_projection, space
+    )
 
 
 def measure(right: np.ndarray, frame: pd.DataFrame, seed: int) -> dict[str, Any]:

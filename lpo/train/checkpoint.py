@@ -99,5 +99,4 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
 @torch.no_grad()
 def update_ema(ema: dict[str, torch.Tensor], named: Mapping[str, torch.Tensor], decay: float) -> None:
     """ema <- decay ema + (1 - decay) value, in place."""
-    for name, value in named.items():
-        ema[name].lerp_(value.detach(), 1 - decay)
+    torch._foreach_lerp_([ema[name] for name in named], [value.detach() for value in named.values()], 1 - decay)

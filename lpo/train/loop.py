@@ -27,9 +27,16 @@ def optimizer_step(
     optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float, max_grad_norm: float | None = 1.0
 ) -> None:
     """Backward, clip (None: don't, as the published runs in effect did not), step, at this learning rate."""
-    optimizer.param_groups[0]["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    apply_gradients(optimizer, learning_rate, max_grad_norm)
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float | None = 1.0
+) -> None:
+    """The second half of `optimizer_step`, for gradients that were summed over several backward passes."""
+    optimizer.param_groups[0]["lr"] = learning_rate
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm or math.inf)
     optimizer.step()
 

@@ -51,7 +51,8 @@ class Method(NamedTuple):
 def best_and_worst(scores: torch.Tensor, limit: torch.Tensor | float) -> Selected:
     """The pair of every row, M = 2; kept where its measure is above the limit."""
     best, worst, keep, gap = select_best_worst(scores, limit)
-    advantage = torch.tensor([1.0, -1.0], device=scores.device).expand(len(scores), 2)
+    advantage = torch.ones_like(scores[:, :2])
+    advantage[:, 1] = -1
     return Selected(torch.stack([best, worst], dim=1), advantage, keep, gap)
 
 

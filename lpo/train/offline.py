@@ -18,7 +18,7 @@ import torch
 from lpo.config import Lpo
 from lpo.data.latents import Latents, sample_latents
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.train.steps import NoisyPairs
 
 
@@ -46,18 +46,18 @@ def stored_pairs(frame: pd.DataFrame, latents: Latents) -> StoredPairs:
 
 @torch.no_grad()
 def draw(
-    family: SD, pairs: StoredPairs, rows: list[int], config: Lpo, generator: torch.Generator
+    family: Family, pairs: StoredPairs, rows: list[int], config: Lpo, generator: torch.Generator
 ) -> tuple[NoisyPairs, Conditioning]:
     """The pairs `rows`, noised; their conditioning has one row a pair. All noise is `generator`'s."""
     transition, times = family.transition(config.eta), config.num_inference_steps
     low, high = config.timestep_range
     count, shape = len(rows) * times, pairs.latents.shape
     prompt = torch.arange(len(rows)).repeat_interleave(times)
-    t = torch.randint(low, min(high, len(transition.alphas_cumprod)), (count,), generator=generator)
+    t = torch.randint(low, min(high, transition.num_train_timesteps), (count,), generator=generator)
     noise = torch.randn(count, *shape, generator=generator)
     moments = pairs.latents.moments(pairs.places[rows].reshape(-1, 2)).view(len(rows), 2, -1, *shape[1:])[prompt]
     posterior = torch.randn(count * 2, *shape, generator=generator)
-    x_0 = sample_latents(moments.flatten(0, 1), posterior, family.scaling_factor)
+    x_0 = family.scale(sample_latents(moments.flatten(0, 1), posterior))
     x_t = transition.add_noise(x_0, noise.repeat_interleave(2, dim=0), t.repeat_interleave(2)).view(count, 2, *shape)
     device, dtype = family.device, family.dtype
     noisy = NoisyPairs(x_t.to(device, dtype), noise.to(device), t.to(device), prompt.to(device))

@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 
 from lpo.config import Lpo
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train import checkpoint, guard
-from lpo.train.loop import optimizer_step
+from lpo.train.loop import apply_gradients
 from lpo.train.methods import METHODS
 from lpo.train.offline import StoredPairs, draw
 from lpo.train.rollout import StepStatistics, log_probs, rollout
@@ -41,17 +41,20 @@ class PolicyTrainer:
     `pairs` are what diffusion_dpo learns from, instead of rollouts; the other methods don't look at them.
     """
 
-    def __init__(self, family: SD, reward: Reward, config: Lpo, seed: int, pairs: StoredPairs | None = None) -> None:
+    def __init__(
+        self, family: Family, reward: Reward, config: Lpo, seed: int, pairs: StoredPairs | None = None
+    ) -> None:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
         self.method, self.pairs = METHODS[config.method], pairs
         self.weights = family.add_lora(config.lora_rank, seed)
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.ema = {k: v.detach().clone() for k, v in family.lora_state().items()}
+        self.trained = family.lora_state()  # shares its memory with the weights: made once, not after every step
+        self.ema = {k: v.clone() for k, v in self.trained.items()}
         self.best = {k: v.clone() for k, v in self.ema.items()}
         self.best_value, self.updates = 0.0, 0
         self.history: list[dict[str, Any]] = []
-        self.null = family.encode_prompts([""])
-        self.transition = family.transition(config.eta)
+        self.null = family.null()
+        self.transition = family.transition(config.eta).to(family.device)
 
     @property
     def rollouts(self) -> int:
@@ -89,6 +92,26 @@ class PolicyTrainer:
             reference = self.log_probs(batch, conditioning)
         return self.method.loss(self.log_probs(batch, conditioning), reference, batch, self.config)
 
+    def learn(
+        self, batch: Steps | NoisyPairs, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """One optimiser step on N pairs; their losses (N,) and statistics, detached. `conditioning` is the rollout's.
+
+        The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        seen = []
+        for rows in torch.arange(len(batch), device=batch.t.device).split(self.config.micro_batch_size):
+            part = batch[rows] if len(rows) < len(batch) else batch
+            loss, statistics = self.loss(part, conditioning[part.prompt])
+            (loss.sum() / len(batch)).backward()
+            seen.append({"loss": loss.detach()} | statistics)
+        apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm)
+        self.updates += 1
+        checkpoint.update_ema(self.ema, self.trained, self.config.ema_decay)
+        joined = {k: torch.cat([s[k] for s in seen]) for k in seen[0]}
+        return joined.pop("loss"), joined
+
     def update(
         self, pairs: Steps | NoisyPairs, conditioning: Conditioning, generator: torch.Generator
     ) -> dict[str, Any]:
@@ -98,11 +121,8 @@ class PolicyTrainer:
             order = torch.randperm(len(pairs), generator=generator)
             for rows in order.tensor_split(max(1, round(len(pairs) / self.config.batch_size))):
                 batch = pairs[rows.to(pairs.t.device)]
-                loss, stats = self.loss(batch, conditioning[batch.prompt])
-                optimizer_step(self.optimizer, loss.mean(), self.config.learning_rate, self.config.max_grad_norm)
-                self.updates += 1
-                checkpoint.update_ema(self.ema, self.family.lora_state(), self.config.ema_decay)
-                losses.append(loss.detach())
+                loss, stats = self.learn(batch, conditioning)
+                losses.append(loss)
                 by_t.append(torch.stack([batch.t.float(), stats["clipped"].float(), stats["correct"].float()]))
         t, clipped, correct = torch.cat(by_t, dim=1).cpu()
         per_t = {

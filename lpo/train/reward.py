@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from lpo.config import Lrm, Spm
 from lpo.data.latents import Latents, sample_latents
-from lpo.diffusion.transitions import DDIM
+from lpo.families import DTYPES
 from lpo.families.conditioning import Conditioning
 from lpo.preference.losses import pairwise_loss, thurstone_loss
 from lpo.rewards.ensemble import ensemble_score
@@ -66,10 +66,11 @@ class RewardTrainer:
         self, model: LatentRewardModel | StepPreferenceModel, latents: Latents, config: Lrm | Spm, seed: int
     ) -> None:
         self.model, self.latents, self.config, self.seed = model, latents, config, seed
-        self.transition: DDIM = model.backbone.transition(1.0)
+        self.transition = model.backbone.transition(1.0)
         self.device = model.backbone.device
         self.weights = [p.requires_grad_(True) for p in model.trained(config.trainable)]
         self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.tokens, self.null = model.backbone.tokenize(latents.captions), model.backbone.tokenize([""])
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}
         self.best_accuracy, self.misses = -1.0, 0
@@ -80,21 +81,24 @@ class RewardTrainer:
         """Scores (B,), (B,) of both images of pairs `rows` at timesteps t (B,), noise drawn from `generator`."""
         moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
         shape = (len(moments), *self.latents.shape)
-        x0 = sample_latents(moments, torch.randn(shape, generator=generator), self.model.backbone.scaling_factor)
+        x0 = sample_latents(moments, torch.randn(shape, generator=generator))
+        x0 = self.model.backbone.scale(x0)
         noise = torch.randn((len(rows) if self.config.shared_noise else len(moments), *shape[1:]), generator=generator)
         if self.config.shared_noise:
             noise = torch.cat([noise, noise])
         both = torch.cat([t, t])
         noisy = self.transition.add_noise(x0, noise, both).to(self.device, self.model.backbone.dtype)
-        conditioning, null = self.text(pairs.captions[rows])
-        score = self.model.score(noisy, both.to(self.device), conditioning, null)
+        dtype = DTYPES[self.config.dtype]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            conditioning, null = self.text(pairs.captions[rows])
+            score = self.model.score(noisy, both.to(self.device), conditioning, null)
         first, second = score.chunk(2)
         return first, second
 
     def text(self, captions: torch.Tensor) -> tuple[Conditioning, Conditioning]:
         """Conditioning of (first images, second images) of pairs with these caption rows (B,), and the empty prompt."""
         unique, inverse = captions.unique(return_inverse=True)
-        ids = torch.cat([self.latents.null, self.latents.tokens[unique]])
+        ids = torch.cat([self.null, self.tokens[unique]])
         text = self.model.encode_tokens(ids, ["", *(self.latents.captions[i] for i in unique.tolist())])
         return text[1 + torch.cat([inverse, inverse]).to(self.device)], text[:1]
 
@@ -102,7 +106,7 @@ class RewardTrainer:
         """t ~ U{0, ..., T - 1}, or of the published grid {1, 51, ..., 951}."""
         if self.config.timesteps == "grid":
             return 1 + 50 * torch.randint(20, (n,), generator=generator)
-        return torch.randint(len(self.transition.alphas_cumprod), (n,), generator=generator)
+        return torch.randint(self.transition.num_train_timesteps, (n,), generator=generator)
 
     def step(self, pairs: Pairs, step: int) -> float:
         config, size = self.config, self.config.batch_size
@@ -156,7 +160,7 @@ class RewardTrainer:
 
         In bin k every pair is scored at one t drawn uniformly from [k T / bins, (k + 1) T / bins), always the same.
         """
-        steps = len(self.transition.alphas_cumprod)
+        steps = self.transition.num_train_timesteps
         self.model.eval()
         result = np.full((bins, len(pairs)), np.nan)
         sign = (pairs.labels[:, 0] - pairs.labels[:, 1]).sign()
@@ -178,11 +182,10 @@ class RewardTrainer:
         self.model.eval()
         result = np.full(len(pairs), np.nan)
         sign = (pairs.labels[:, 0] - pairs.labels[:, 1]).sign()
-        factor = self.model.backbone.scaling_factor
         for start in range(0, len(pairs), batch_size):
             rows = torch.arange(start, min(start + batch_size, len(pairs)))
             moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
-            x0 = sample_latents(moments, torch.zeros(len(moments), *self.latents.shape), factor)
+            x0 = self.model.backbone.scale(sample_latents(moments, torch.zeros(len(moments), *self.latents.shape)))
             conditioning, null = self.text(pairs.captions[rows])
             score = ensemble_score(
                 self.model, self.transition, x0.to(self.device, self.model.backbone.dtype), timesteps, draws,

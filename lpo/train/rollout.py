@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from lpo.config import Lpo
-from lpo.diffusion.schedule import ddim_sigmas, ddim_timesteps, previous_timesteps
 from lpo.diffusion.transitions import Transition
+from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
-from lpo.families.sd import SD
-from lpo.preference.selection import measure, next_index, quantile_threshold, threshold
+from lpo.families.family import Family
+from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
 from lpo.rewards.protocol import Reward
 from lpo.train.methods import Select
 from lpo.train.steps import Steps, concatenate
@@ -35,53 +35,123 @@ class StepStatistics:
     threshold: float
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Trajectory:
+    """All that a rollout made, n scored steps of B prompts, still on the device: nothing is left out yet.
+
+    steps: n B rows, step after step. scores: (n, B, K). keep: (n, B). gap: (n,), means. limit: (n,), thresholds.
+    """
+
+    steps: Steps
+    scores: torch.Tensor
+    keep: torch.Tensor
+    gap: torch.Tensor
+    limit: torch.Tensor
+
+
 def rollout(
-    family: SD, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
 ) -> tuple[Steps, Conditioning, list[StepStatistics]]:
-    """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s."""
+    """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s.
+
+    Raises:
+        LpoError: if a score is NaN or infinite.
+    """
+    made, conditioning = explore(family, reward, select, prompts, config, generator)
+    check_finite(made.scores)
+    columns = (made.steps.t[:: len(prompts)], made.keep.sum(1), made.gap, made.limit)
+    statistics = [
+        StepStatistics(int(t), len(prompts), kept, gap, limit)
+        for t, kept, gap, limit in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    return made.steps[made.keep.flatten()], conditioning, statistics
+
+
+@torch.no_grad()
+def explore(
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+) -> tuple[Trajectory, Conditioning]:
+    """All steps of a batch of prompts, and the prompts' conditioning.
+
+    The loop reads nothing back from the device, so that the host runs ahead of it: all noise is drawn beforehand, and
+    what depends on scores (which pair is kept) is marked, not carried out.
+    """
     device, count, k = family.device, len(prompts), config.num_candidates
-    conditioning, null = family.encode_prompts(prompts), family.encode_prompts([""])
+    conditioning, null = family.encode_prompts(prompts), family.null()
     text, text_null = reward.encode_prompts(prompts).repeat(k), reward.encode_prompts([""])
-    transition = family.transition(config.eta)
-    timesteps = ddim_timesteps(family.scheduler, config.num_inference_steps)
-    ends = previous_timesteps(family.scheduler, config.num_inference_steps)
-    sigmas = ddim_sigmas(family.scheduler, config.num_inference_steps)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).to(device, family.dtype)
-
-    x = draw(count, *family.latent_shape)
+    transition = family.transition(config.eta).to(device)
+    plan = _plan(family, config)
+    x, draws = _draw(family, count, config, [scored for *_, scored in plan], generator)
+    sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
+    rows = torch.arange(count, device=device)
     found: list[Steps] = []
-    statistics: list[StepStatistics] = []
-    for step, (now, after) in enumerate(zip(timesteps.tolist(), ends.tolist(), strict=True)):
+    outcomes: list[tuple[torch.Tensor, ...]] = []
+    for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
         t = torch.full((count,), now, device=device)
         s = torch.full((count,), after, device=device)
-        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, config.guidance_scale), x, t, s)
-        in_range = config.timestep_range[0] <= now < config.timestep_range[1]
-        if not in_range or not std.any():  # a step without noise has no density and yields no pair
-            x = mean + std * draw(*x.shape)
+        prediction = family.guided(x, t, conditioning, null, config.guidance_scale)
+        mean, std = transition.mean_std(prediction, x, t, s)
+        if not scored:
+            x = mean + std * noise
             continue
-        candidates = mean[:, None] + std[:, None] * draw(count, k, *family.latent_shape)
+        candidates = mean[:, None] + std[:, None] * noise
         shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
         scores = reward.score(candidates.flatten(0, 1), shown, text, text_null).view(count, k)
-        limit = _limit(config, scores, sigmas, step, now)
+        limit = _limit(config, scores, sigmas, index, now)
         chosen, advantage, keep, gap = select(scores, limit)
-        rows = torch.arange(count, device=device)
         x_s = candidates[rows[:, None], chosen]
-        log_p = log_probs(transition, x_s, mean, std, config)
-        found.append(Steps(x, x_s, advantage, log_p, t, s, rows)[keep])
-        statistics.append(StepStatistics(now, count, int(keep.sum()), float(gap.mean()), float(limit)))
-        x = candidates[rows, next_index(scores, config.continue_from, generator)]
-    return concatenate(found), conditioning, statistics
+        found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
+        outcomes.append((scores, keep, gap.mean(), limit))
+        x = candidates[rows, following if config.continue_from == "random" else scores.argmax(dim=1)]
+    stacked = [torch.stack(column) for column in zip(*outcomes, strict=True)]
+    return Trajectory(concatenate(found), *stacked), conditioning
 
 
-def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: int) -> float:
-    """The threshold of a step; "quantile" keeps the share 1 - low of this step's own pairs."""
+def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:
+    """(index, t, s, scored) of every step. A step without noise has no density and yields no pair.
+
+    Raises:
+        LpoError: if no step is left.
+    """
+    starts, ends = family.steps(config.num_inference_steps)
+    low, high = config.timestep_range
+    scored = (family.transition(config.eta).sigma(starts, ends) > 0) & (low <= starts) & (starts < high)
+    if not scored.any():
+        what = f"none of the {len(starts)} steps, from t = {int(starts[0])} to {int(starts[-1])}, lies in the range"
+        raise LpoError(what, "params.yaml: lpo.timestep_range", "widen it")
+    return list(zip(range(len(starts)), starts.tolist(), ends.tolist(), scored.tolist(), strict=True))
+
+
+def _draw(
+    family: Family, count: int, config: Lpo, scored: list[bool], generator: torch.Generator
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """x_T (B, C, h, w); for each step its noise, (B, K, C, h, w) or unscored (B, C, h, w), and who goes on, (B,)."""
+    k, shape = config.num_candidates, family.latent_shape
+
+    def send(values: torch.Tensor) -> torch.Tensor:
+        pinned = values.pin_memory() if family.device.type == "cuda" else values
+        return pinned.to(family.device, non_blocking=True)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return send(torch.randn(shape, generator=generator).to(family.dtype))
+
+    x = normal(count, *shape)
+    draws = []
+    for has_pairs in scored:
+        noise = normal(count, k, *shape) if has_pairs else normal(count, *shape)
+        drawn = has_pairs and config.continue_from == "random"
+        following = torch.randint(k, (count,), generator=generator) if drawn else torch.zeros(count, dtype=torch.long)
+        draws.append((noise, send(following)))
+    return x, draws
+
+
+def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: float) -> torch.Tensor:
+    """The threshold of a step, (); "quantile" keeps the share 1 - low of this step's own pairs."""
     rule = config.threshold
     if rule.schedule == "quantile":
-        return float(quantile_threshold(measure(scores.amax(1) - scores.amin(1)), rule.low))
-    return float(threshold(sigmas[step], sigmas.min(), sigmas.max(), rule.schedule, rule.low, rule.high, t))
+        return quantile_threshold(measure(scores.amax(1) - scores.amin(1)), rule.low)
+    limit = threshold(sigmas[step], sigmas.min(), sigmas.max(), rule.schedule, rule.low, rule.high, t)
+    return torch.full((), float(limit), device=scores.device)
 
 
 def log_probs(

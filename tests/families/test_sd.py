@@ -1,12 +1,13 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from lpo.config import Model
+from lpo.config import load_params
 from lpo.errors import LpoError
 from lpo.families import load_family, sd
 
@@ -59,7 +60,7 @@ def test_features_equal_what_the_unet_computes_inside_its_own_forward(tiny):
 def test_a_reward_backbone_has_no_up_blocks_and_the_same_features(tiny, tiny_base):
     backbone = sd.load(str(tiny_base), torch.device("cpu"), torch.float32, reward=True)
     size = [sum(p.numel() for p in f.unet.parameters()) for f in (backbone, tiny)]
-    assert backbone.vae is None and size[0] < 0.6 * size[1]
+    assert backbone.codec.vae is None and size[0] < 0.6 * size[1]
     ours, theirs = (f.features(latents(), T, f.encode_prompts(PROMPTS)) for f in (backbone, tiny))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
@@ -123,7 +124,7 @@ def test_a_vae_of_another_latent_shape_is_refused(tiny_base, tmp_path):
     shutil.copytree(tiny_base, folder)
     path = folder / "vae" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_channels": 8}))
-    with pytest.raises(LpoError, match="8 latent channels, the U-Net reads 4"):
+    with pytest.raises(LpoError, match="8 latent channels, the denoiser reads 4"):
         sd.load(str(folder), torch.device("cpu"), torch.float32, reward=True)
 
 
@@ -136,9 +137,9 @@ def test_unsupported_scheduler_settings_are_refused(tiny_base, tmp_path):
         sd.load(str(folder), torch.device("cpu"), torch.float32)
 
 
-def test_a_missing_folder_says_what_to_do(tmp_path):
+def test_a_missing_folder_says_what_to_do(repository, tmp_path):
     with pytest.raises(LpoError) as error:
-        load_family(Model("sd", str(tmp_path / "nothing"), "fp32", "cpu"))
+        load_family(replace(load_params(repository / "params.yaml").model, path=str(tmp_path / "nothing")))
     assert "lpo base" in str(error.value)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lpo.errors import LpoError
-from lpo.preference.selection import measure, next_index, quantile_threshold, select_best_worst, threshold
+from lpo.preference.selection import check_finite, measure, quantile_threshold, select_best_worst, threshold
 
 
 def test_measure_is_the_difference_of_the_two_softmax_probabilities() -> None:
@@ -71,23 +71,10 @@ def test_half_precision_scores_are_compared_in_float32() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_scores_that_are_no_numbers_raise(bad: float) -> None:
     with pytest.raises(LpoError, match="1 of 4 scores"):
-        select_best_worst(torch.tensor([[0.0, 1.0], [bad, 1.0]]), 0.5)
+        check_finite(torch.tensor([[0.0, 1.0], [bad, 1.0]]))
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1)])
 def test_fewer_than_two_candidates_raise(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="K >= 2"):
         select_best_worst(torch.zeros(shape), 0.5)
-
-
-def test_next_is_uniform_repeatable_and_blind_to_scores() -> None:
-    scores = torch.arange(4.0).repeat(4000, 1)
-    draws = [next_index(s, "random", torch.Generator().manual_seed(3)) for s in (scores, scores, -scores)]
-    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0], draws[2])
-    counts = draws[0].bincount(minlength=4)
-    assert counts.sum() == 4000 and (counts - 1000).abs().max() < 110  # 4 standard deviations of 27.4
-
-
-def test_next_best_is_the_best() -> None:
-    scores = torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
-    assert next_index(scores, "best").tolist() == [1, 0]

@@ -61,7 +61,8 @@ def test_saved_and_loaded_it_scores_the_same(tiny_reward, tmp_path):
     tiny_reward.save(tmp_path)
     again = lrm.load(tmp_path, torch.device("cpu"))
     assert not any(p.requires_grad for p in again.parameters())
-    assert again.backbone.scaling_factor == tiny_reward.backbone.scaling_factor
+    assert again.backbone.codec.config == tiny_reward.backbone.codec.config
+    assert again.latent_space == tiny_reward.latent_space
     text, null = again.encode_prompts(PROMPTS), again.encode_prompts([""])
     torch.testing.assert_close(again.score(latents(), T, text, null), expected, rtol=0, atol=0)
 

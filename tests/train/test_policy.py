@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from lpo.config import load_params
+from lpo.errors import LpoError
 from lpo.preference.losses import lpo_loss
 from lpo.train import checkpoint
 from lpo.train.methods import METHODS
 from lpo.train.policy import PolicyTrainer
-from lpo.train.rollout import rollout
+from lpo.train.rollout import explore, rollout
 
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
 
@@ -69,6 +70,31 @@ def test_a_threshold_keeps_only_what_is_above_it(tiny, tiny_reward, config):
 def test_steps_outside_the_range_yield_no_pairs(tiny, tiny_reward, config):
     pairs, _, statistics = pairs_of(tiny, tiny_reward, replace(config, timestep_range=(250, 600)))
     assert {s.t for s in statistics} == set(pairs.t.tolist()) == {501, 251}
+
+
+def test_a_trajectory_goes_on_from_a_candidate_drawn_blindly_or_from_the_best(tiny, tiny_reward, config):
+    """Every x_t after the first is a candidate of the step before: with K = 2 its best or its worst one."""
+    config = replace(config, num_candidates=2, threshold=replace(config.threshold, low=-1.0))
+    share = {}
+    for how in ("random", "best"):
+        how_config, generator = replace(config, continue_from=how), checkpoint.generator(0, "n")
+        made, _ = explore(tiny, tiny_reward, METHODS["lpo"].select, PROMPTS * 16, how_config, generator)
+        x_t, best, worst = (x.view(4, 64, -1) for x in (made.steps.x_t, made.steps.best, made.steps.worst))
+        from_best, from_worst = ((x_t[1:] == x[:-1]).all(2) for x in (best, worst))
+        assert bool((from_best ^ from_worst).all())
+        share[how] = float(from_best.float().mean())
+    assert share["best"] == 1 and 0.3 < share["random"] < 0.7  # 192 draws: 0.2 is 5.5 standard deviations
+
+
+def test_scores_that_are_no_numbers_stop_the_rollout(tiny, tiny_reward, config, monkeypatch):
+    monkeypatch.setattr(tiny_reward, "score", lambda x, *rest: torch.full((len(x),), torch.nan))
+    with pytest.raises(LpoError, match="64 of 64 scores"):
+        pairs_of(tiny, tiny_reward, config)
+
+
+def test_a_range_without_steps_is_refused(tiny, tiny_reward, config):
+    with pytest.raises(LpoError, match="none of the 4 steps, from t = 751 to 1"):
+        pairs_of(tiny, tiny_reward, replace(config, timestep_range=(300, 400)))
 
 
 def test_a_reward_that_only_looks_at_the_next_timestep_is_given_it(tiny, tiny_reward, config, monkeypatch):

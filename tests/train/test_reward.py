@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lpo.config import load_params
-from lpo.data.latents import Latents, write_captions, write_moments
+from lpo.data.latents import Latents, write_captions, write_moments, write_space
 from lpo.train.reward import RewardTrainer, load_pairs
 
 
@@ -35,7 +35,8 @@ def stored(tiny, tmp_path):
     folder = tmp_path / "latents"
     folder.mkdir()
     write_moments(folder, [(uids, moments)], shard_size=16)
-    write_captions(folder, captions, tiny.tokenize(captions), tiny.tokenize([""]))
+    write_captions(folder, captions)
+    write_space(folder, tiny.codec.space())
     rows = [(captions[i % 2], uids[2 * i], uids[2 * i + 1], 1.0, 0.0) for i in range(18)]
     rows += [("a cat", uids[36], uids[38], 0.5, 0.5), ("a cat", uids[37], uids[39], 0.5, 0.5)]
     frame = pd.DataFrame(rows, columns=["caption", "image_0_uid", "image_1_uid", "label_0", "label_1"])

@@ -1,0 +1,178 @@
+"""Ours beside the published recipe: one iteration, which is a rollout and the updates on its pairs.
+
+`Ours` calls what the stage `lpo` calls: `explore` and `PolicyTrainer.learn`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks import models
+from benchmarks.meters import Flops, LiveBytes, seconds, size_of
+from benchmarks.published import Published
+from lpo.config import Lpo
+from lpo.families.conditioning import Conditioning
+from lpo.families.sd import SD
+from lpo.rewards.protocol import Reward
+from lpo.train.checkpoint import generator
+from lpo.train.policy import PolicyTrainer
+from lpo.train.rollout import explore
+from lpo.train.steps import Steps
+
+SHARE = 4  # one pair of so many is kept
+PARTS = ("rollout", "update")
+
+
+class Ours:
+    """The stages' code on a family and a reward."""
+
+    def __init__(self, family: SD, reward: Reward, config: Lpo, seed: int) -> None:
+        self.family, self.reward, self.config = family, reward, config
+        self.trainer = PolicyTrainer(family, reward, config, seed)
+
+    def rollout(self, prompts: list[str], draws: torch.Generator) -> tuple[Steps, Conditioning]:
+        select = self.trainer.method.select
+        assert select is not None
+        made, conditioning = explore(self.family, self.reward, select, prompts, self.config, draws)
+        if self.family.device.type == "meta":  # no scores there: a quarter of the rows stands for those kept
+            return made.steps[torch.arange(len(made.steps) // SHARE, device="meta")], conditioning
+        return made.steps[made.keep.flatten()], conditioning
+
+    def update(self, made: tuple[Steps, Conditioning], draws: torch.Generator) -> torch.Tensor:
+        steps, conditioning = made
+        order = torch.randperm(len(steps), generator=draws)
+        parts = order.tensor_split(max(1, round(len(steps) / self.config.batch_size)))
+        return torch.cat([self.trainer.learn(steps[p.to(steps.t.device)], conditioning)[0] for p in parts])
+
+    def first(self, made: tuple[Steps, Conditioning], count: int) -> tuple[Steps, Conditioning]:
+        """A batch of so many pairs, rows repeated where there are fewer."""
+        rows = torch.arange(count, device=made[0].t.device) % len(made[0])
+        return made[0][rows], made[1]
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that are there all the time."""
+        kept = size_of(*self.family.modules().values(), self.reward)
+        return {"weights": kept, "optimizer": 12 * sum(p.numel() for p in self.trainer.weights)}
+
+
+class Theirs(Published):
+    """The published recipe, with the same two calls."""
+
+    def rollout(self, prompts: list[str], draws: torch.Generator) -> list[dict[str, Any]]:  # type: ignore[override]
+        kept = len(prompts) // SHARE if self.prompt_encoder.device.type == "meta" else None
+        return super().rollout(prompts, draws, kept)
+
+    def first(self, made: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+        """A batch of so many pairs, which are repeated where there are fewer."""
+        one = {"text": {k: v[:1] for k, v in made[0]["text"].items()}, "t": made[0]["t"], "s": made[0]["s"]}
+        return [one | {k: made[0][k][:1] for k in ("x", "w", "l")}] * count
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """The reference, and the reward's whole U-Net, beside the policy; the VAE stays on the device."""
+        family, heads = self.prompt_encoder, [self.reward.visual_projection, self.reward.text_projection]
+        encoders = [e for f in (family, self.reward.backbone) for e in list(f.modules().values())[1:]]
+        kept = size_of(self.unet, self.reference, self.lrm, *encoders, *heads)
+        vae = size_of(family.codec.vae)
+        return {"weights": kept + vae, "optimizer": 12 * sum(p.numel() for p in self.weights)}
+
+
+def build_both(
+    size: str, device: torch.device, dtype: torch.dtype, config: Lpo, side: int | None
+) -> tuple[Ours, Theirs]:
+    family, reward = (make(size, device, dtype, side=side) for make in (models.build, models.build_reward))
+    recompute = size in models.SIZES and models.SIZES[size].recompute
+    theirs = Theirs(family, reward, config, 0, recompute)
+    return Ours(family, reward, config, 0), theirs
+
+
+def assert_equal(ours: Ours, theirs: Theirs, prompts: list[str]) -> dict[str, float]:
+    """Both make the same pairs, losses and weights. The largest differences; raises AssertionError beyond rounding."""
+    mine, his = (x.rollout(prompts, generator(0, "equal")) for x in (ours, theirs))
+    steps: Steps = mine[0]
+    rows = {k: torch.cat([p[k] for p in his]) for k in ("x", "w", "l")}
+    wide = steps.x_t.dtype == torch.float32
+    tolerance: dict[str, float] = {"rtol": 1e-3, "atol": 1e-3} if wide else {"rtol": 5e-2, "atol": 5e-2}
+    for one, other in ((steps.x_t, rows["x"]), (steps.best, rows["w"]), (steps.worst, rows["l"])):
+        torch.testing.assert_close(one.float(), other.float(), **tolerance)
+    losses = [x.update(y, generator(1, "equal")) for x, y in ((ours, mine), (theirs, his))]
+    torch.testing.assert_close(*losses, **tolerance)
+    weights = [torch.cat([w.detach().flatten() for w in x]) for x in (ours.trainer.weights, theirs.weights)]
+    moved = ours.config.learning_rate * len(losses[0]) / ours.config.batch_size
+    difference = float((weights[0] - weights[1]).abs().mean())
+    assert difference < 0.05 * moved, f"weights differ by {difference:.2e} on average, steps are about {moved:.2e}"
+    latents, loss = steps.best - rows["w"], losses[0] - losses[1]
+    return {"latents": float(latents.abs().max()), "losses": float(loss.abs().max()), "weights": difference}
+
+
+def measure(recipe: Ours | Theirs, prompts: list[str], meter: Callable[[Callable[[], Any]], Any]) -> dict[str, Any]:
+    """The two parts of an iteration under a meter."""
+    made: list[Any] = []
+    rollout = meter(lambda: made.append(recipe.rollout(prompts, generator(2, "measure"))))
+    return {"rollout": rollout, "update": meter(lambda: recipe.update(made[-1], generator(3, "measure")))}
+
+
+def on_meta(size: str, dtype: torch.dtype = torch.bfloat16, side: int | None = None, **changes: Any) -> dict[str, Any]:
+    """FLOPs and bytes of an iteration at full size. Nothing is computed, so it takes seconds.
+
+    Both are linear in the number of steps, so one step and two tell all; a batch tells all updates.
+    """
+    config = models.iteration(size, **changes)
+    words, steps = models.prompts(config.prompts_per_rollout), config.num_inference_steps
+    result: dict[str, Any] = {"size": size, "dtype": name_of(dtype), "prompts": len(words)}
+    pair = build_both(size, torch.device("meta"), dtype, config, side)
+    for name, recipe in zip(("ours", "published"), pair, strict=True):
+        flops, live = [], []
+        for n in (1, 2):
+            recipe.config = replace(config, num_inference_steps=n)
+            with Flops() as counted, LiveBytes() as memory:
+                made = recipe.rollout(words, generator(2, "measure"))
+            flops.append(counted.total)
+            live.append(memory.peak)
+        recipe.config = config
+        batch = recipe.first(made, config.batch_size)
+        with Flops() as counted, LiveBytes() as memory:
+            recipe.update(batch, generator(3, "measure"))
+        updates = len(words) * steps / SHARE / config.batch_size
+        found = {"rollout": flops[0] + (steps - 1) * (flops[1] - flops[0]), "update": int(counted.total * updates)}
+        peaks = {"rollout": live[0] + (steps - 1) * (live[1] - live[0]), "update": memory.peak}
+        kept = recipe.memory
+        result[name] = {
+            "flops": found | {"all": sum(found.values())},
+            "bytes": kept | peaks | {"all": sum(kept.values()) + max(peaks.values())},
+        }
+    return result | {"ratio": ratios(result)}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def ratios(result: dict[str, Any]) -> dict[str, Any]:
+    ours, published = result["ours"], result["published"]
+    return {kind: {k: round(ours[kind][k] / published[kind][k], 4) for k in ours[kind] if published[kind].get(k)}
+            for kind in ours}  # fmt: skip
+
+
+def timed(size: str, device: torch.device, dtype: torch.dtype, repeats: int, side: int | None = None,
+          **changes: Any) -> dict[str, Any]:  # fmt: skip
+    """Wall time of an iteration, ours and the published by turns, after both were found equal."""
+    config = models.iteration(size, **changes)
+    words = models.prompts(config.prompts_per_rollout)
+    ours, theirs = build_both(size, device, dtype, config, side)
+    equal = assert_equal(ours, theirs, words)
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(repeats):
+        for name, recipe in (("ours", ours), ("published", theirs)):
+            found = measure(recipe, words, lambda f: seconds(f, device))
+            best[name] = {k: min(v, best.get(name, found)[k]) for k, v in found.items()}
+    result: dict[str, Any] = {"size": size, "device": str(device), "dtype": name_of(dtype),
+                              "prompts": len(words), "equal": equal}  # fmt: skip
+    for name, found in best.items():
+        result[name] = {"seconds": found | {"all": sum(found.values())}}
+    return result | {"ratio": ratios(result)}

@@ -1,0 +1,145 @@
+"""The latents of a model: its VAE, and a fingerprint that tells whether two models share one latent space.
+
+    x0 = (z - shift) scaling,  z ~ VAE(picture)          decode: VAE^-1(x0 / scaling + shift)
+
+A reward that reads latents can serve every model with the same latents (LPO paper, heterogeneous rewards: LRM-1.5
+trains SD2.1). Files cannot say so: two releases of one VAE differ in names and number formats. What a VAE makes of a
+fixed picture can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from lpo.errors import LpoError
+from lpo.families.parts import module, place
+
+TOLERANCE = 0.1  # of |a - b| / |a|: rounding and mended releases lie below it, another VAE far above
+PROBE_SIDE = 8  # latents
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """What two models must share. probe: scaled latents of a fixed picture, (C * 8 * 8,) numbers."""
+
+    channels: int
+    pixels_per_latent: int
+    scaling_factor: float
+    shift_factor: float
+    probe: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A VAE with its numbers. `vae` is None in the backbone of a reward, which reads stored latents."""
+
+    vae: AutoencoderKL | None
+    config: Mapping[str, Any]  # what its config.json says
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def channels(self) -> int:
+        return self.config["latent_channels"]
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.config["block_out_channels"]) - 1)
+
+    @property
+    def scaling_factor(self) -> float:
+        return self.config["scaling_factor"]
+
+    @property
+    def shift_factor(self) -> float:
+        return self.config.get("shift_factor") or 0.0
+
+    @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures (N, 3, H, W) in [-1, 1] -> latent moments (N, 2 C, h, w): mean and log variance, unscaled."""
+        assert self.vae is not None
+        return self.vae.encode(images.to(self.device, self.dtype)).latent_dist.parameters
+
+    def scale(self, latents: torch.Tensor) -> torch.Tensor:
+        """VAE latents -> latents of unit scale, which the denoiser reads."""
+        return (latents - self.shift_factor) * self.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Scaled latents (N, C, h, w) -> pictures (N, 3, H, W) in [-1, 1]."""
+        assert self.vae is not None
+        z = latents / self.scaling_factor + self.shift_factor
+        return self.vae.decode(z.to(self.dtype)).sample.clamp(-1, 1)
+
+    def space(self) -> LatentSpace:
+        """Measure the fingerprint. Raises LpoError for a VAE that overflows in this number format."""
+        moments = self.encode(probe_picture(PROBE_SIDE * self.pixels_per_latent)).float()
+        if not bool(moments.isfinite().all()):
+            raise LpoError(
+                f"the VAE gives NaN or infinity in {str(self.dtype).removeprefix('torch.')}",
+                "params.yaml: model.vae",
+                "take a VAE made for it (SDXL: madebyollin/sdxl-vae-fp16-fix), or set model.dtype to bf16 or fp32",
+            )
+        probe = self.scale(moments.chunk(2, dim=1)[0]).flatten().tolist()
+        numbers = (self.channels, self.pixels_per_latent, self.scaling_factor, self.shift_factor)
+        return LatentSpace(*numbers, tuple(round(value, 4) for value in probe))
+
+
+def space_of(values: Mapping[str, Any]) -> LatentSpace:
+    """A space that was written as JSON."""
+    return LatentSpace(**{**values, "probe": tuple(values["probe"])})
+
+
+def load_codec(source: str, part: str, dtype: torch.dtype, device: torch.device, weights: bool = True) -> Codec:
+    """The VAE of a source; without `weights` its numbers only."""
+    root, where = place(source, part)
+    try:
+        config = AutoencoderKL.load_config(root, **where)
+    except (OSError, ValueError) as error:
+        raise LpoError(f"can't load vae: {error}", source, "name a folder or hub id with a VAE in it") from error
+    vae = module(AutoencoderKL, source, part, dtype, device) if weights else None
+    return Codec(vae, dict(config), device, dtype)
+
+
+def check_channels(codec: Codec, read: int, path: str) -> None:
+    """Raises LpoError unless the denoiser reads what the VAE makes."""
+    if codec.channels != read:
+        what = f"the VAE has {codec.channels} latent channels, the denoiser reads {read}"
+        raise LpoError(what, path, "take both from one model")
+
+
+def probe_picture(size: int) -> torch.Tensor:
+    """A fixed picture (1, 3, size, size) in [-1, 1]: waves of three frequencies, and an edge."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    waves = torch.stack([(3 * x + y).sin(), (5 * y - x).cos(), (4 * x * y).sin()])
+    return torch.where(x > 0.3, waves.flip(0), waves)[None]
+
+
+def check_same(reward: LatentSpace | None, model: LatentSpace, where: str) -> None:
+    """Refuse a reward whose latents are not the model's.
+
+    Raises:
+        LpoError: with the reason: other channels, another size, or another VAE.
+    """
+    if reward is None:
+        raise LpoError("the reward does not say which latents it reads", where, "train it again: lpo lrm")
+    reason = ""
+    if reward.channels != model.channels:
+        reason = f"the reward reads latents of {reward.channels} channels, the model makes {model.channels}"
+    elif reward.pixels_per_latent != model.pixels_per_latent:
+        reason = f"a latent covers {reward.pixels_per_latent} pixels for the reward, {model.pixels_per_latent} here"
+    else:
+        ours, theirs = torch.tensor(model.probe), torch.tensor(reward.probe)
+        distance = float((ours - theirs).norm() / ours.norm())
+        if not distance <= TOLERANCE:
+            reason = (
+                "the reward was trained on latents of another VAE: of one picture they make latents that differ by "
+                f"{distance:.0%} (scaling factors {reward.scaling_factor:g} and {model.scaling_factor:g})"
+            )
+    if reason:
+        raise LpoError(reason, where, "train the reward on this model's latents, or on a model with the same VAE")

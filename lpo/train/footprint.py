@@ -1,0 +1,203 @@
+"""Memory that a stage needs on a GPU, computed from configurations on the meta device.
+
+A tensor on the meta device has a shape and no memory, so a step of a training runs there in seconds, whatever the size
+of the model. Counted are the bytes of every storage alive at one time. What a real device adds (the allocator's
+rounding, work space of kernels, the CUDA context: together some GB) is not counted. Attention is taken to be fused: it
+keeps queries, keys, values and output, and never the matrix of all pairs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lpo.config import Model, Params
+from lpo.families import DTYPES, load_family
+from lpo.families.family import Family
+from lpo.rewards.lrm import LatentRewardModel
+
+CONFIGURATIONS = Path("presets/models")
+META = torch.device("meta")
+ADAM = 4 + 8  # bytes a trained weight: its gradient and two moments, float32
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one stage: weights and what training keeps of them, and the most that a step adds."""
+
+    stage: str
+    weights: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.step
+
+
+def configured(model: Model) -> Model:
+    """The model with configurations in the place of hub ids, where presets/models has them."""
+    names = {"path": model.path, "vae": model.vae, "denoiser": model.denoiser}
+    return replace(model, **{key: local(source) for key, source in names.items()})  # type: ignore[arg-type]
+
+
+def local(source: str | None) -> str | None:
+    """A folder of presets/models in the place of a hub id that it knows."""
+    known = CONFIGURATIONS / str(source).replace("/", "--")
+    return str(known) if source and not Path(source).exists() and known.is_dir() else source
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of storages that are made inside and still alive; `peak` is the most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor.untyped_storage())
+        return out
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.seen:
+            return
+        self.seen.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.free, size)
+
+    def free(self, size: int) -> None:
+        self.now -= size
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_grad: torch.Tensor) -> Any:
+        q, k, v, _ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+class FusedAttention(TorchFunctionMode):
+    """Attention that keeps what a fused kernel keeps."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            q, k, v = (*args, *(kwargs or {}).values())[:3] if len(args) >= 3 else _named(args, kwargs)
+            return _Fused.apply(q, k, v)
+        return func(*args, **(kwargs or {}))
+
+
+def _named(args: Any, kwargs: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
+
+
+def peak(step: Callable[[], torch.Tensor], backward: bool = False) -> int:
+    """Bytes that a step makes, at most at one time; with `backward` through its result."""
+    with FusedAttention(), Alive() as alive, torch.set_grad_enabled(backward):
+        result = step()
+        if backward:
+            result.float().sum().backward()
+        return alive.peak
+
+
+def bytes_of(*modules: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
+def needs(params: Params) -> Iterator[Need]:
+    """What encode, lrm, lpo and evaluate need, as params.yaml sets them. Raises LpoError without configurations."""
+    family = load_family(configured(params.model), device=META)
+    assert family.codec.vae is not None
+    everything = bytes_of(*family.modules().values(), family.codec.vae)
+    picture = torch.empty(params.encode.batch_size, 3, family.pixels, family.pixels, device=META, dtype=family.dtype)
+    yield Need("encode", everything, peak(lambda: family.codec.encode(picture)))
+    yield of_reward(params)
+    yield of_policy(params, family, everything)
+    config = params.evaluate
+    yield Need("evaluate", everything, drawing(family, config.batch_size, config.guidance_scale))
+
+
+def inputs(family: Family, n: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Latents, timesteps and conditioning of n rows."""
+    with torch.no_grad():
+        ids = torch.zeros(n, family.token_columns, dtype=torch.long, device=META)
+        text = family.encode_tokens(ids)
+    latents = torch.empty(n, *family.latent_shape, device=META, dtype=family.dtype)
+    return latents, torch.zeros(n, device=META, dtype=torch.long), text
+
+
+def drawing(family: Family, batch: int, scale: float) -> int:
+    """The larger one of a guided forward and decoding."""
+    latents, t, text = inputs(family, batch)
+    guided = peak(lambda: family.guided(latents, t, text, text[:1], scale))
+    return max(guided, peak(lambda: family.decode(latents)))
+
+
+def of_reward(params: Params) -> Need:
+    """Trained weights: float32, its copy in the dtype of the forward pass, gradient, Adam, the best so far."""
+    config = params.lrm
+    base = configured(replace(params.model, path=config.base or params.model.path))
+    base = replace(base, vae=None, denoiser=None) if config.base else base
+    backbone = load_family(base, reward=True, layer=config.layer, dtype=DTYPES[config.dtype], device=META)
+    projection = "none" if config.text_projection == "none" else "random"
+    model = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features, projection)
+    modules = list(backbone.modules().values())
+    trained = {"full": modules, "denoiser": modules[:1], "frozen": []}[config.trainable]
+    for module in trained:
+        module.requires_grad_(True)
+    weights = sum(p.numel() for p in model.parameters())
+    count = sum(p.numel() for module in trained for p in module.parameters())
+    latents, t, _ = inputs(backbone, 2 * config.batch_size)
+    ids = torch.zeros(config.batch_size + 1, backbone.token_columns, dtype=torch.long, device=META)
+
+    def step() -> torch.Tensor:
+        text = backbone.encode_tokens(ids)
+        rows = torch.arange(2 * config.batch_size, device=META) % config.batch_size
+        return model.visual(latents, t, text[rows], text[:1])  # the projections are too small to count
+
+    activations = peak(step, backward=bool(trained))
+    gradients = sum(p.numel() * p.element_size() for module in trained for p in module.parameters())
+    copies = 0 if config.dtype == "fp32" else 2 * weights
+    return Need("lrm", 4 * weights + copies + count * (ADAM + 4), activations - gradients)
+
+
+def of_policy(params: Params, family: Family, everything: int) -> Need:
+    """Policy and reward side by side; the adapter with Adam, average and best."""
+    config = params.lpo
+    base = configured(replace(params.model, path=params.lrm.base or params.model.path, denoiser=None))
+    backbone = load_family(base, reward=True, layer=params.lrm.layer, device=META)
+    latents, t, text = inputs(family, config.prompts_per_rollout)
+    rollout = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale))
+    seen, when, words = inputs(backbone, config.prompts_per_rollout * config.num_candidates)
+    scored = peak(lambda: backbone.features(seen, when, words)[1])
+    adapter = sum(p.numel() for p in family.add_lora(config.lora_rank, seed=0))
+    latents, t, text = inputs(family, config.batch_size)
+    update = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale), backward=True)
+    weights = everything + bytes_of(*backbone.modules().values()) + adapter * (4 + ADAM + 8)
+    return Need("lpo", weights, max(rollout, scored, update))
+
+
+def disk_per_picture(family: Family) -> int:
+    """Bytes of stored latents a picture: mean and log variance in float16."""
+    channels, height, width = family.latent_shape
+    return 2 * channels * height * width * 2

@@ -1,0 +1,68 @@
+"""Every preset builds its full-size models on the meta device, where a tensor has a shape and no memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lpo.config import Params, check_params
+from lpo.families import load_family
+from lpo.families.family import Family
+from lpo.presets import merge
+from lpo.rewards.lrm import LatentRewardModel
+from lpo.schema import parse_yaml
+from lpo.train.footprint import configured
+
+META = torch.device("meta")
+MILLION = 1e6
+
+
+def params_of(repository: Path, name: str) -> Params:
+    before, preset = (repository / "params.yaml").read_text(), (repository / "presets" / f"{name}.yaml").read_text()
+    return check_params(parse_yaml(merge(before, preset)[0], "merged"), "merged")
+
+
+def millions(module: nn.Module) -> float:
+    return sum(p.numel() for p in module.parameters()) / MILLION
+
+
+def families(params: Params) -> tuple[Family, Family]:
+    model = configured(params.model)
+    base = configured(replace(params.model, path=params.lrm.base or params.model.path, denoiser=None))
+    return load_family(model, device=META), load_family(base, reward=True, layer=params.lrm.layer, device=META)
+
+
+# The first two are the figures of the papers; the others follow from the configurations.
+SIZES = {"sd15": 859.5, "sdxl": 2567.5, "sd21": 865.9}
+WIDTHS = {"sd15": (4800, 768, 768), "sd21": (4800, 768, 768), "sdxl": (3520, 1280, 1280), "sd3": (1536, 6144, 1280)}
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
+def test_a_preset_builds_its_models_and_the_rewards_widths_come_out_of_probing(repository: Path, name: str) -> None:
+    params = params_of(repository, name)
+    family, backbone = families(params)
+    if name in SIZES:
+        assert millions(family.denoiser) == pytest.approx(SIZES[name], abs=0.05)
+    assert family.latent_shape == ((16 if name == "sd3" else 4), *(params.model.resolution // 8,) * 2)  # type: ignore
+    projection = "none" if params.lrm.text_projection == "none" else "random"
+    config = params.lrm
+    reward = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features, projection)
+    visual, text, dim = WIDTHS[name]
+    assert (reward.visual_projection.in_features, reward.visual_projection.out_features) == (visual, dim)
+    assert isinstance(reward.text_projection, nn.Identity) == (name == "sdxl")
+    if isinstance(reward.text_projection, nn.Linear):
+        assert (reward.text_projection.in_features, reward.text_projection.out_features) == (text, dim)
+    assert millions(backbone.denoiser) < 0.8 * millions(family.denoiser)
+    assert all(p.is_meta for p in reward.parameters())
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
+def test_every_hyperparameter_of_a_preset_says_where_it_comes_from(repository: Path, name: str) -> None:
+    text = (repository / "presets" / f"{name}.yaml").read_text()
+    for line in text.partition("lpo:\n")[2].splitlines():
+        if line.startswith("  "):
+            assert any(tag in line for tag in ("[P]", "[C]", "[E]", "[-]", "[X]")), line

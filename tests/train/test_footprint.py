@@ -1,0 +1,82 @@
+"""Memory on the meta device, against sums by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lpo.config import load_params
+from lpo.train.footprint import META, bytes_of, needs, peak
+
+
+def test_a_chain_keeps_two_tensors_at_a_time_and_training_all_that_it_needs() -> None:
+    """x (10, 100) -> three tanh: without gradients input's successor and its source live together, 2 * 4000 bytes.
+
+    With gradients every tanh keeps its output, 3 * 4000; backward adds the gradients that flow.
+    """
+    x = torch.empty(10, 100, device=META, requires_grad=True)
+    assert peak(lambda: x.tanh().tanh().tanh()) == 2 * 4000
+    training = peak(lambda: x.tanh().tanh().tanh(), backward=True)
+    assert 4 * 4000 <= training <= 6 * 4000
+
+
+def test_attention_never_makes_the_matrix_of_all_pairs() -> None:
+    q = torch.empty(1, 2, 1000, 8, device=META)
+    assert peak(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * 1000 * 8 * 4
+    assert peak(lambda: F.scaled_dot_product_attention(query=q, key=q, value=q)) == 2 * 1000 * 8 * 4
+
+
+def test_a_view_costs_nothing_and_freed_memory_counts_no_more() -> None:
+    x = torch.empty(1000, device=META)
+
+    def step() -> torch.Tensor:
+        for _ in range(5):
+            y = x + 1
+            del y
+        return x.view(10, 100)
+
+    assert peak(step) == 4000
+
+
+@pytest.mark.parametrize("base", ["tiny_base", "tiny_sdxl_base", "tiny_sd3_t5_base"])
+def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest.FixtureRequest, base: str) -> None:
+    params = load_params(repository / "params.yaml")
+    folder = request.getfixturevalue(base)
+    name = {"tiny_base": "sd", "tiny_sdxl_base": "sdxl", "tiny_sd3_t5_base": "sd3"}[base]
+    model = replace(params.model, family=name, path=str(folder))
+    params = replace(params, model=model, lrm=replace(params.lrm, layer=2 if name == "sd3" else None))
+    small = {need.stage: need for need in needs(params)}
+    assert list(small) == ["encode", "lrm", "lpo", "evaluate"]
+    lpo, lrm, encode = params.lpo, params.lrm, params.encode
+    doubled = replace(
+        params, lpo=replace(lpo, batch_size=2 * lpo.batch_size, prompts_per_rollout=2 * lpo.prompts_per_rollout),
+        lrm=replace(lrm, batch_size=2 * lrm.batch_size), encode=replace(encode, batch_size=2 * encode.batch_size),
+    )  # fmt: skip
+    for need in needs(doubled):
+        before = small[need.stage]
+        assert need.weights == before.weights
+        if need.stage != "evaluate":
+            assert 1.7 * before.step < need.step <= 2.3 * before.step
+    half = {need.stage: need for need in needs(replace(params, model=replace(model, dtype="bf16")))}
+    assert half["encode"].weights * 2 == small["encode"].weights
+    from lpo.families import load_family
+
+    family = load_family(model, device=META)
+    assert family.codec.vae is not None
+    assert small["encode"].weights == bytes_of(*family.modules().values(), family.codec.vae)
+
+
+def test_checkpointing_saves_memory_in_training(repository: Path, tiny_sd3_base: Path) -> None:
+    params = load_params(repository / "params.yaml")
+    model = replace(params.model, family="sd3", path=str(tiny_sd3_base))
+    lrm = replace(params.lrm, layer=3)
+    steps = [
+        {n.stage: n.step for n in needs(replace(params, lrm=lrm, model=replace(model, gradient_checkpointing=on)))}
+        for on in (False, True)
+    ]
+    assert steps[1]["lpo"] < steps[0]["lpo"] and steps[1]["lrm"] < steps[0]["lrm"]
+    assert steps[1]["encode"] == steps[0]["encode"]
