@@ -16,7 +16,9 @@ from lpo.evaluate.generation import generate, to_tensor
 from lpo.families import load_family
 from lpo.families.sd import SD
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
-from lpo.rewards import lrm, small
+from lpo.rewards import lrm
+from lpo.rewards.published import Published, load_scorers
+from lpo.rewards.small import Scorers
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
 from lpo.train.policy import BASE_VALUE, PolicyTrainer
@@ -34,7 +36,7 @@ def run(params: Params) -> None:
     identity = {
         "lpo": asdict(config), "model": asdict(params.model), "seed": params.seed, "prompts": file_hash(PROMPTS),
         "base": folder_hash(params.model.path), "lrm": folder_hash("data/lrm"),
-        "scorers": folder_hash(params.score.scorers),
+        "scorers": asdict(params.score) if params.score.scorers == "published" else folder_hash(params.score.scorers),
     }  # fmt: skip
     folder = checkpoint.folder("lpo", identity)
     family = load_family(params.model)
@@ -47,7 +49,7 @@ def run(params: Params) -> None:
         )
     trainer = PolicyTrainer(family, reward, config, params.seed)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
-    validate = Validation(family, small.load(Path(params.score.scorers)), held_out, params)
+    validate = Validation(family, load_scorers(params.score, family.device), held_out, params)
     with Tracker("lpo", params) as tracker:
         trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validate, folder, tracker)
     history = trainer.history
@@ -76,7 +78,7 @@ class Validation:
     The judge has no say here: what chooses the checkpoint is not what the evaluation measures.
     """
 
-    def __init__(self, family: SD, scorers: small.Scorers, prompts: list[str], params: Params) -> None:
+    def __init__(self, family: SD, scorers: Scorers | Published, prompts: list[str], params: Params) -> None:
         self.family, self.scorers, self.prompts, self.params = family, scorers, prompts, params
         with family.reference():
             self.base = self.scores()

@@ -71,7 +71,8 @@ DVC_CONFIG = """\
 def make(folder: Path) -> Path:
     """A workspace that nothing was run in yet; its DVC remote is the folder `remote` beside it."""
     shutil.copytree(REPOSITORY / "lpo", folder / "lpo", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore", "metrics/base.json", ".dvc/.gitignore"):
+    files = ("dvc.yaml", ".dvcignore", ".gitignore", "data/.gitignore", "metrics/base.json", ".dvc/.gitignore")
+    for name in (*files, "data/sources.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     for name in ("data/base", "data/scorers"):  # committed, as in the repository
