@@ -196,7 +196,6 @@ def data_import(
     column: Annotated[
         list[str] | None, typer.Option(help="Our column = the table's, once for each.", metavar="caption=prompt")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of all rows. Default: see data/README.md.")] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Turn tables of pairs into a source: images as bytes or paths, captions, labels."""
@@ -204,7 +203,7 @@ def data_import(
     from lpo.stages.data import import_pairs
 
     columns = {item.partition("=")[0]: item.partition("=")[2] for item in column or []}
-    counts = import_pairs(loaded, tables, images, out, columns, split)
+    counts = import_pairs(loaded, tables, images, out, columns)
     for name, found in counts.items():
         typer.echo(f"{name:<6} " + (", ".join(f"{key}: {count}" for key, count in found.items()) or "none"))
     typer.echo(f"now set dataset.source to folder and dataset.path to {out} in {params}")

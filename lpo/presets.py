@@ -50,6 +50,7 @@ def merge(params: str, preset: str) -> tuple[str, list[str]]:
     yaml = YAML()  # the round trip keeps comments, quotes and number formats
     yaml.preserve_quotes = True
     yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda to, _: to.represent_scalar("tag:yaml.org,2002:null", "null"))
     tree = yaml.load(params)
     changes = list(_merge(tree, yaml.load(preset), ""))
     out = io.StringIO()

@@ -13,7 +13,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -168,12 +170,15 @@ def inspect_images(folder: str | Path, label: str = "") -> pd.DataFrame:
     """Look at every image: image_{0,1}_problem (null if it decodes) and image_{0,1}_digest, rows as `read_pairs`."""
     problems: dict[str, str | None] = {}  # by digest, so that an image in ten pairs is decoded once
     rows: list[list[str]] = []
-    for row in _image_rows(shards(folder), [], label):
-        digests = [hashlib.blake2b(data or b"", digest_size=16).hexdigest() for data in row]
-        for digest, data in zip(digests, row, strict=True):
-            if digest not in problems:
-                problems[digest] = image_problem(data) or None
-        rows.append(digests)
+    images = _image_rows(shards(folder), [], label)
+    with ThreadPoolExecutor() as pool:  # decoders leave Python's lock
+        while some := list(islice(images, BATCH)):
+            digests = [[hashlib.blake2b(data or b"", digest_size=16).hexdigest() for data in row] for row in some]
+            found = {d: data for ds, row in zip(digests, some, strict=True) for d, data in zip(ds, row, strict=True)}
+            new = [digest for digest in found if digest not in problems]
+            for digest, problem in zip(new, pool.map(image_problem, (found[digest] for digest in new)), strict=True):
+                problems[digest] = problem or None
+            rows += digests
     frame = pd.DataFrame(rows, columns=["image_0_digest", "image_1_digest"], dtype=str)
     for k in (0, 1):
         frame[f"image_{k}_problem"] = frame[f"image_{k}_digest"].map(problems).astype(str)

@@ -31,7 +31,6 @@ from lpo.errors import LpoError
 from lpo.files import atomic_folder, replacing, write_json, write_parquet
 
 SCHEMA = pa.schema(PAIRS)
-LEFT = ["file", "row", "ranking_id", "reason"]
 FILE_LIMIT = 64 * 2**20  # bytes of an image file; what is larger is no picture that a model made
 
 
@@ -102,12 +101,17 @@ def finish(counts: dict[str, Any], folder: Path, pairs: str | Path, left: str | 
         what = f"the source has no pairs for {', '.join(empty)}; left out: {found}"
         raise LpoError(what, "dataset", "check dataset.source, dataset.path and dataset.held_out_share in params.yaml")
     tables = [pd.read_parquet(folder / name) for name in counts["shards"] if name.startswith("left-")]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=LEFT)
-    write_parquet(left, table.astype({"file": str, "row": "int64", "ranking_id": "Int64", "reason": str}))
+    write_parquet(left, pd.concat([left_table([]), *tables], ignore_index=True))
     with atomic_folder(pairs) as target:
         for name in counts["shards"]:
             if not name.startswith("left-"):
                 shutil.move(folder / name, target / name)
+
+
+def left_table(left: list[Left]) -> pd.DataFrame:
+    """file, row, ranking_id and reason of what did not become pairs."""
+    types = {"file": "str", "row": "int64", "ranking_id": "Int64", "reason": "str"}
+    return pd.DataFrame(left, columns=list(Left._fields)).astype(types)
 
 
 def split_of_caption(caption: str, held_out_share: float) -> str:
@@ -172,7 +176,7 @@ def _convert(part: Part, folder: Path, room: dict[str, int | None]) -> dict[str,
     names = sorted(f"{split}-{part.name}.parquet" for split in writers)
     if left:
         names.append(f"left-{part.key}.parquet")
-        write_parquet(folder / names[-1], pd.DataFrame(left, columns=LEFT).astype({"ranking_id": "Int64"}))
+        write_parquet(folder / names[-1], left_table(left))
     reasons = Counter(item.reason.split(":")[0] for item in left)
     note = {"pairs": dict(pairs), "ties": dict(ties), "left": dict(reasons), "files": names}
     write_json(folder / f"{part.key}.json", note)

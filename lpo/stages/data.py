@@ -19,14 +19,16 @@ LEFT_OUT = "left_out.parquet"
 
 
 def import_pairs(
-    params: Params, tables: list[Path], images: Path | None, out: Path, columns: dict[str, str], split: str | None
+    params: Params, tables: list[Path], images: Path | None, out: Path, columns: dict[str, str]
 ) -> dict[str, dict[str, int]]:
     """Write SPLIT-NNNNN.parquet of `schema.PAIRS` into `out`, and beside them what was left out; register them.
+
+    A row is of the split that the table is named after (train.csv, train-2.csv), else of its column split, else of the
+    one that a hash of its caption gives.
 
     Args:
         images: the folder that image paths are relative to; None for that of each table.
         columns: our column -> the tables' column.
-        split: the split of all rows; None where a column, the table's name (train.csv) or the caption says it.
 
     Raises:
         LpoError: if a table is damaged or lacks a column, or a split gets no pairs. What `out` held before stays.
@@ -34,11 +36,11 @@ def import_pairs(
     share = params.dataset.held_out_share
     found: list[Part] = []
     for number, table in enumerate(tables):
-        of_name = table.stem.split("-")[0] if table.stem.split("-")[0] in schema.SPLITS else None
-        for part in parts(table, images or table.parent, columns, split or of_name, share):
+        split = table.stem.split("-")[0] if table.stem.split("-")[0] in schema.SPLITS else None
+        for part in parts(table, images or table.parent, columns, split, share):
             found.append(Part(f"{number:03d}-{part.name}", part.splits, part.rows))
     stamps = {str(table): [table.stat().st_size, table.stat().st_mtime_ns] for table in tables}
-    identity = {"tables": stamps, "images": str(images), "columns": columns, "split": split, "share": share}
+    identity = {"tables": stamps, "images": str(images), "columns": columns, "share": share}
     folder = checkpoint.folder("import", identity)
     counts = convert(found, folder, None, "import")
     finish(counts, folder, out, folder / LEFT_OUT)

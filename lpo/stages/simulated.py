@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from lpo.config import Params
 from lpo.data.simulated import Painter, make_pairs
-from lpo.data.sources import LEFT
+from lpo.data.sources import left_table
 from lpo.emoji.scenes import sample_prompts
 from lpo.evaluate.generation import generate, to_tensor, to_uint8
 from lpo.families import load_family
@@ -54,5 +54,5 @@ def run(params: Params) -> None:
         for prompt in sample_prompts(split, n, np.random.default_rng([params.seed, n]), unique=True)
     ]
     write_parquet("data/prompts.parquet", pd.DataFrame(rows, columns=["prompt", "split", "category"]))
-    write_parquet("data/left_out.parquet", pd.DataFrame(columns=LEFT).astype(str))
+    write_parquet("data/left_out.parquet", left_table([]))
     write_json("metrics/dataset.json", metrics)

@@ -272,7 +272,7 @@ def import_table(project: Path, frame: pd.DataFrame, suffix: str = "csv", **opti
         (project / f"pictures/{i}.png").write_bytes(png(i))
     path = project / f"mine.{suffix}"
     frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path, row_group_size=7)
-    arguments = {"images": project / "pictures", "columns": COLUMNS, "split": None} | options
+    arguments = {"images": project / "pictures", "columns": COLUMNS} | options
     return data_stage.import_pairs(params(held_out_share=0.2), [path], out=Path("data/sources/mine"), **arguments)
 
 
@@ -328,7 +328,7 @@ def test_a_table_without_its_columns_or_damaged_is_refused_at_once(project: Path
     path = project / "mine.parquet"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(LpoError, match="cannot be read"):
-        data_stage.import_pairs(params(), [path], None, Path("data/sources/mine"), COLUMNS, None)
+        data_stage.import_pairs(params(), [path], None, Path("data/sources/mine"), COLUMNS)
     assert pq.read_metadata(next(Path("data/sources/mine").glob("train-*"))).num_rows  # what was there stays
 
 
@@ -386,7 +386,7 @@ def test_hostile_rows_go_through_every_stage_and_each_ends_with_its_reason(proje
     frame.at[10, "jpg_0"] = None
     frame.to_parquet("mine.parquet", index=False)
     out = Path("data/sources/mine")
-    data_stage.import_pairs(params(), [Path("mine.parquet")], None, out, {}, None)
+    data_stage.import_pairs(params(), [Path("mine.parquet")], None, out, {})
     dataset.run(params(source="folder", path=str(out)))
     uids = sorted({*frame["image_0_uid"], *frame["image_1_uid"]})
     scores = pd.DataFrame({"image_uid": uids, "aesthetic": 5.0, "clip": 0.3, "vqa": 0.5})
