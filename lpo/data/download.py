@@ -68,7 +68,7 @@ class Store:
         if not path.is_file():
             return False
         known = _read(self.folder / VERIFIED).get(name)
-        return known == _stamp(path) or (known is None and self._check(name, path) == "")
+        return known == self._note(name, path) or self._check(name, path) == ""
 
     def _check(self, name: str, path: Path) -> str:
         """What is wrong with the bytes of a file, "" if nothing is; then that is noted."""
@@ -80,8 +80,12 @@ class Store:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != expected["sha256"]:
                 return f"its SHA-256 is {found}, not {expected['sha256']}"
-        write_json(self.folder / VERIFIED, _read(self.folder / VERIFIED) | {name: _stamp(path)})
+        write_json(self.folder / VERIFIED, _read(self.folder / VERIFIED) | {name: self._note(name, path)})
         return ""
+
+    def _note(self, name: str, path: Path) -> dict[str, Any]:
+        """What a checked file is remembered by: another revision, or a change of the file, is another note."""
+        return _stamp(path) | {"sha256": self.files[name]["sha256"]}
 
 
 def open_store(folder: str | Path, repository: str | None, revision: str) -> Store:
