@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+data = typer.Typer(help="Bring in pairs and scores of your own.", no_args_is_help=True)
+app.add_typer(data, name="data")
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", metavar="FILE")]
 PARAMS = Path("params.yaml")
 
@@ -272,6 +274,40 @@ def summary(
     from lpo.stages.summary import run
 
     run(markdown)
+
+
+@data.command("import")
+def data_import(
+    tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Pairs: .parquet or .csv.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Where they go; dataset.path names it.", metavar="FOLDER")],
+    images: Annotated[
+        Path | None, typer.Option(help="Image paths are relative to it. Default: the table's folder.", metavar="FOLDER")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Our column = the table's, once for each.", metavar="caption=prompt")
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Turn tables of pairs into a source: images as bytes or paths, captions, labels."""
+    loaded = load_params(params)
+    from lpo.stages.data import import_pairs
+
+    columns = {item.partition("=")[0]: item.partition("=")[2] for item in column or []}
+    counts = import_pairs(loaded, tables, images, out, columns)
+    for name, found in counts.items():
+        typer.echo(f"{name:<6} " + (", ".join(f"{key}: {count}" for key, count in found.items()) or "none"))
+    typer.echo(f"now set dataset.source to folder and dataset.path to {out} in {params}")
+
+
+@data.command("scores")
+def data_scores(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="image_uid, aesthetic, clip, vqa.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Where they go; score.table names it.", metavar="FILE")],
+) -> None:
+    """Bring in scores that were computed elsewhere, keyed by image uid."""
+    from lpo.stages.data import import_scores
+
+    typer.echo(f"{import_scores(table, out)} rows; now set score.table to {out} in params.yaml")
 
 
 def main() -> None:

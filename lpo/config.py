@@ -63,7 +63,13 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Dataset:
-    source: Literal["simulated"]
+    source: Literal["simulated", "pickapic", "pickapic_v2", "hpdv2", "folder"]
+    path: str | None
+    revision: str
+    limit: Count | None
+    keep_downloads: bool
+    held_out_share: Annotated[float, Range(above=0, below=0.5)]
+    prompts: str | None
     rendered_pairs: ZeroOrMore
     sampled_prompts: ZeroOrMore
     images_per_prompt: Annotated[int, Range(at_least=2)]
@@ -83,9 +89,26 @@ class Dataset:
 
 
 @dataclass(frozen=True)
+class ScoreModels:
+    """Folders or hub ids."""
+
+    aesthetic: str
+    aesthetic_head: str | None
+    clip: str
+    vqa: str
+    vqa_vision: str | None
+    vqa_tokenizer: str | None
+    dtype: Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
 class Score:
     scorers: str
+    models: ScoreModels
+    table: str | None
     batch_size: Count
+    shard_size: Count
+    processes: Count | None
 
 
 @dataclass(frozen=True)
@@ -361,6 +384,8 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"evaluate.judges: each judge once, is {list(judges)}"
         if "emoji" in judges and len(judges) > 1:
             yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
+    if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
+        yield "dataset.path: must name a folder where dataset.source is folder, is empty"
     if "filter.strategy" in values and "filter.strategies" in values:
         strategy, names = values["filter.strategy"], ["none", *values["filter.strategies"]]
         if strategy not in names:

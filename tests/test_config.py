@@ -77,6 +77,13 @@ def test_all_mistakes_come_at_once_each_with_its_path(tree: dict[str, Any]) -> N
     )
 
 
+def test_a_folder_of_pairs_must_be_named(tree: dict[str, Any]) -> None:
+    set_(tree, "dataset.source", "folder")
+    assert mistakes(tree) == ["params.yaml: dataset.path: must name a folder where dataset.source is folder, is empty"]
+    set_(tree, "dataset.path", "data/sources/mine")
+    assert check_params(tree, "params.yaml").dataset.path == "data/sources/mine"
+
+
 def test_a_misspelt_key_is_one_mistake_not_two(tree: dict[str, Any]) -> None:
     tree["lpo"]["betta"] = tree["lpo"].pop("beta")
     assert mistakes(tree) == ["params.yaml: lpo.betta: unknown key; did you mean beta?"]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import html
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from great_expectations.render import RenderedHeaderContent
 from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
@@ -28,19 +29,33 @@ td, th { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd; vertical-a
 .fa-check-circle::before { content: "\\2714"; color: #0a7d32 } .fa-times::before { content: "\\2718"; color: #c22 }
 .fa-exclamation-triangle::before { content: "\\26A0"; color: #c22 } .badge { font-family: ui-monospace, monospace }
 </style></head><body><h1>Data contract</h1>
+{% for table in counts %}<h5>{{ table.title }}</h5>
+<table><tr><th>{{ table.head }}</th><th>pairs</th></tr>
+{% for name, count in table.rows %}<tr><td>{{ name | e }}</td><td>{{ count }}</td></tr>
+{% endfor %}</table>
+{% endfor %}
 {% for section in sections %}{% set section_loop = loop -%}{% include 'section.j2' %}{% endfor %}
 </body></html>
 """
 
 
-def render(results: list[Any]) -> str:
-    """One HTML page of the validation results of several suites."""
+class Counts(NamedTuple):
+    """A table of the page: pairs by name."""
+
+    title: str
+    head: str
+    rows: list[tuple[str, int]]
+
+
+def render(results: list[Any], counts: Sequence[Counts] = ()) -> str:
+    """One HTML page: tables of counts, then the validation results of several suites."""
     pages = [_page(result) for result in results]
     page = pages[0]
     page.sections = [section for each in pages for section in each.sections]
     view = DefaultJinjaPageView()
     view.env.loader = ChoiceLoader([DictLoader({"page.j2": PAGE}), view.env.loader])
     view.env.filters["generate_html_element_uuid"] = lambda prefix: f"{prefix}body"
+    view.env.globals["counts"] = counts
     text: str = view.render(page)
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip()) + "\n"
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +66,7 @@ def shards(folder: Folders) -> list[Path]:
     for path in paths:
         if split_of(path) not in SPLITS:
             raise LpoError(f"{path.name} names no split", str(path), f"call it SPLIT-*.parquet, SPLIT of {SPLITS}")
-    mistakes = [f"{path}: {mistake}" for path in paths for mistake in _column_mistakes(path, PAIRS)]
+    mistakes = [f"{path}: {mistake}" for path in paths for mistake in column_mistakes(path, PAIRS)]
     if mistakes:
         remedy = "give the shards the columns and types of Pick-a-Pic that data/README.md lists"
         raise LpoError("pairs do not have the columns that they must have", "; ".join(mistakes), remedy)
@@ -93,6 +95,12 @@ def read_pairs(folder: Folders) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def read_captions(folder: str | Path, split: str) -> pd.Series:
+    """The captions of a split's pairs. Raises LpoError: see `shards`."""
+    columns = {"caption": PAIRS["caption"]}
+    return pd.concat([_read(path, columns)["caption"] for path in shards(folder) if split_of(path) == split])
+
+
 def read_scores(path: str | Path) -> pd.DataFrame:
     """The table of scores: image_uid, aesthetic, clip, vqa.
 
@@ -102,19 +110,10 @@ def read_scores(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.exists():
         raise LpoError("there are no scores", str(path), "run `lpo score`")
-    mistakes = _column_mistakes(path, SCORES)
+    mistakes = column_mistakes(path, SCORES)
     if mistakes:
         raise LpoError("scores lack what they must have: " + "; ".join(mistakes), str(path), "run `lpo score` again")
     return _read(path, SCORES)
-
-
-def caption_of_images(folder: Folders) -> dict[str, str]:
-    """Image uid -> the caption that it was first seen with ("" where the data has none)."""
-    pairs = read_pairs(folder)
-    uids = pairs[UIDS].to_numpy().ravel()  # row by row, as iter_images goes
-    captions = np.repeat(pairs["caption"].fillna("").to_numpy(), 2)
-    first = pd.Series(captions, index=uids).groupby(level=0).first()  # groupby leaves out a missing uid
-    return dict(zip(first.index, first, strict=True))
 
 
 def iter_images(
@@ -148,16 +147,41 @@ def iter_images(
         raise LpoError(what, "data/filtered/kept.parquet", "run `lpo filter` again")
 
 
+def images_at(path: Path, places: list[tuple[int, int]]) -> Iterator[bytes | None]:
+    """The encoded images at (row, side) of a shard, for places whose rows ascend; the rows between are passed by.
+
+    Raises:
+        LpoError: if the shard cannot be read.
+    """
+    wanted = iter(places)
+    row, side = next(wanted, (-1, 0))
+    with _readable(path):
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+        start = 0
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            if row < end and row >= 0:
+                for batch in file.iter_batches(batch_size=BATCH, row_groups=[group], columns=IMAGES):
+                    while start <= row < start + len(batch):
+                        yield batch.column(IMAGES[side])[row - start].as_py()
+                        row, side = next(wanted, (-1, 0))
+                    start += len(batch)
+            start = end
+
+
 def inspect_images(folder: Folders, label: str = "") -> pd.DataFrame:
     """Look at every image: image_{0,1}_problem (null if it decodes) and image_{0,1}_digest, rows as `read_pairs`."""
     problems: dict[str, str | None] = {}  # by digest, so that an image in ten pairs is decoded once
     rows: list[list[str]] = []
-    for row in _image_rows(shards(folder), [], label):
-        digests = [hashlib.blake2b(data or b"", digest_size=16).hexdigest() for data in row]
-        for digest, data in zip(digests, row, strict=True):
-            if digest not in problems:
-                problems[digest] = image_problem(data) or None
-        rows.append(digests)
+    images = _image_rows(shards(folder), [], label)
+    with ThreadPoolExecutor() as pool:  # decoders leave Python's lock
+        while some := list(islice(images, BATCH)):
+            digests = [[hashlib.blake2b(data or b"", digest_size=16).hexdigest() for data in row] for row in some]
+            found = {d: data for ds, row in zip(digests, some, strict=True) for d, data in zip(ds, row, strict=True)}
+            new = [digest for digest in found if digest not in problems]
+            for digest, problem in zip(new, pool.map(image_problem, (found[digest] for digest in new)), strict=True):
+                problems[digest] = problem or None
+            rows += digests
     frame = pd.DataFrame(rows, columns=["image_0_digest", "image_1_digest"], dtype=str)
     for k in (0, 1):
         frame[f"image_{k}_problem"] = frame[f"image_{k}_digest"].map(problems).astype(str)
@@ -204,6 +228,11 @@ def decode_rgb(data: list[bytes], size: int) -> np.ndarray:
     return np.stack([np.asarray(_open(item).convert("RGB").resize((size, size), box)) for item in data])
 
 
+def decode_pictures(data: list[bytes]) -> list[Image.Image]:
+    """Encoded images as RGB pictures of their own size. Raises LpoError if one does not decode."""
+    return [_open(item).convert("RGB") for item in data]
+
+
 def _open(data: bytes | None) -> Image.Image:
     if not data:
         raise LpoError("has no bytes")
@@ -231,7 +260,7 @@ def _image_rows(paths: list[Path], columns: list[str], label: str) -> Iterator[t
                     bar.update(len(batch))
 
 
-def _column_mistakes(path: Path, columns: dict[str, pa.DataType]) -> list[str]:
+def column_mistakes(path: Path, columns: dict[str, pa.DataType]) -> list[str]:
     with _readable(path):
         schema = pq.read_schema(path)
     found = {name: schema.field(name).type for name in schema.names if schema.names.count(name) == 1}

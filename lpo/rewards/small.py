@@ -58,6 +58,8 @@ class YesNo(nn.Module):
 class Scorers(nn.Module):
     """The three models over one tokenizer."""
 
+    size = CLIP["vision_config"]["image_size"]  # type: ignore[index]  # pixels of the square that pictures must be
+
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
         self.tokenizer = tokenizer

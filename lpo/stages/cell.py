@@ -26,7 +26,7 @@ from lpo.emoji.judge import judge
 from lpo.emoji.scenes import parse
 from lpo.evaluate.generation import generate
 from lpo.families import load_family
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.files import atomic_folder, write_json, write_parquet
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
@@ -138,7 +138,7 @@ def chosen(count: int, most: int) -> list[int]:
     return sorted({round(float(place)) - 1 for place in np.geomspace(count, 1, most)})
 
 
-def assess(family: SD, test: pd.DataFrame, params: Params) -> pd.DataFrame:
+def assess(family: Family, test: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The judge's verdicts on one picture of every prompt, drawn as the stage evaluate draws."""
     config, prompts = params.evaluate, test["prompt"].tolist()
     seeds = list(range(SEED, SEED + len(prompts)))

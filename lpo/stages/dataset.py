@@ -1,56 +1,67 @@
-"""dataset: data/base -> data/prompts.parquet and data/pairs/, simulated preferences in the schema of Pick-a-Pic."""
+"""dataset: a source -> data/pairs, data/prompts.parquet and data/left_out.parquet.
+
+simulated               the embedded world's pairs, drawn with data/base
+pickapic, pickapic_v2   Pick-a-Pic from the hub, or from a folder of its layout
+hpdv2                   HPDv2, the same
+folder                  what `lpo data import` made of your own table
+"""
 
 from __future__ import annotations
 
-import numpy as np
-import pandas as pd
-from tqdm.auto import tqdm
+import shutil
+from dataclasses import asdict
+from pathlib import Path
 
-from lpo.config import Params
-from lpo.data.simulated import Painter, make_pairs
-from lpo.emoji.scenes import sample_prompts
-from lpo.evaluate.generation import generate, to_tensor, to_uint8
-from lpo.families import load_family
-from lpo.files import atomic_folder, write_json, write_parquet
+from lpo.config import Dataset, Params
+from lpo.data import prompts, registry, sources_hpdv2, sources_pickapic
+from lpo.data.download import Store, open_store
+from lpo.data.sources import Part, convert, finish
+from lpo.files import write_json, write_parquet
+from lpo.train import checkpoint
 
-ENCODED_AT_ONCE = 100  # small batches stay in the processor's cache
+PAIRS = Path("data/pairs")
 
 
 def run(params: Params) -> None:
-    """Write the prompts of every split, and pairs whose own samples come from the base."""
-    config, family = params.dataset, load_family(params.model)
+    """Write the pairs of every split, the prompts, and what was left out of the source and why.
 
-    def sample(captions: list[str], seeds: list[int]) -> np.ndarray:
-        steps, scale = config.num_inference_steps, config.guidance_scale
-        return generate(family, captions, seeds, steps, scale, 1.0, config.batch_size, "sample pairs")
+    Raises:
+        LpoError: if the source is not here or damaged, or a split gets no pairs or no prompts.
+    """
+    config = params.dataset
+    if config.source == "simulated":
+        from lpo.stages.simulated import run as simulate
 
-    def through_vae(pictures: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in tqdm(range(0, len(pictures), ENCODED_AT_ONCE), desc="through the VAE", mininterval=2):
-            moments = family.encode_images(to_tensor(pictures[start : start + ENCODED_AT_ONCE]))
-            parts.append(to_uint8(family.decode(family.scale(moments.chunk(2, dim=1)[0]))))
-        return np.concatenate(parts)
-
-    painter = Painter(sample, through_vae)
-
-    sizes = {
-        "train": (config.rendered_pairs, config.sampled_prompts),
-        "validation": (config.held_out_rendered_pairs, config.held_out_sampled_prompts),
-        "test": (config.held_out_rendered_pairs, config.held_out_sampled_prompts),
+        simulate(params)
+        return
+    store = _store(config)
+    identity = {"dataset": asdict(config), "source": store.identity()}
+    folder = checkpoint.folder("dataset", identity)
+    counts = convert(_parts(store, config), folder, config.limit, config.source)
+    own = sources_pickapic.prompts(store) if config.source in sources_pickapic.REPOSITORIES else {}
+    finish(counts, folder, PAIRS, "data/left_out.parquet")
+    sizes = {"train": config.train_prompts, "validation": config.validation_prompts, "test": config.test_prompts}
+    table, doubled = prompts.choose(PAIRS, own, config.prompts, sizes, params.seed)
+    write_parquet("data/prompts.parquet", table)
+    metrics: dict[str, object] = {
+        split: {"pairs": pairs, "ties": counts["ties"].get(split, 0)} for split, pairs in counts["pairs"].items()
     }
-    metrics: dict[str, object] = {}
-    with atomic_folder("data/pairs") as folder:
-        for split, (rendered, sampled) in sizes.items():
-            frame = make_pairs(split, rendered, sampled, painter, config, params.seed)
-            write_parquet(folder / f"{split}-00000.parquet", frame)
-            kinds = frame["difference"].where(frame["difference"].isin(["sampled", "mixed"]), "rendered")
-            ties = int((frame["label_0"] == 0.5).sum())
-            metrics[split] = {"pairs": len(frame), "ties": ties, **kinds.value_counts().sort_index().to_dict()}
-    counts = {"train": config.train_prompts, "validation": config.validation_prompts, "test": config.test_prompts}
-    rows = [
-        (prompt.caption, split, prompt.category)
-        for split, n in counts.items()
-        for prompt in sample_prompts(split, n, np.random.default_rng([params.seed, n]), unique=True)
-    ]
-    write_parquet("data/prompts.parquet", pd.DataFrame(rows, columns=["prompt", "split", "category"]))
+    metrics["left_out"] = counts["left"]
+    metrics["prompts"] = table["split"].value_counts().to_dict() | {"in_several_splits": doubled}
     write_json("metrics/dataset.json", metrics)
+    shutil.rmtree(folder)
+
+
+def _store(config: Dataset) -> Store:
+    repositories = sources_pickapic.REPOSITORIES | {"hpdv2": sources_hpdv2.REPOSITORY}
+    if config.source == "folder":
+        registry.check(Path(str(config.path)), f"lpo data import TABLE --out {config.path}")
+    if config.path is not None:
+        return open_store(config.path, None, config.revision)
+    return open_store(Path("data/sources") / config.source, repositories[config.source], config.revision)
+
+
+def _parts(store: Store, config: Dataset) -> list[Part]:
+    if config.source == "hpdv2":
+        return sources_hpdv2.parts(store, config.held_out_share, config.keep_downloads)
+    return sources_pickapic.parts(store, config.keep_downloads)

@@ -55,9 +55,10 @@ def run(params: Params) -> None:
         write_parquet(folder / "kept.parquet", filtered.loc[keep, COLUMNS])
         write_parquet(folder / "dropped.parquet", filtered[~keep])
         write_parquet(folder / "quarantine.parquet", quarantine(pairs[bad], verdict.reasons[bad]))
-        write_text(folder / "data_docs/index.html", data_docs.render(verdict.results))
+        counts = metrics(pairs, bad, filtered, keep, verdict)
+        write_text(folder / "data_docs/index.html", data_docs.render(verdict.results, tables_of(counts, config)))
         write_json(folder / "summary.json", verdict.summary)
-    write_json("metrics/filter.json", metrics(pairs, bad, filtered, keep, verdict))
+    write_json("metrics/filter.json", counts)
 
 
 def token_counter(model: str, max_tokens: int) -> tuple[Callable[[list[str]], list[int]], int]:
@@ -117,6 +118,31 @@ def metrics(
     won = (filtered["split"] == "train") & (filtered["label_0"] != filtered["label_1"])
     counts["agreement"] = {"all": _agreement(filtered[won]), "kept": _agreement(filtered[won & keep])}
     return counts
+
+
+def tables_of(counts: dict[str, Any], config: Filter) -> list[data_docs.Counts]:
+    """What became of the pairs, by rule, for the Data Docs; the reasons of every pair are in the tables it names."""
+    results = {
+        "in": counts["input"], "kept (kept.parquet)": counts["kept"],
+        "dropped by MPCF (dropped.parquet, each with its reasons)": counts["dropped"],
+        "quarantined by the contract (quarantine.parquet, each with its reasons)": counts["quarantined"],
+    }  # fmt: skip
+    dropped = counts["dropped_by"]
+    if config.strategy == "none":
+        rules = {"no rule: every pair stays": 0}
+    else:
+        least, most = asdict(config.strategies[config.strategy]), asdict(config.ties)
+        rules = {f"winner less loser: {name} < {least[name]:g}": dropped[name] for name in SCORES}
+        limits = " or ".join(f"|{name}| > {most[name]:g}" for name in SCORES)
+        rules[f"tie: {limits}"] = dropped["tie"]
+    reasons = list(counts["quarantined_by"].items())
+    return [
+        data_docs.Counts("What became of the pairs", "result", list(results.items())),
+        data_docs.Counts(
+            f"MPCF on train, strategy {config.strategy}: a pair can break several rules", "rule", list(rules.items())
+        ),
+        data_docs.Counts("The contract: a row can have several reasons", "reason", reasons),
+    ]
 
 
 def _agreement(won: pd.DataFrame) -> dict[str, float]:

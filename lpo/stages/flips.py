@@ -23,7 +23,7 @@ from lpo.emoji.judge import judge
 from lpo.emoji.scenes import parse
 from lpo.evaluate.generation import to_uint8
 from lpo.families import load_family
-from lpo.families.sd import SD
+from lpo.families.family import Family
 from lpo.files import write_parquet
 from lpo.preference.mpcf import SCORES
 from lpo.stages.lrm import KEPT
@@ -57,7 +57,7 @@ def run(params: Params) -> None:
 
 
 @torch.no_grad()
-def preferences(family: SD, latents: Latents, frame: pd.DataFrame, t: int, params: Params) -> dict[str, np.ndarray]:
+def preferences(family: Family, latents: Latents, frame: pd.DataFrame, t: int, params: Params) -> dict[str, np.ndarray]:
     """Sign of the judge's difference of image 0 and image 1, by axis, (pairs,), as they look from t."""
     weights = (params.dataset.alignment_weight, params.dataset.aesthetic_weight)
     transition = family.transition(1.0)
@@ -67,7 +67,7 @@ def preferences(family: SD, latents: Latents, frame: pd.DataFrame, t: int, param
         part = slice(start, start + BATCH)
         captions = frame["caption"].tolist()[part]
         moments = torch.cat([latents.moments(p[part]) for p in places])
-        x = sample_latents(moments, torch.zeros(len(moments), *latents.shape), family.scaling_factor)
+        x = family.scale(sample_latents(moments, torch.zeros(len(moments), *latents.shape)))
         if t > 0:
             generator = checkpoint.generator(params.seed, "flips", start)
             noise = torch.randn(len(captions), *latents.shape, generator=generator).repeat(2, 1, 1, 1)

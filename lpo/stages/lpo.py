@@ -18,9 +18,10 @@ from lpo.evaluate.generation import sample, to_tensor, to_uint8
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
-from lpo.rewards import small
 from lpo.rewards.choose import load_reward
 from lpo.rewards.protocol import Reward
+from lpo.rewards.published_scorers import Published, load_scorers
+from lpo.rewards.small import Scorers
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
 from lpo.train.offline import StoredPairs, stored_pairs
@@ -40,7 +41,7 @@ def run(params: Params) -> None:
     identity = {
         "lpo": asdict(config), "model": asdict(params.model), "seed": params.seed, "prompts": file_hash(PROMPTS),
         "base": folder_hash(params.model.path), "reward": folder_hash(config.reward),
-        "scorers": folder_hash(params.score.scorers),
+        "scorers": asdict(params.score) if params.score.scorers == "published" else folder_hash(params.score.scorers),
     }  # fmt: skip
     if config.method == "diffusion_dpo":
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
@@ -48,7 +49,8 @@ def run(params: Params) -> None:
     family = load_family(params.model)
     trainer = trainer_of(params, family)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
-    validate = Validation(family, trainer.reward, small.load(Path(params.score.scorers)), held_out, params)
+    scorers = load_scorers(params.score, family.device)
+    validate = Validation(family, trainer.reward, scorers, held_out, params)
     with Tracker("lpo", params) as tracker:
         trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validate, folder, tracker)
     history = trainer.history
@@ -70,7 +72,7 @@ def run(params: Params) -> None:
     write_json("metrics/lpo.json", metrics)
 
 
-def trainer_of(params: Params, family: SD) -> PolicyTrainer:
+def trainer_of(params: Params, family: Family) -> PolicyTrainer:
     """The trainer of `lpo.method` with its reward. Raises LpoError where the method's name contradicts the reward."""
     config = params.lpo
     reward = load_reward(Path(config.reward), family)
@@ -102,7 +104,7 @@ class Validation:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, scorers: small.Scorers, prompts: list[str], params: Params
+        self, family: Family, reward: Reward, scorers: Scorers | Published, prompts: list[str], params: Params
     ) -> None:
         self.family, self.reward, self.scorers, self.prompts, self.params = family, reward, scorers, prompts, params
         self.text, self.null = reward.encode_prompts(prompts), reward.encode_prompts([""])

@@ -17,7 +17,6 @@ from PIL import Image
 
 from lpo.data import schema
 from lpo.data.schema import (
-    caption_of_images,
     decode_rgb,
     image_problem,
     inspect_images,
@@ -252,9 +251,13 @@ def test_decoding_gives_three_channels_and_a_square() -> None:
         decode_rgb([bomb(5000, 5000)], 8)
 
 
-def test_captions_of_images_are_those_they_come_with(tmp_path: Path) -> None:
-    write(tmp_path, rows=frame(2, caption=["first", None], image_1_uid=["same", "same"]))
-    assert caption_of_images(tmp_path) == {"0a": "first", "same": "first", "1a": ""}
+def test_images_are_found_by_row_and_side_across_row_groups(tmp_path: Path) -> None:
+    path = tmp_path / "train-00000.parquet"
+    rows = frame(7, jpg_0=[f"{i}a".encode() for i in range(7)], jpg_1=[f"{i}b".encode() for i in range(7)])
+    rows.to_parquet(path, row_group_size=3, index=False)
+    places = [(0, 1), (2, 0), (2, 1), (3, 0), (6, 1)]
+    assert list(schema.images_at(path, places)) == [b"0b", b"2a", b"2b", b"3a", b"6b"]
+    assert list(schema.images_at(path, [(5, 0)])) == [b"5a"]
 
 
 def test_scores_are_read_typed_or_refused(tmp_path: Path) -> None:

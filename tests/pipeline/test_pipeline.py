@@ -35,6 +35,7 @@ KEPT = [
 COLUMNS = {
     "data/prompts.parquet": ["prompt", "split", "category"],
     **{f"data/pairs/{split}-00000.parquet": PAIRS for split in ("train", "validation", "test")},
+    "data/left_out.parquet": ["file", "row", "ranking_id", "reason"],
     "data/scores.parquet": ["image_uid", "aesthetic", "clip", "vqa"],
     "data/filtered/kept.parquet": KEPT,
     "data/filtered/dropped.parquet": [*KEPT, "reason"],

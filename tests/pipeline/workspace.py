@@ -74,7 +74,7 @@ def make(folder: Path) -> Path:
     """A workspace that nothing was run in yet; its DVC remote is the folder `remote` beside it."""
     shutil.copytree(REPOSITORY / "lpo", folder / "lpo", ignore=shutil.ignore_patterns("__pycache__"))
     ignored = [f"{name}.gitignore" for name in ("", "data/", "data/collected/", "models/", "models/promoted/", ".dvc/")]
-    for name in ("dvc.yaml", ".dvcignore", "metrics/base.json", *ignored):
+    for name in ("dvc.yaml", ".dvcignore", "metrics/base.json", "data/sources.json", *ignored):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     for name in ("data/base", "data/scorers"):  # committed, as in the repository

@@ -153,6 +153,31 @@ def test_metrics_add_up(data: Data) -> None:
     assert found["agreement"]["kept"] == {"aesthetic": 0.0, "clip": 1.0, "vqa": 1.0, "every": 0.0, "pairs": 1}
 
 
+def test_the_data_docs_say_how_many_pairs_each_rule_dropped(data: Data) -> None:
+    data.set(0, "label_0", 2.0)
+    filtered(data, strategy="2")
+    page = Path("data/filtered/data_docs/index.html").read_text()
+    for row in (
+        "<td>in</td><td>24</td>",
+        "<td>winner less loser: aesthetic &lt; -0.5</td><td>2</td>",
+        "<td>winner less loser: clip &lt; 0</td><td>2</td>",
+        "<td>winner less loser: vqa &lt; 0</td><td>2</td>",
+        "<td>tie: |aesthetic| &gt; 0.2 or |clip| &gt; 0.03 or |vqa| &gt; 0.07</td><td>1</td>",
+        "<td>label_0 is not 0, 0.5 or 1</td><td>1</td>",
+    ):
+        assert row in page, row
+    filtered(data, strategy="none")
+    assert "no rule: every pair stays" in Path("data/filtered/data_docs/index.html").read_text()
+
+
+def test_margins_of_ones_own_are_a_strategy_of_that_name(data: Data) -> None:
+    from lpo.config import Margins
+
+    strict = {"mine": Margins(aesthetic=0.5, clip=0.5, vqa=0.05)}  # GAPS: only the first pair has all of that
+    tables = filtered(data, strategy="mine", strategies=strict)
+    assert tables["kept"].query("split == 'train' and label_0 != 0.5")["ranking_id"].tolist() == [0]
+
+
 def test_no_strategy_keeps_all_that_the_contract_lets_through(data: Data) -> None:
     data.set(3, "caption", " ")
     tables = filtered(data, strategy="none")

@@ -1,0 +1,417 @@
+"""Real sources through the stage dataset: the published layouts, all that is wrong with them, a stop in the middle."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from lpo.config import Params, load_params
+from lpo.data import schema
+from lpo.data.sources import split_of_caption
+from lpo.errors import LpoError
+from lpo.files import folder_hash
+from lpo.stages import data as data_stage
+from lpo.stages import dataset
+
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from loopback_hub import serve  # noqa: E402
+
+
+def png(*colour: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2), (*colour, 0, 0)[:3]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pickapic(split: str, rows: int, **columns: Any) -> pd.DataFrame:
+    """Rows of a shard as published, with the columns that nobody here reads too."""
+    frame = {
+        "are_different": True, "best_image_uid": "", "caption": [f"{split} prompt {i // 2}" for i in range(rows)],
+        "created_at": pd.Timestamp(2023, 1, 1), "has_label": True, "image_0_uid": [f"{split}{i}a" for i in range(rows)],
+        "image_0_url": "", "image_1_uid": [f"{split}{i}b" for i in range(rows)], "image_1_url": "",
+        "jpg_0": [png(i, 1) for i in range(rows)], "jpg_1": [png(i, 2) for i in range(rows)],
+        "label_0": [(1.0, 0.0, 0.5)[i % 3] for i in range(rows)],
+        "label_1": [(0.0, 1.0, 0.5)[i % 3] for i in range(rows)],
+        "model_0": "a", "model_1": "b", "ranking_id": range(rows), "user_id": 1, "num_example_per_prompt": 2,
+        "__index_level_0__": range(rows),
+    }  # fmt: skip
+    return pd.DataFrame(frame | columns)
+
+
+def publish(folder: Path, **train: Any) -> None:
+    """Two shards of train and one of each other split, named as on the hub."""
+    (folder / "data").mkdir(parents=True)
+    shards = {
+        "train-00000-of-00002-0a": pickapic("train", 6), "train-00001-of-00002-0b": pickapic("more", 6, **train),
+        "validation-00000-of-00001-0c": pickapic("validation", 4), "test-00000-of-00001-0d": pickapic("test", 4),
+        "validation_unique-00000-of-00001-0e": pickapic("validation", 4)[::2],
+        "test_unique-00000-of-00001-0f": pickapic("test", 4)[::2],
+    }  # fmt: skip
+    for name, frame in shards.items():
+        frame.to_parquet(folder / f"data/{name}.parquet", index=False)
+
+
+def params(**changes: Any) -> Params:
+    loaded = load_params()
+    return dataclasses.replace(loaded, dataset=dataclasses.replace(loaded.dataset, **changes))
+
+
+def pairs() -> pd.DataFrame:
+    return schema.read_pairs("data/pairs")
+
+
+def images() -> dict[str, bytes]:
+    return {uid: data for batch in schema.iter_images("data/pairs", None, 3) for uid, data in zip(*batch, strict=True)}
+
+
+def left_out() -> pd.DataFrame:
+    return pd.read_parquet("data/left_out.parquet")
+
+
+def test_pickapic_comes_whole_with_labels_ties_uids_and_prompts(project: Path) -> None:
+    publish(project / "source", has_label=[True, False] * 3, are_different=[True] * 4 + [False] * 2)
+    dataset.run(params(source="pickapic", path="source"))
+    found = pairs()
+    assert found["split"].value_counts().to_dict() == {"train": 8, "validation": 4, "test": 4}
+    train = found[found["split"] == "train"]
+    expected = pd.concat([pickapic("train", 6), pickapic("more", 6).iloc[[0, 2]]])
+    for name in schema.PAIRS.keys() - {"jpg_0", "jpg_1"}:
+        assert train[name].tolist() == expected[name].tolist(), name
+    assert images()["more2b"] == png(2, 2)
+    assert left_out()[["file", "row", "ranking_id"]].values.tolist() == [
+        ["data/train-00001-of-00002-0b.parquet", row, row] for row in (1, 3, 4, 5)
+    ]
+    assert left_out()["reason"].str.contains("has_label").tolist() == [True, True, False, True]
+    prompts = pd.read_parquet("data/prompts.parquet")
+    of = {split: set(table["prompt"]) for split, table in prompts.groupby("split")}
+    assert of["test"] == {"validation prompt 0", "validation prompt 1"}  # the set that papers evaluate on
+    assert of["validation"] == {"test prompt 0", "test prompt 1"}
+    assert of["train"] == {"train prompt 0", "train prompt 1", "train prompt 2", "more prompt 0", "more prompt 1"}
+    metrics = json.loads(Path("metrics/dataset.json").read_text())
+    assert metrics["train"] == {"pairs": 8, "ties": 3}
+    assert sum(metrics["left_out"].values()) == 4
+
+
+def test_a_limit_gives_the_first_pairs_of_every_split(project: Path) -> None:
+    publish(project / "source")
+    dataset.run(params(source="pickapic_v2", path="source", limit=3))
+    assert pairs().groupby("split")["ranking_id"].apply(list).to_dict() == {
+        split: [0, 1, 2] for split in ("train", "validation", "test")
+    }
+    assert [path.name for path in schema.shards("data/pairs") if path.name.startswith("train")] == [
+        "train-00000.parquet"
+    ]
+
+
+def test_train_prompts_that_are_held_out_too_are_taken_out_of_train(project: Path) -> None:
+    publish(project / "source", caption=["VALIDATION  Prompt 0"] * 3 + ["fresh"] * 3)
+    dataset.run(params(source="pickapic", path="source"))
+    prompts = pd.read_parquet("data/prompts.parquet")
+    assert set(prompts.loc[prompts["split"] == "train", "prompt"]) == {f"train prompt {i}" for i in range(3)} | {
+        "fresh"
+    }
+    assert json.loads(Path("metrics/dataset.json").read_text())["prompts"]["in_several_splits"] == 1
+
+
+def test_a_stopped_import_goes_on_where_it_was_and_ends_the_same(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(project / "source")
+    dataset.run(params(source="pickapic", path="source"))
+    whole = folder_hash("data")
+    damaged = project / "source/data/train-00001-of-00002-0b.parquet"
+    good, stamp = damaged.read_bytes(), damaged.stat()
+    damaged.write_bytes(
+        good[: len(good) // 2] + bytes(len(good) - len(good) // 2)
+    )  # as a truncated one, of the same size
+    os.utime(damaged, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(LpoError, match="cannot be read") as caught:
+        dataset.run(params(source="pickapic", path="source"))
+    assert "0b.parquet" in caught.value.where and "again" in caught.value.remedy
+    assert folder_hash("data") == whole  # the results of the run before stay
+    (done,) = Path(".checkpoints/dataset").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in done.glob("*.json")}
+    assert len(before) >= 1
+    damaged.write_bytes(good)
+    os.utime(damaged, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    read: list[str] = []
+    get = dataset.Store.get
+    monkeypatch.setattr(dataset.Store, "get", lambda self, name: (read.append(name), get(self, name))[1])
+    dataset.run(params(source="pickapic", path="source"))
+    assert folder_hash("data") == whole
+    shards = [name for name in read if "unique" not in name]
+    assert shards == ["data/train-00001-of-00002-0b.parquet"]  # only what was missing
+    assert not done.exists()
+
+
+def test_from_a_hub_only_what_a_limit_needs_is_loaded(project: Path) -> None:
+    publish(project / "remote")
+    text = Path("params.yaml").read_text()
+    text = text.replace("source: simulated", "source: pickapic").replace("limit: null", "limit: 4")
+    Path("params.yaml").write_text(text.replace("keep_downloads: true", "keep_downloads: false"))
+    with serve("yuvalkirstain/pickapic_v1", project / "remote") as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(project / "home")}
+        program = "from lpo.config import load_params; from lpo.stages.dataset import run; run(load_params())"
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300, capture_output=True)
+        loaded = {path.rsplit("/", 1)[-1].split("-of-")[0] for path, _ in hub.requests if path.endswith(".parquet")}
+    assert loaded == {"train-00000", "validation-00000", "test-00000", "validation_unique-00000", "test_unique-00000"}
+    assert pairs()["split"].value_counts().to_dict() == {"train": 4, "validation": 4, "test": 4}
+    stayed = {path.name.split("-")[0] for path in Path("data/sources/pickapic").rglob("*.parquet")}
+    assert stayed == {"validation_unique", "test_unique"}  # of the others the pairs are written
+
+
+def test_shards_without_the_columns_of_pickapic_are_refused(project: Path) -> None:
+    publish(project / "source")
+    pickapic("test", 4).drop(columns="jpg_1").to_parquet("source/data/test-00000-of-00001-0d.parquet")
+    with pytest.raises(LpoError, match="jpg_1 is missing"):
+        dataset.run(params(source="pickapic", path="source"))
+
+
+def publish_hpd(folder: Path, train: list[dict[str, Any]]) -> None:
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps(train))
+    test = [
+        {"prompt": "three pictures", "image_path": ["t0.jpg", "t1.jpg", "t2.jpg"], "rank": [2, 0, 2],
+         "raw_annotations": [{"rank": [3, 1, 2], "user_hash": "x"}]},
+    ]  # fmt: skip
+    (folder / "test.json").write_text(json.dumps(test))
+    names = [
+        name for item in train for name in item.get("image_path", item.get("file_path", [])) if "absent" not in name
+    ]
+    for split, images in (("train", sorted(set(names))), ("test", ["t0.jpg", "t1.jpg", "t2.jpg"])):
+        with tarfile.open(folder / f"{split}.tar.gz", "w:gz") as tar:
+            for number, name in enumerate(images):
+                info, data = tarfile.TarInfo(f"{split}/{name}"), png(number)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def hpd_item(i: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "prompt": f"p{i}",
+        "image_path": [f"{i}a.jpg", f"{i}b.jpg"],
+        "human_preference": [i % 2, 1 - i % 2],
+    } | changes
+
+
+def test_hpdv2_becomes_pairs_and_every_broken_item_has_its_reason(project: Path) -> None:
+    train = [hpd_item(i) for i in range(60)]
+    train[1]["file_path"] = train[1].pop("image_path")  # as its card writes
+    train[2] = hpd_item(2, image_path=["2a.jpg", "absent.jpg"])
+    train[3] = hpd_item(3, human_preference=[1])
+    train[4] = hpd_item(4, prompt=None)
+    train[5] = hpd_item(5, image_path=["../absent", "5b.jpg"])
+    train[6] = hpd_item(6, human_preference=[2, 0])  # no label, but a number: the contract judges it
+    publish_hpd(project / "hpd", train)
+    dataset.run(params(source="hpdv2", path="hpd", held_out_share=0.2))
+    found = pairs()
+    test = found[found["split"] == "test"]
+    labels = dict(zip(zip(test["image_0_uid"], test["image_1_uid"], strict=True), test["label_0"], strict=True))
+    assert labels == {  # a lower rank wins, equal ones tie
+        ("test/t0.jpg", "test/t1.jpg"): 0, ("test/t0.jpg", "test/t2.jpg"): 0.5, ("test/t1.jpg", "test/t2.jpg"): 1,
+    }  # fmt: skip
+    assert test["num_example_per_prompt"].tolist() == [3, 3, 3] and test["ranking_id"].nunique() == 1
+    rest = found[found["split"] != "test"]
+    assert sorted(rest["ranking_id"]) == [i for i in range(60) if i not in (2, 3, 4, 5)]
+    for row in rest.itertuples():
+        held_out = split_of_caption(row.caption, 0.2) == "test"
+        assert row.split == ("validation" if held_out else "train")
+        assert row.label_0 == (2 if row.ranking_id == 6 else row.ranking_id % 2)
+    reasons = dict(zip(left_out()["ranking_id"], left_out()["reason"], strict=True))
+    assert set(reasons) == {2, 3, 4, 5}
+    assert "absent.jpg" in reasons[2] and "leaves its folder" in reasons[5]
+    assert (reasons[3], reasons[4]) == ("not one rank or preference an image", "no prompt")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1, 2", '[{"prompt": "a"'])
+def test_a_json_that_is_no_array_or_breaks_off_stops_the_run(project: Path, text: str) -> None:
+    publish_hpd(project / "hpd", [hpd_item(0)])
+    Path("hpd/train.json").write_text(text)
+    with pytest.raises(LpoError, match="JSON array"):
+        dataset.run(params(source="hpdv2", path="hpd"))
+
+
+def test_an_archive_that_leaves_its_folder_writes_nothing_outside(project: Path) -> None:
+    publish_hpd(project / "hpd", [hpd_item(0)])
+    with tarfile.open("hpd/test.tar.gz", "w:gz") as tar:
+        info = tarfile.TarInfo("../../escaped.jpg")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"x"))
+    with pytest.raises(LpoError, match="cannot be unpacked"):
+        dataset.run(params(source="hpdv2", path="hpd"))
+    assert not list(project.rglob("escaped.jpg")) and not (project.parent / "escaped.jpg").exists()
+
+
+def table(rows: int = 30) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "prompt": [f"prompt {i}" for i in range(rows)], "first": [f"{i}.png" for i in range(rows)],
+            "second": [f"{i + 1}.png" for i in range(rows)], "preferred": [(1, 0, 0.5)[i % 3] for i in range(rows)],
+        }
+    )  # fmt: skip
+
+
+COLUMNS = {"caption": "prompt", "jpg_0": "first", "jpg_1": "second", "label_0": "preferred"}
+
+
+def import_table(project: Path, frame: pd.DataFrame, suffix: str = "csv", **options: Any) -> dict[str, dict[str, int]]:
+    (project / "pictures").mkdir(exist_ok=True)
+    for i in range(len(frame) + 1):
+        (project / f"pictures/{i}.png").write_bytes(png(i))
+    path = project / f"mine.{suffix}"
+    frame.to_csv(path, index=False) if suffix == "csv" else frame.to_parquet(path, row_group_size=7)
+    arguments = {"images": project / "pictures", "columns": COLUMNS} | options
+    return data_stage.import_pairs(params(held_out_share=0.2), [path], out=Path("data/sources/mine"), **arguments)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_of_ones_own_is_imported_and_survives_every_run_of_the_stage(project: Path, suffix: str) -> None:
+    counts = import_table(project, table(), suffix)
+    assert sum(counts["pairs"].values()) == 30 and counts["ties"] and not counts["left"]
+    for _ in range(2):  # the stage reads it and never writes there
+        dataset.run(params(source="folder", path="data/sources/mine"))
+    found = pairs().set_index("ranking_id").sort_index()
+    assert found["label_0"].tolist() == table()["preferred"].tolist()
+    assert (found["label_0"] + found["label_1"] == 1).all()
+    assert found["split"].tolist() == [split_of_caption(f"prompt {i}", 0.2) for i in range(30)]
+    assert found["image_0_uid"].nunique() == 30 and (found["num_example_per_prompt"] == 1).all()
+    assert images()[found.loc[4, "image_1_uid"]] == png(5)
+    assert "data/sources/mine" in json.loads(Path("data/sources.json").read_text())
+
+
+def test_bytes_structs_and_given_columns_are_taken_as_they_are(project: Path) -> None:
+    frame = table(6).assign(
+        first=[png(i) for i in range(6)], second=[{"bytes": png(99), "path": None}] * 6, label_1=[0, 1, 0.5] * 2,
+        image_0_uid=list("abcdef"), ranking_id=range(100, 106), num_example_per_prompt=7,
+        split=["train", "train", "validation", "validation", "test", "dev"], are_different=[True] * 5 + [False],
+    )  # fmt: skip
+    counts = import_table(project, frame, "parquet")
+    assert counts["pairs"] == {"train": 2, "validation": 2, "test": 1}
+    dataset.run(params(source="folder", path="data/sources/mine"))
+    found = pairs().sort_values("ranking_id")
+    assert found["image_0_uid"].tolist() == list("abcde") and found["ranking_id"].tolist() == list(range(100, 105))
+    assert set(found["num_example_per_prompt"]) == {7}
+
+
+def test_rows_of_a_table_that_cannot_be_pairs_are_left_out_with_their_reasons(project: Path) -> None:
+    frame = table().astype(object)
+    frame.loc[0, "first"] = "../mine.csv"
+    frame.loc[1, "second"] = "absent.png"
+    frame.loc[2, "preferred"] = "left"
+    frame.loc[3, "first"] = ""
+    counts = import_table(project, frame)
+    left = pd.read_parquet("data/sources/mine/left_out/left_out.parquet")
+    assert sum(counts["left"].values()) == 4 == 30 - sum(counts["pairs"].values())
+    reasons = left.set_index("row")["reason"].to_dict()
+    assert "leaves its folder" in reasons[0] and "absent.png" in reasons[1]
+    assert reasons[2] == "label_0 is no number: 'left'" and reasons[3] == "no image: neither bytes nor a path"
+
+
+def test_a_table_without_its_columns_or_damaged_is_refused_at_once(project: Path) -> None:
+    with pytest.raises(LpoError, match=r"no column for caption \(caption\).*it has prompt, first, second, preferred"):
+        import_table(project, table(), columns={})
+    with pytest.raises(LpoError, match="no column capiton"):
+        import_table(project, table(), columns={"capiton": "prompt"})
+    import_table(project, table(), "parquet")
+    path = project / "mine.parquet"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(LpoError, match="cannot be read"):
+        data_stage.import_pairs(params(), [path], None, Path("data/sources/mine"), COLUMNS)
+    assert pq.read_metadata(next(Path("data/sources/mine").glob("train-*"))).num_rows  # what was there stays
+
+
+def test_a_folder_that_was_not_imported_or_changed_since_is_refused(project: Path) -> None:
+    with pytest.raises(LpoError, match="nothing was imported"):
+        dataset.run(params(source="folder", path="data/sources/mine"))
+    import_table(project, table())
+    next(Path("data/sources/mine").glob("test-*")).unlink()
+    with pytest.raises(LpoError, match="came, went or changed"):
+        dataset.run(params(source="folder", path="data/sources/mine"))
+
+
+def test_prompts_of_a_file_take_the_place_of_the_sources_own(project: Path) -> None:
+    publish(project / "source")
+    Path("parti.txt").write_text("a new prompt\n\nTrain   PROMPT 1\n")
+    dataset.run(params(source="pickapic", path="source", prompts="parti.txt", train_prompts=2))
+    prompts = pd.read_parquet("data/prompts.parquet")
+    of = {split: list(group["prompt"]) for split, group in prompts.groupby("split")}
+    assert of["test"] == ["a new prompt", "Train   PROMPT 1"] and of["validation"] == ["test prompt 0", "test prompt 1"]
+    assert len(of["train"]) == 2 and "train prompt 1" not in of["train"]
+    Path("bad.csv").write_text("prompt,split\na,dev\n")
+    with pytest.raises(LpoError, match="no such split: dev"):
+        dataset.run(params(source="pickapic", path="source", prompts="bad.csv"))
+
+
+def test_hostile_rows_go_through_every_stage_and_each_ends_with_its_reason(project: Path) -> None:
+    """From the imported table to the filter: what a stage cannot judge the next one does, and nothing is lost."""
+    import numpy as np
+
+    from lpo.emoji.vocabulary import make_tokenizer
+    from lpo.stages import filter as filter_stage
+    from lpo.stages import score
+
+    make_tokenizer().save_pretrained("data/base/tokenizer")
+    bomb = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(bomb, "PNG")
+    rows = 40
+    frame = pd.DataFrame(
+        {
+            "caption": [f"a cat {i}" for i in range(rows)], "jpg_0": [png(i, 1) for i in range(rows)],
+            "jpg_1": [png(i, 2) for i in range(rows)], "label_0": 1.0, "label_1": 0.0,
+            "image_0_uid": [f"{i}a" for i in range(rows)], "image_1_uid": [f"{i}b" for i in range(rows)],
+            "ranking_id": range(rows), "split": ["train"] * 20 + ["validation"] * 10 + ["test"] * 10,
+        }
+    ).astype({"caption": object, "jpg_0": object})  # fmt: skip
+    frame.at[0, "jpg_0"] = b""
+    frame.at[1, "jpg_0"] = bomb.getvalue()
+    frame.at[2, "caption"] = "a" * 10_000
+    frame.loc[3, "label_0"] = 2.0
+    frame.at[4, "caption"] = " A  cat 25"  # of validation
+    frame.loc[5, "image_0_uid"] = "6a"  # two images under one uid
+    frame.loc[7, "image_1_uid"] = "7a"
+    frame.loc[8, ["ranking_id", "image_0_uid", "image_1_uid"]] = [9, "9b", "9a"]  # 9 again, turned
+    frame.at[8, "jpg_0"], frame.at[8, "jpg_1"], frame.at[8, "caption"] = png(9, 2), png(9, 1), "a cat 9"
+    frame.at[10, "jpg_0"] = None
+    frame.to_parquet("mine.parquet", index=False)
+    out = Path("data/sources/mine")
+    data_stage.import_pairs(params(), [Path("mine.parquet")], None, out, {})
+    dataset.run(params(source="folder", path=str(out)))
+    uids = sorted({*frame["image_0_uid"], *frame["image_1_uid"]})
+    scores = pd.DataFrame({"image_uid": uids, "aesthetic": 5.0, "clip": 0.3, "vqa": 0.5})
+    scores.loc[scores["image_uid"] == "11a", "vqa"] = np.nan
+    pd.concat([scores, scores[scores["image_uid"] == "12a"]]).to_csv("scores.csv", index=False)
+    table = Path("data/sources/scores.parquet")
+    data_stage.import_scores(Path("scores.csv"), table)
+    loaded = load_params()
+    score.run(dataclasses.replace(loaded, score=dataclasses.replace(loaded.score, table=str(table))))
+    filter_stage.run(dataclasses.replace(loaded, filter=dataclasses.replace(loaded.filter, max_quarantined=0.5)))
+    quarantine = pd.read_parquet("data/filtered/quarantine.parquet")
+    reasons = quarantine.groupby("ranking_id")["reason"].agg("; ".join).to_dict()
+    expected = {
+        0: "image_0 is unusable: has no bytes", 1: "image_0 is unusable: claims 5000x5000 pixels",
+        2: "the caption has more than 16 tokens", 3: "label_0 is not 0, 0.5 or 1",
+        4: "the caption is in several splits",
+        5: "image_0_uid stands for several images", 6: "image_0_uid stands for several images",
+        7: "image_0_uid and image_1_uid are the same", 9: "the pair is there several times under one ranking_id",
+        11: "image_0 has no usable scores: vqa is NaN", 12: "image_0 has no usable scores: scored several times",
+        25: "the caption is in several splits",
+    }  # fmt: skip
+    assert reasons.keys() == expected.keys()
+    for ranking_id, text in expected.items():
+        assert text in reasons[ranking_id], (ranking_id, reasons[ranking_id])
+    left = pd.read_parquet("data/sources/mine/left_out/left_out.parquet")
+    assert left[["ranking_id", "reason"]].values.tolist() == [[10, "no image: neither bytes nor a path"]]
+    kept, dropped = (len(pd.read_parquet(f"data/filtered/{name}.parquet")) for name in ("kept", "dropped"))
+    assert kept + dropped + len(quarantine) + len(left) == rows
