@@ -59,6 +59,7 @@ class Pretrain:
 class Dataset:
     source: Literal["simulated"]
     rendered_pairs: ZeroOrMore
+    mirrored_share: Share
     sampled_prompts: ZeroOrMore
     images_per_prompt: Annotated[int, Range(at_least=2)]
     held_out_rendered_pairs: Count
