@@ -71,6 +71,7 @@ class Dataset:
     held_out_share: Annotated[float, Range(above=0, below=0.5)]
     prompts: str | None
     rendered_pairs: ZeroOrMore
+    mirrored_share: Share
     sampled_prompts: ZeroOrMore
     images_per_prompt: Annotated[int, Range(at_least=2)]
     held_out_rendered_pairs: Count

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -27,7 +27,7 @@ from PIL import Image
 from lpo.config import Dataset
 from lpo.emoji.judge import judge
 from lpo.emoji.render import render
-from lpo.emoji.scenes import Prompt, flawed, layout, near_miss, sample_prompts
+from lpo.emoji.scenes import OPPOSITE, Prompt, flawed, layout, near_miss, sample_prompts
 
 SAME_CAPTION_SHARE = 0.25  # of rendered pairs: both right, only the flaws differ
 
@@ -56,14 +56,26 @@ def draw(prompts: list[Prompt], rng: np.random.Generator) -> np.ndarray:
     return render([flawed(layout(prompt, rng), rng) for prompt in prompts], rng)
 
 
+def counterpart(prompt: Prompt, mirrored: float, rng: np.random.Generator) -> tuple[Prompt, str]:
+    """What is drawn beside a prompt's picture, and what differs.
+
+    Of captions with a relation the share `mirrored` is the opposite relation: what a reward needs most pairs to learn.
+    """
+    if rng.random() < SAME_CAPTION_SHARE:
+        return prompt, "flaws"
+    if prompt.relation and rng.random() < mirrored:
+        return replace(prompt, relation=OPPOSITE[prompt.relation]), "relation"
+    return near_miss(prompt, rng)
+
+
 def rendered_pairs(
-    prompts: list[Prompt], painter: Painter, rng: np.random.Generator
+    prompts: list[Prompt], mirrored: float, painter: Painter, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """(pictures 0, pictures 1, what differs); the faithful one is 0 or 1 at random."""
     drawn: list[tuple[Prompt, Prompt]] = []
     differences = []
     for prompt in prompts:
-        other, kind = (prompt, "flaws") if rng.random() < SAME_CAPTION_SHARE else near_miss(prompt, rng)
+        other, kind = counterpart(prompt, mirrored, rng)
         drawn.append((prompt, other) if rng.random() < 0.5 else (other, prompt))
         differences.append(kind)
     first, second = (painter.through_vae(draw([p[k] for p in drawn], rng)) for k in (0, 1))
@@ -107,7 +119,7 @@ def make_pairs(split: str, rendered: int, sampled: int, painter: Painter, config
     """
     rng = np.random.default_rng([seed, {"train": 1, "validation": 2, "test": 3}[split]])
     prompts = sample_prompts(split, rendered, rng)
-    first, second, differences = rendered_pairs(prompts, painter, rng)
+    first, second, differences = rendered_pairs(prompts, config.mirrored_share, painter, rng)
     base = np.zeros((rendered, 2), bool)
     if sampled:
         own = sampled_pairs(sample_prompts(split, sampled, rng), config.images_per_prompt, painter, rng)
