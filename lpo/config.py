@@ -152,6 +152,7 @@ class Lrm:
     steps: Count
     warmup_steps: ZeroOrMore
     batch_size: Count
+    micro_batch_size: Count
     learning_rate: Positive
     weight_decay: NotNegative
     max_grad_norm: Positive | None
@@ -159,7 +160,8 @@ class Lrm:
     features: Literal["multi_scale", "mid"]
     layer: Count | None
     text_projection: str
-    trainable: Literal["full", "denoiser", "frozen"]
+    trainable: Literal["full", "denoiser", "adapter", "frozen"]
+    adapter_rank: Count
     dtype: Literal["fp32", "bf16", "fp16"]
     timesteps: Literal["uniform", "grid"]
     shared_noise: bool
@@ -181,6 +183,7 @@ class Spm:
     steps: Count
     warmup_steps: ZeroOrMore
     batch_size: Count
+    micro_batch_size: Count
     learning_rate: Positive
     weight_decay: NotNegative
     max_grad_norm: Positive | None

@@ -39,6 +39,10 @@ class Family(Protocol):
     dtype: torch.dtype
 
     @property
+    def reward_targets(self) -> Any:
+        """The layers that a reward's adapter changes, as peft's target_modules."""
+
+    @property
     def tokenizer(self) -> Any:
         """The first one, by which captions are measured."""
 

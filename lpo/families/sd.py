@@ -33,6 +33,7 @@ class SD:
     dtype: torch.dtype
 
     name = "sd"
+    reward_targets = lora.HALF_UNET
     pipeline = StableDiffusionPipeline
 
     latent_shape = property(family.latent_shape)
@@ -90,7 +91,7 @@ class SD:
         return unet.ddim_steps(self.scheduler, num_inference_steps)
 
     def add_lora(self, rank: int, seed: int) -> list[nn.Parameter]:
-        return lora.add(self.unet, rank, seed, lora.TARGETS)
+        return list(lora.add(self.unet, rank, seed, lora.TARGETS).values())
 
     def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         """Write the layout that `pipe.load_lora_weights(folder)` reads."""

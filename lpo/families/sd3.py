@@ -56,6 +56,13 @@ class SD3:
     load_lora_state = family.load_lora_state
 
     @property
+    def reward_targets(self) -> str:
+        """What a reward runs: the first `layer` blocks."""
+        blocks = "|".join(str(i) for i in range(self.layer or 0))
+        names = "|".join(LORA_TARGETS).replace(".", r"\.")
+        return rf"transformer_blocks\.({blocks})\..*\.({names})"
+
+    @property
     def denoiser(self) -> SD3Transformer2DModel:
         return self.transformer
 
@@ -129,7 +136,7 @@ class SD3:
         return transformer.flow_steps(self.scheduler, num_inference_steps)
 
     def add_lora(self, rank: int, seed: int) -> list[nn.Parameter]:
-        return lora.add(self.transformer, rank, seed, LORA_TARGETS)
+        return list(lora.add(self.transformer, rank, seed, LORA_TARGETS).values())
 
     def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         self.pipeline.save_lora_weights(folder, transformer_lora_layers=state, safe_serialization=True)

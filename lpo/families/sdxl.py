@@ -39,6 +39,7 @@ class SDXL:
     dtype: torch.dtype
 
     name = "sdxl"
+    reward_targets = lora.HALF_UNET
     pipeline = StableDiffusionXLPipeline
 
     latent_shape = property(family.latent_shape)
@@ -114,7 +115,7 @@ class SDXL:
         return unet.ddim_steps(self.scheduler, num_inference_steps)
 
     def add_lora(self, rank: int, seed: int) -> list[nn.Parameter]:
-        return lora.add(self.unet, rank, seed, lora.TARGETS)
+        return list(lora.add(self.unet, rank, seed, lora.TARGETS).values())
 
     def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         self.pipeline.save_lora_weights(folder, unet_lora_layers=state, safe_serialization=True)

@@ -21,6 +21,6 @@ def load_reward(folder: Path, family: Family) -> LatentRewardModel | StepPrefere
     file = folder / "config.json"
     if file.exists() and json.loads(file.read_text()).get("kind") == "spm":
         return spm.load(folder, family)
-    reward = lrm.load(folder, family.device, family.dtype)
+    reward = lrm.load(folder, family.device, family.dtype, family)
     check_same(reward.latent_space, family.codec.space(), str(folder))
     return reward

@@ -11,13 +11,17 @@ there is one layer instead. Cosine and scale are computed in float32 (at a score
 A saved model is a folder in diffusers' layout, each part with its config.json:
     unet/ or transformer/ (its first half)   text_encoder*/   tokenizer*/   scheduler/   vae/ (config only)
     reward.safetensors (projections and scale)   config.json   README.md
+A model trained as an adapter is a low-rank change of the denoiser that it was trained on, active while it scores.
+Policy, reference and reward are then three states of one set of weights, and the folder holds the adapter and the
+projections alone, some megabytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +32,7 @@ from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from lpo.errors import LpoError
-from lpo.families import LOADERS, parts
+from lpo.families import LOADERS, lora, parts
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.families.latent_space import LatentSpace, space_of
@@ -45,6 +49,7 @@ class LatentRewardModel(nn.Module):
         features: "multi_scale" reads down blocks and mid block, "mid" the mid block only.
         text_projection: "random", "none", or a CLIP model (folder or hub id) whose projection it starts from.
         latent_space: of the latents that it is trained on.
+        adapter_rank: of a LoRA in the backbone's down and mid blocks; then nothing else of the backbone is its own.
 
     Raises:
         LpoError: if D doesn't fit the text feature, or the CLIP.
@@ -54,12 +59,16 @@ class LatentRewardModel(nn.Module):
 
     def __init__(
         self, backbone: Family, embedding_dim: int, guidance_scale: float, features: str,
-        text_projection: str = "random", latent_space: LatentSpace | None = None,
+        text_projection: str = "random", latent_space: LatentSpace | None = None, adapter_rank: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone, self.latent_space = backbone, latent_space
-        for name, part in backbone.modules().items():
-            self.add_module(name, part)
+        self.backbone, self.latent_space, self.adapter_rank = backbone, latent_space, adapter_rank
+        if adapter_rank is None:
+            for name, part in backbone.modules().items():
+                self.add_module(name, part)
+        else:
+            adapter = lora.attach(backbone.denoiser, adapter_rank, backbone.reward_targets, lora.REWARD)
+            self.adapter = nn.ParameterDict({name.replace(".", "/"): p for name, p in adapter.items()})
         self.guidance_scale, self.features = guidance_scale, features
         visual, text = probe_widths(backbone, features)
         device = backbone.device
@@ -85,10 +94,11 @@ class LatentRewardModel(nn.Module):
         return self.backbone.encode_tokens(ids)
 
     def trained(self, trainable: str) -> list[nn.Parameter]:
-        """What a training changes: "full" all of it, "denoiser" not the text encoders, "frozen" the projections and the
-        scale."""
+        """What a training changes: "full" all of it, "denoiser" not the text encoders, "adapter" the LoRA instead, and
+        "frozen" the projections and the scale only."""
         modules = list(self.backbone.modules().values())  # the denoiser first
-        backbone = {"full": modules, "denoiser": modules[:1], "frozen": []}[trainable]
+        own = {"full": modules, "denoiser": modules[:1], "frozen": []}
+        backbone = [self.adapter] if trainable == "adapter" else own[trainable]
         trained = [self.visual_projection, self.text_projection, *backbone]
         return [*(p for module in trained for p in module.parameters()), self.logit_scale]
 
@@ -96,10 +106,11 @@ class LatentRewardModel(nn.Module):
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, null: Conditioning
     ) -> torch.Tensor:
         """[V_down ; V_enh] (B, W). `null` is the encoded empty prompt, B = 1."""
-        down, mid = self.backbone.features(latents, t, conditioning)
-        if self.guidance_scale != 1.0:
-            _, unconditional = self.backbone.features(latents, t, null.expand(len(latents)))
-            mid = unconditional + self.guidance_scale * (mid - unconditional)
+        with lora.switched_to(self.backbone.denoiser, lora.REWARD) if self.adapter_rank else nullcontext():
+            down, mid = self.backbone.features(latents, t, conditioning)
+            if self.guidance_scale != 1.0:
+                _, unconditional = self.backbone.features(latents, t, null.expand(len(latents)))
+                mid = unconditional + self.guidance_scale * (mid - unconditional)
         return torch.cat([*down, mid] if self.features == "multi_scale" else [mid], dim=1)
 
     def score(
@@ -107,21 +118,20 @@ class LatentRewardModel(nn.Module):
     ) -> torch.Tensor:
         """S for latents (B, C, h, w) at timesteps t (B,) under B prompts: (B,) float32."""
         features = self.visual(latents, t, conditioning, null)
-        with torch.autocast(features.device.type, enabled=False):
+        kind = features.device.type
+        with torch.autocast("cpu" if kind == "meta" else kind, enabled=False):
             visual = F.normalize(self.visual_projection(features.float()), dim=1)
             text = F.normalize(self.text_projection(conditioning.pooled.float()), dim=1)
             return self.logit_scale.exp() * (visual * text).sum(1)
 
     def heads(self) -> dict[str, torch.Tensor]:
-        """Projections and scale by name."""
+        """Projections and scale by name, and the adapter."""
         parts_of_backbone = tuple(f"{name}." for name in self.backbone.modules())
         return {k: v for k, v in self.state_dict().items() if not k.startswith(parts_of_backbone)}
 
     def save(self, folder: Path) -> None:
         """Write safetensors and configurations; `load` reads them. Weights are stored in the backbone's dtype."""
         backbone = self.backbone
-        for name, part in {**backbone.modules(), **backbone.tokenizers(), "scheduler": backbone.scheduler}.items():
-            part.save_pretrained(folder / name)
         config = {
             "family": backbone.name,
             "embedding_dim": self.visual_projection.out_features,
@@ -131,30 +141,64 @@ class LatentRewardModel(nn.Module):
             "layer": getattr(backbone, "layer", None),
             "resolution": backbone.pixels,
             "latent_space": asdict(self.latent_space) if self.latent_space else None,
+            "adapter_rank": self.adapter_rank,
         }
-        (folder / "vae").mkdir()
-        for name, values in {"vae/config.json": dict(backbone.codec.config), "config.json": config}.items():
+        files = {"config.json": config}
+        if self.adapter_rank:
+            config["anchor"] = anchor(backbone)
+        else:
+            for name, part in {**backbone.modules(), **backbone.tokenizers(), "scheduler": backbone.scheduler}.items():
+                part.save_pretrained(folder / name)
+            (folder / "vae").mkdir()
+            files["vae/config.json"] = dict(backbone.codec.config)
+        for name, values in files.items():
             (folder / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
         save_file({k: v.contiguous() for k, v in self.heads().items()}, folder / HEADS)
 
 
-def load(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> LatentRewardModel:
-    """Load what `save` wrote, frozen. Raises LpoError where files are missing or don't fit."""
+def load(
+    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, family: Family | None = None
+) -> LatentRewardModel:
+    """Load what `save` wrote, frozen. An adapter is attached to `family`, beside the adapters that are there.
+
+    Raises:
+        LpoError: where files are missing or don't fit, or an adapter is not one of `family`.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
         heads = load_file(folder / HEADS, device=str(device))
-        space = config["latent_space"]
+        space, rank = config["latent_space"], config.get("adapter_rank")
         layer = {"layer": config["layer"]} if config["layer"] else {}
-        backbone = LOADERS[config["family"]](str(folder), device, dtype, True, resolution=config["resolution"], **layer)
+        if rank:
+            backbone = _carrier(family, config["anchor"], folder)
+            backbone = replace(backbone, **layer)  # type: ignore[type-var]
+        else:
+            load_backbone = LOADERS[config["family"]]
+            backbone = load_backbone(str(folder), device, dtype, True, resolution=config["resolution"], **layer)
         model = LatentRewardModel(
             backbone, config["embedding_dim"], config["guidance_scale"], config["features"],
-            "random" if config["text_projection"] else "none",
-            space_of(space) if space else None,
+            "random" if config["text_projection"] else "none", space_of(space) if space else None, rank,
         )  # fmt: skip
         load_heads(model, heads)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise LpoError(f"no latent reward model here: {error}", str(folder), "run `lpo lrm`") from error
     return model.requires_grad_(False).eval()
+
+
+def anchor(backbone: Family) -> list[float]:
+    """Some numbers of a denoiser's weights, by which an adapter knows its own."""
+    return [float(x) for x in next(iter(backbone.denoiser.parameters())).flatten()[:16].float()]
+
+
+def _carrier(family: Family | None, expected: list[float], folder: Path) -> Family:
+    """The model that an adapter is attached to. Raises LpoError for another than it was trained on."""
+    remedy = "load it with the base model that it was trained on, or train the reward on this one"
+    if family is None:
+        raise LpoError("this reward is an adapter of a base model, and no model is given", str(folder), remedy)
+    found, wanted = torch.tensor(anchor(family)), torch.tensor(expected)
+    if found.shape != wanted.shape or float((found - wanted).norm()) > 0.02 * float(wanted.norm()):
+        raise LpoError("this reward is an adapter of another base model", str(folder), remedy)
+    return family
 
 
 def load_heads(model: LatentRewardModel, heads: dict[str, torch.Tensor]) -> None:

@@ -65,7 +65,8 @@ def run(params: Params) -> None:
     prompts = table["prompt"].tolist()
     seeds = list(range(SEED, SEED + len(prompts)))
     family = load_family(params.model)
-    jury = Jury(family, small.load(Path(params.score.scorers)), lrm.load(Path("data/lrm"), family.device, family.dtype))
+    reward = lrm.load(Path("data/lrm"), family.device, family.dtype, family)
+    jury = Jury(family, small.load(Path(params.score.scorers)), reward)
     frames: list[pd.DataFrame] = []
     drawn = Drawn(params, prompts, seeds, family)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lpo.data.latents import Latents
 from lpo.errors import LpoError
 from lpo.evaluate.card import model_card
 from lpo.evaluate.generation import sample, to_tensor, to_uint8
-from lpo.families import load_family
+from lpo.families import device_of, load_family
 from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.rewards.choose import load_reward
@@ -23,7 +24,7 @@ from lpo.rewards.protocol import Reward
 from lpo.rewards.published_scorers import Published, load_scorers
 from lpo.rewards.small import Scorers
 from lpo.tracking import Tracker
-from lpo.train import checkpoint
+from lpo.train import checkpoint, processes
 from lpo.train.offline import StoredPairs, stored_pairs
 from lpo.train.policy import BASE_VALUE, PolicyTrainer
 
@@ -36,6 +37,12 @@ log = logging.getLogger(__name__)
 
 def run(params: Params) -> None:
     """Fine-tune the adapter; the best one by the scorers on validation prompts is written."""
+    with processes.joined(device_of(params.model)):
+        tune(params)
+
+
+def tune(params: Params) -> None:
+    """What each process does; the first one writes."""
     config = params.lpo
     prompts = pd.read_parquet(PROMPTS)
     identity = {
@@ -51,8 +58,10 @@ def run(params: Params) -> None:
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
     scorers = load_scorers(params.score, family.device)
     validate = Validation(family, trainer.reward, scorers, held_out, params)
-    with Tracker("lpo", params) as tracker:
+    with Tracker("lpo", params) if processes.is_first() else nullcontext() as tracker:
         trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validate, folder, tracker)
+    if not processes.is_first():
+        return
     history = trainer.history
     if trainer.best_value <= BASE_VALUE:
         log.warning("no validation was better than the base: data/lpo is the untouched adapter")

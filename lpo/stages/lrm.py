@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ from lpo.config import Params
 from lpo.data.latents import Latents
 from lpo.evaluate.reward_card import reward_card
 from lpo.evaluate.statistics import share
-from lpo.families import latent_space_of, load_family
+from lpo.families import device_of, latent_space_of, load_family
 from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.published import load_reward
 from lpo.tracking import Tracker
-from lpo.train import checkpoint
+from lpo.train import checkpoint, processes
 from lpo.train.reward import BINS, RewardTrainer, load_pairs
 
 KEPT = Path("data/filtered/kept.parquet")
@@ -28,6 +29,12 @@ KEPT = Path("data/filtered/kept.parquet")
 
 def run(params: Params) -> None:
     """Train on the kept train pairs, choose by validation pairs, measure on test pairs."""
+    with processes.joined(device_of(params.model)):
+        train(params)
+
+
+def train(params: Params) -> None:
+    """What each process does; the first one writes."""
     config = params.lrm
     latents, kept = Latents(Path("data/latents")), pd.read_parquet(KEPT)
     identity = {
@@ -40,10 +47,12 @@ def run(params: Params) -> None:
     model = reward_model(params, latents)
     trainer = RewardTrainer(model, latents, config, params.seed)
     if config.pretrained is None:
-        with Tracker("lrm", params) as tracker:
+        with Tracker("lrm", params) if processes.is_first() else nullcontext() as tracker:
             trainer.run(pairs["train"], pairs["validation"], folder, tracker)
     else:
         trainer.best_accuracy = float(np.nanmean(trainer.accuracy(pairs["validation"])))
+    if not processes.is_first():
+        return
     metrics = measure(trainer.accuracy(pairs["test"]), splits["test"], params.seed)
     together = trainer.ensemble_accuracy(pairs["test"], config.ensemble_timesteps, config.ensemble_draws)
     metrics["accuracy"]["ensemble"] = interval_of(together, splits["test"]["caption"].to_numpy(), params.seed)
@@ -71,8 +80,9 @@ def reward_model(params: Params, latents: Latents) -> LatentRewardModel:
     backbone = load_family(base, reward=True, layer=config.layer, dtype=torch.float32)
     torch.manual_seed(params.seed)
     return LatentRewardModel(
-        backbone, config.embedding_dim, config.guidance_scale, config.features, config.text_projection, space
-    )
+        backbone, config.embedding_dim, config.guidance_scale, config.features, config.text_projection, space,
+        config.adapter_rank if config.trainable == "adapter" else None,
+    )  # fmt: skip
 
 
 def measure(right: np.ndarray, frame: pd.DataFrame, seed: int) -> dict[str, Any]:

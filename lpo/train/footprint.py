@@ -162,7 +162,7 @@ def of_reward(params: Params) -> Need:
     projection = "none" if config.text_projection == "none" else "random"
     model = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features, projection)
     modules = list(backbone.modules().values())
-    trained = {"full": modules, "denoiser": modules[:1], "frozen": []}[config.trainable]
+    trained = {"full": modules, "denoiser": modules[:1], "frozen": [], "adapter": []}[config.trainable]
     for module in trained:
         module.requires_grad_(True)
     weights = sum(p.numel() for p in model.parameters())

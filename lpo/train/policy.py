@@ -19,11 +19,12 @@ import torch
 from tqdm.auto import tqdm
 
 from lpo.config import Lpo
+from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
-from lpo.train import checkpoint, guard
+from lpo.train import checkpoint, guard, processes
 from lpo.train.loop import apply_gradients
 from lpo.train.methods import METHODS
 from lpo.train.offline import StoredPairs, draw
@@ -100,15 +101,21 @@ class PolicyTrainer:
         The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        seen = []
-        for rows in torch.arange(len(batch), device=batch.t.device).split(self.config.micro_batch_size):
-            part = batch[rows] if len(rows) < len(batch) else batch
+        seen: list[dict[str, torch.Tensor]] = []
+        for rows in processes.share(torch.arange(len(batch))).split(self.config.micro_batch_size):
+            if len(rows) == 0:  # fewer rows than processes
+                break
+            part = batch[rows.to(batch.t.device)] if len(rows) < len(batch) else batch
             loss, statistics = self.loss(part, conditioning[part.prompt])
             (loss.sum() / len(batch)).backward()
             seen.append({"loss": loss.detach()} | statistics)
+        processes.sum_gradients(self.weights)
         apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm)
         self.updates += 1
         checkpoint.update_ema(self.ema, self.trained, self.config.ema_decay)
+        if processes.count() > 1:
+            on_host = [{k: v.cpu() for k, v in s.items()} for s in seen]
+            seen = [s for part in processes.gathered(on_host) for s in part]
         joined = {k: torch.cat([s[k] for s in seen]) for k in seen[0]}
         return joined.pop("loss"), joined
 
@@ -123,7 +130,8 @@ class PolicyTrainer:
                 batch = pairs[rows.to(pairs.t.device)]
                 loss, stats = self.learn(batch, conditioning)
                 losses.append(loss)
-                by_t.append(torch.stack([batch.t.float(), stats["clipped"].float(), stats["correct"].float()]))
+                columns = (batch.t, stats["clipped"], stats["correct"])
+                by_t.append(torch.stack([x.float().to(loss.device) for x in columns]))
         t, clipped, correct = torch.cat(by_t, dim=1).cpu()
         per_t = {
             int(value): {
@@ -147,19 +155,32 @@ class PolicyTrainer:
         found = rollout(self.family, self.reward, self.method.select, batch, self.config, generator)
         return *found, len(batch)
 
-    def run(self, prompts: list[str], validate: Callable[[], dict[str, float]], folder: Path, tracker: Tracker) -> None:
+    def run(
+        self, prompts: list[str], validate: Callable[[], dict[str, float]], folder: Path, tracker: Tracker | None
+    ) -> None:
         """Roll out and update until the prompts are used up; the best adapter by `validate` is left in the model.
 
         `validate` is called with the EMA in the model and returns "validation", a figure to be raised (BASE_VALUE is
-        the base's own), and what else the guard looks at (lpo/train/guard.py).
+        the base's own), and what else the guard looks at (lpo/train/guard.py). Of several processes the first alone
+        validates, writes checkpoints and has a tracker.
+
+        Raises:
+            LpoError: if there are more processes than prompts in a rollout.
         """
-        done = self.resume(folder)
+        least = self.config.prompts % self.config.prompts_per_rollout or self.config.prompts_per_rollout
+        if least < processes.count():
+            what = f"a rollout of {least} prompts can't be shared by {processes.count()} processes"
+            raise LpoError(what, "params.yaml: lpo.prompts, lpo.prompts_per_rollout", "raise them, or start fewer")
+        done, first = self.resume(folder), processes.is_first()
         if done == 0:
             self.best_value = BASE_VALUE
         if self.stopped:
             done = self.rollouts
         for r in (
-            bar := tqdm(range(done, self.rollouts), initial=done, total=self.rollouts, desc="lpo", mininterval=2)
+            bar := tqdm(
+                range(done, self.rollouts), initial=done, total=self.rollouts, desc="lpo", mininterval=2,
+                disable=not first,
+            )
         ):
             generator = checkpoint.generator(self.seed, "lpo rollout", r)
             pairs, conditioning, seen, used = self.collect(prompts, r, generator)
@@ -176,9 +197,10 @@ class PolicyTrainer:
                 log.warning("rollout %d: %s", r + 1, "; ".join(found))
                 last = last or self.config.guard.action == "stop"
             shown = {k: entry[k] for k in ("loss", "pairs", "kept", "validation", "reward", "diversity") if k in entry}
-            tracker.log(r, {f"lpo/{k}": float(v) for k, v in shown.items()})
+            if tracker is not None:
+                tracker.log(r, {f"lpo/{k}": float(v) for k, v in shown.items()})
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
-            if (r + 1) % self.config.checkpoint_every == 0 or last:
+            if first and ((r + 1) % self.config.checkpoint_every == 0 or last):
                 self.save(folder, r + 1)
             if last:
                 break
@@ -198,7 +220,7 @@ class PolicyTrainer:
         """The figures of the EMA adapter; it becomes the best if it is."""
         current = {k: v.detach().clone() for k, v in self.family.lora_state().items()}
         self.family.load_lora_state(self.ema)
-        figures = validate()
+        figures = processes.from_first(validate() if processes.is_first() else {})
         if figures["validation"] > self.best_value:
             self.best_value, self.best = figures["validation"], {k: v.clone() for k, v in self.ema.items()}
         self.family.load_lora_state(current)

@@ -27,8 +27,8 @@ from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
-from lpo.train import checkpoint
-from lpo.train.loop import optimizer_step
+from lpo.train import checkpoint, processes
+from lpo.train.loop import apply_gradients
 
 BINS = 10  # of the timestep axis, in validation
 
@@ -75,10 +75,10 @@ class RewardTrainer:
         self.best: dict[str, torch.Tensor] = {}
         self.best_accuracy, self.misses = -1.0, 0
 
-    def scores(
+    def noised(
         self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores (B,), (B,) of both images of pairs `rows` at timesteps t (B,), noise drawn from `generator`."""
+    ) -> torch.Tensor:
+        """Latents (2, B, C, h, w) of both images of pairs `rows`, noised to t (B,); noise drawn from `generator`."""
         moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
         shape = (len(moments), *self.latents.shape)
         x0 = sample_latents(moments, torch.randn(shape, generator=generator))
@@ -86,12 +86,17 @@ class RewardTrainer:
         noise = torch.randn((len(rows) if self.config.shared_noise else len(moments), *shape[1:]), generator=generator)
         if self.config.shared_noise:
             noise = torch.cat([noise, noise])
-        both = torch.cat([t, t])
-        noisy = self.transition.add_noise(x0, noise, both).to(self.device, self.model.backbone.dtype)
+        noisy = self.transition.add_noise(x0, noise, torch.cat([t, t]))
+        return noisy.to(self.device, self.model.backbone.dtype).unflatten(0, (2, len(rows)))
+
+    def scores(
+        self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, noisy: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores (B,), (B,) of `noised` latents of pairs `rows` at timesteps t (B,)."""
         dtype = DTYPES[self.config.dtype]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             conditioning, null = self.text(pairs.captions[rows])
-            score = self.model.score(noisy, both.to(self.device), conditioning, null)
+            score = self.model.score(noisy.flatten(0, 1), torch.cat([t, t]).to(self.device), conditioning, null)
         first, second = score.chunk(2)
         return first, second
 
@@ -108,49 +113,68 @@ class RewardTrainer:
             return 1 + 50 * torch.randint(20, (n,), generator=generator)
         return torch.randint(self.transition.num_train_timesteps, (n,), generator=generator)
 
-    def step(self, pairs: Pairs, step: int) -> float:
+    def step(self, pairs: Pairs, step: int) -> torch.Tensor:
+        """One optimiser step; this process's part of the loss, not read from the device."""
         config, size = self.config, self.config.batch_size
         per_epoch = max(len(pairs) // size, 1)
         order = torch.randperm(len(pairs), generator=checkpoint.generator(self.seed, "lrm epoch", step // per_epoch))
         rows = order[step % per_epoch * size :][:size]
         generator = checkpoint.generator(self.seed, "lrm step", step)
         t = self.timesteps(len(rows), generator)
-        first, second = self.scores(pairs, rows, t, generator)
+        noisy = self.noised(pairs, rows, t, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for part in processes.share(torch.arange(len(rows))).split(config.micro_batch_size):
+            if len(part) == 0:  # fewer rows than processes
+                break
+            whole = len(part) == len(rows)
+            loss = self.loss(pairs, rows[part], t[part], noisy if whole else noisy[:, part.to(self.device)])
+            (loss * (len(part) / len(rows))).backward()
+            total += loss.detach() * (len(part) / len(rows))
+        processes.sum_gradients(self.weights)
+        warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+        learning_rate = config.learning_rate * warmup * (1 - step / config.steps)
+        apply_gradients(self.optimizer, learning_rate, config.max_grad_norm)
+        return total
+
+    def loss(self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+        """The loss of pairs `rows`, ()."""
+        config = self.config
+        first, second = self.scores(pairs, rows, t, noisy)
         labels, weights = pairs.labels[rows].to(self.device), pairs.weights[rows].to(self.device)
         if config.likelihood == "thurstone":
             level = self.transition.noise_level(t).to(self.device)
-            loss = thurstone_loss(first, second, labels[:, 0], labels[:, 1], weights, level, config.variance_offset)
-        else:
-            loss = pairwise_loss(first, second, labels[:, 0], labels[:, 1], weights)
-        warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-        learning_rate = config.learning_rate * warmup * (1 - step / config.steps)
-        optimizer_step(self.optimizer, loss, learning_rate, config.max_grad_norm)
-        return loss.item()
+            return thurstone_loss(first, second, labels[:, 0], labels[:, 1], weights, level, config.variance_offset)
+        return pairwise_loss(first, second, labels[:, 0], labels[:, 1], weights)
 
-    def run(self, train: Pairs, validation: Pairs, folder: Path, tracker: Tracker) -> None:
+    def run(self, train: Pairs, validation: Pairs, folder: Path, tracker: Tracker | None) -> None:
         """Train to the end or to `patience` validations without improvement; the best weights are left in the model."""
         config = self.config
         done = self.resume(folder)
-        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc="lrm", mininterval=2)
+        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc="lrm", mininterval=2,
+                   disable=not processes.is_first())  # fmt: skip
         for step in bar:
             if self.misses >= config.patience:
                 break
-            loss = self.step(train, step)
+            found = self.step(train, step)
             if step % 25 == 0:
+                loss = sum(processes.gathered(found.item()))
                 bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best_accuracy:.3f}")
                 self.history.append({"step": step, "loss": loss})
-                tracker.log(step, {"lrm/loss": loss})
+                if tracker is not None:
+                    tracker.log(step, {"lrm/loss": loss})
             last = step + 1 == config.steps
             if (step + 1) % config.validate_every == 0 or last:
                 right = self.accuracy(validation)
                 accuracy = float(np.nanmean(right))
                 self.history.append({"step": step + 1, "accuracy": accuracy})
-                tracker.log(step, {"lrm/accuracy": accuracy})
+                if tracker is not None:
+                    tracker.log(step, {"lrm/accuracy": accuracy})
                 self.misses += 1
                 if accuracy > self.best_accuracy:
                     self.best_accuracy, self.misses = accuracy, 0
                     self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            if (step + 1) % config.checkpoint_every == 0 or last:
+            if processes.is_first() and ((step + 1) % config.checkpoint_every == 0 or last):
                 self.save(folder, step + 1)
         self.model.load_state_dict(self.best)
 
@@ -169,7 +193,7 @@ class RewardTrainer:
                 rows = torch.arange(start, min(start + batch_size, len(pairs)))
                 generator = checkpoint.generator(self.seed, f"lrm validation {k}", start)
                 t = torch.randint(k * steps // bins, (k + 1) * steps // bins, (len(rows),), generator=generator)
-                first, second = self.scores(pairs, rows, t, generator)
+                first, second = self.scores(pairs, rows, t, self.noised(pairs, rows, t, generator))
                 right = ((first - second).cpu().sign() == sign[rows]).double()
                 result[k, rows.numpy()] = torch.where(sign[rows] == 0, torch.nan, right).numpy()
         return result

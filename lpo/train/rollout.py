@@ -19,7 +19,9 @@ from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
+from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
+from lpo.train import processes
 from lpo.train.methods import Select
 from lpo.train.steps import Steps, concatenate
 
@@ -39,7 +41,8 @@ class StepStatistics:
 class Trajectory:
     """All that a rollout made, n scored steps of B prompts, still on the device: nothing is left out yet.
 
-    steps: n B rows, step after step. scores: (n, B, K). keep: (n, B). gap: (n,), means. limit: (n,), thresholds.
+    steps: n B rows, step after step. scores: (n, B, K). keep, gap: (n, B). limit: (n,), thresholds. Of
+    several processes each has its own share of the prompts.
     """
 
     steps: Steps
@@ -59,37 +62,52 @@ def rollout(
     """
     made, conditioning = explore(family, reward, select, prompts, config, generator)
     check_finite(made.scores)
-    columns = (made.steps.t[:: len(prompts)], made.keep.sum(1), made.gap, made.limit)
+    keep, gap = (torch.cat(processes.gathered(x.cpu()), dim=1) for x in (made.keep, made.gap))
+    times = made.steps.t.view(keep.shape[0], -1)[:, 0].tolist()
     statistics = [
-        StepStatistics(int(t), len(prompts), kept, gap, limit)
-        for t, kept, gap, limit in zip(*(column.tolist() for column in columns), strict=True)
+        StepStatistics(int(t), len(prompts), int(k.sum()), float(g.mean()), limit)
+        for t, k, g, limit in zip(times, keep, gap, made.limit.tolist(), strict=True)
     ]
-    return made.steps[made.keep.flatten()], conditioning, statistics
+    return _together(made.steps[made.keep.flatten()]), conditioning, statistics
+
+
+def _together(steps: Steps) -> Steps:
+    """The steps of all processes, in the order in which one process would have made them."""
+    if processes.count() == 1:
+        return steps
+    parts = processes.gathered(steps.to(torch.device("cpu")))
+    joined = concatenate(parts)
+    order = sorted(range(len(joined)), key=lambda i: (-float(joined.t[i]), int(joined.prompt[i])))
+    return joined[torch.tensor(order, dtype=torch.long)].to(steps.t.device)
 
 
 @torch.no_grad()
 def explore(
     family: Family, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
 ) -> tuple[Trajectory, Conditioning]:
-    """All steps of a batch of prompts, and the prompts' conditioning.
+    """All steps of this process's share of a batch of prompts, and the conditioning of the whole batch.
 
     The loop reads nothing back from the device, so that the host runs ahead of it: all noise is drawn beforehand, and
     what depends on scores (which pair is kept) is marked, not carried out.
     """
-    device, count, k = family.device, len(prompts), config.num_candidates
+    device, k = family.device, config.num_candidates
+    rows = processes.share(torch.arange(len(prompts))).to(device)
+    count = len(rows)
     conditioning, null = family.encode_prompts(prompts), family.null()
-    text, text_null = reward.encode_prompts(prompts).repeat(k), reward.encode_prompts([""])
+    own = isinstance(reward, LatentRewardModel) and reward.backbone.denoiser is family.denoiser  # an adapter
+    text = (conditioning if own else reward.encode_prompts(prompts))[rows].repeat(k)
+    text_null = reward.encode_prompts([""])
     transition = family.transition(config.eta).to(device)
     plan = _plan(family, config)
-    x, draws = _draw(family, count, config, [scored for *_, scored in plan], generator)
+    x, draws = _draw(family, len(prompts), rows, config, [scored for *_, scored in plan], generator)
     sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
-    rows = torch.arange(count, device=device)
+    mine, every = conditioning[rows], torch.arange(count, device=device)
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
     for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
         t = torch.full((count,), now, device=device)
         s = torch.full((count,), after, device=device)
-        prediction = family.guided(x, t, conditioning, null, config.guidance_scale)
+        prediction = family.guided(x, t, mine, null, config.guidance_scale)
         mean, std = transition.mean_std(prediction, x, t, s)
         if not scored:
             x = mean + std * noise
@@ -99,10 +117,10 @@ def explore(
         scores = reward.score(candidates.flatten(0, 1), shown, text, text_null).view(count, k)
         limit = _limit(config, scores, sigmas, index, now)
         chosen, advantage, keep, gap = select(scores, limit)
-        x_s = candidates[rows[:, None], chosen]
+        x_s = candidates[every[:, None], chosen]
         found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
-        outcomes.append((scores, keep, gap.mean(), limit))
-        x = candidates[rows, following if config.continue_from == "random" else scores.argmax(dim=1)]
+        outcomes.append((scores, keep, gap, limit))
+        x = candidates[every, following if config.continue_from == "random" else scores.argmax(dim=1)]
     stacked = [torch.stack(column) for column in zip(*outcomes, strict=True)]
     return Trajectory(concatenate(found), *stacked), conditioning
 
@@ -123,12 +141,17 @@ def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:
 
 
 def _draw(
-    family: Family, count: int, config: Lpo, scored: list[bool], generator: torch.Generator
+    family: Family, count: int, rows: torch.Tensor, config: Lpo, scored: list[bool], generator: torch.Generator
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """x_T (B, C, h, w); for each step its noise, (B, K, C, h, w) or unscored (B, C, h, w), and who goes on, (B,)."""
+    """x_T (B, C, h, w); for each step its noise, (B, K, C, h, w) or unscored (B, C, h, w), and who goes on, (B,).
+
+    All `count` prompts' numbers are drawn, whichever `rows` of them are this process's.
+    """
+    mine = rows.cpu()
     k, shape = config.num_candidates, family.latent_shape
 
     def send(values: torch.Tensor) -> torch.Tensor:
+        values = values[mine] if len(mine) < count else values
         pinned = values.pin_memory() if family.device.type == "cuda" else values
         return pinned.to(family.device, non_blocking=True)
 
@@ -149,7 +172,10 @@ def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t
     """The threshold of a step, (); "quantile" keeps the share 1 - low of this step's own pairs."""
     rule = config.threshold
     if rule.schedule == "quantile":
-        return quantile_threshold(measure(scores.amax(1) - scores.amin(1)), rule.low)
+        gap = scores.amax(1) - scores.amin(1)
+        if processes.count() > 1:  # the quantile is that of all prompts
+            gap = torch.cat(processes.gathered(gap.cpu())).to(gap.device)
+        return quantile_threshold(measure(gap), rule.low)
     limit = threshold(sigmas[step], sigmas.min(), sigmas.max(), rule.schedule, rule.low, rule.high, t)
     return torch.full((), float(limit), device=scores.device)
 

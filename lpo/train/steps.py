@@ -35,6 +35,9 @@ class Steps:
     def __getitem__(self, index: torch.Tensor) -> Steps:
         return take(self, index)
 
+    def to(self, device: torch.device) -> Steps:
+        return Steps(*(getattr(self, f.name).to(device) for f in fields(self)))
+
     @property
     def best(self) -> torch.Tensor:
         """(N, C, h, w)."""

@@ -130,6 +130,18 @@ def test_one_policy_and_one_reference_forward_equal_the_published_four(tiny, tin
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_a_batch_in_parts_is_the_batch(tiny, tiny_reward, config):
+    """Gradients of one optimiser step, from micro-batches of 1, of 3 (which leaves a rest) and of all."""
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    found = {}
+    for size in (16, 3, 1):
+        trainer = PolicyTrainer(copy.deepcopy(tiny), tiny_reward, replace(config, micro_batch_size=size), seed=0)
+        losses, statistics = trainer.learn(pairs, conditioning)
+        found[size] = [w.grad for w in trainer.weights], losses, statistics["correct"]
+    for size in (3, 1):
+        torch.testing.assert_close(found[size], found[16], rtol=1e-4, atol=1e-5)
+
+
 def test_an_update_raises_winners_over_losers(tiny, tiny_reward, config):
     trainer = PolicyTrainer(tiny, tiny_reward, replace(config, learning_rate=1e-3, epochs_per_rollout=5), seed=0)
     pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)

@@ -82,6 +82,18 @@ def test_killed_and_resumed_equals_never_interrupted(tiny_base, stored, config, 
     assert straight.history == resumed.history
 
 
+def test_a_batch_in_parts_is_the_batch(tiny_base, stored, config):
+    """One optimiser step on 8 pairs at once and in parts of 3, 3 and 2: the gradient of the mean."""
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=True)
+    grads = []
+    for size in (8, 3):
+        trainer = trainer_of(tiny_base, latents, replace(config, micro_batch_size=size))
+        loss = trainer.step(pairs, 0)
+        grads.append([loss, *(w.grad for w in trainer.weights if w.grad is not None)])
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
+
+
 def test_patience_stops_a_training_that_no_longer_improves(tiny_base, stored, config, tmp_path):
     latents, frame = stored
     pairs = load_pairs(frame, latents, weighted=True)
@@ -110,7 +122,8 @@ def test_shared_noise_is_shared_and_grid_timesteps_are_the_published_ones(tiny_b
     for shared in (True, False):
         trainer = trainer_of(tiny_base, latents, replace(config, shared_noise=shared))
         with torch.no_grad():
-            first, second = trainer.scores(pairs, rows, t, torch.Generator().manual_seed(0))
+            noisy = trainer.noised(pairs, rows, t, torch.Generator().manual_seed(0))
+            first, second = trainer.scores(pairs, rows, t, noisy)
         assert torch.allclose(first, second, atol=1e-3) == shared
     grid = trainer_of(tiny_base, latents, replace(config, timesteps="grid"))
     drawn = grid.timesteps(2000, torch.Generator().manual_seed(0)).unique().tolist()

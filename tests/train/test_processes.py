@@ -1,0 +1,98 @@
+"""Two processes under torchrun make what one process makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lpo.config import load_params
+from lpo.errors import LpoError
+from lpo.train import processes
+from lpo.train.policy import PolicyTrainer
+
+PROGRAM = """
+import json, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from lpo.config import load_params
+from lpo.families import sd
+from lpo.rewards.lrm import LatentRewardModel
+from lpo.train import processes
+from lpo.train.policy import PolicyTrainer
+
+base, params, out, prompts = sys.argv[1:]
+device = torch.device("cpu")
+torch.set_num_threads(1)
+lpo = load_params(params).lpo
+rule = replace(lpo.threshold, schedule="quantile", low=0.5, high=0.5)
+config = replace(
+    lpo, prompts=int(prompts), prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0,
+    lora_rank=2, validate_every=1, checkpoint_every=1, learning_rate=1e-3, threshold=rule, timestep_range=(0, 1000),
+)
+with processes.joined(device):
+    family = sd.load(base, device, torch.float32)
+    torch.manual_seed(1)
+    reward = LatentRewardModel(sd.load(base, device, torch.float32, reward=True), 8, 7.5, "multi_scale")
+    trainer = PolicyTrainer(family, reward, config, seed=3)
+    Path(out).mkdir(exist_ok=True)
+    figures = lambda: {"validation": float(trainer.updates), "reward": 0.0, "diversity": 1.0}
+    trainer.run(["a cat", "two dogs", "a taxi", "a star", "a red heart"], figures, Path(out), None)
+    if processes.is_first():
+        save_file({k: v.contiguous() for k, v in trainer.ema.items()}, out + "/ema.safetensors")
+        (Path(out) / "history.json").write_text(json.dumps([processes.count(), trainer.history]))
+"""
+
+
+def run(count: int, program: Path, base: Path, repository: Path, out: Path, prompts: int) -> None:
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
+    command = [sys.executable, *start, str(program), str(base), str(repository / "params.yaml"), str(out), str(prompts)]
+    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_equal_one_and_one_goes_on_where_two_stopped(tiny_base, repository, tmp_path):
+    """Three prompts by two processes, so that shares are uneven; the second rollout of `resumed` is of one process."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    run(1, program, tiny_base, repository, tmp_path / "one", 6)
+    run(2, program, tiny_base, repository, tmp_path / "two", 6)
+    (tmp_path / "resumed").mkdir()
+    run(2, program, tiny_base, repository, tmp_path / "resumed", 3)
+    run(1, program, tiny_base, repository, tmp_path / "resumed", 6)
+    one = load_file(tmp_path / "one" / "ema.safetensors")
+    for other in ("two", "resumed"):
+        found = load_file(tmp_path / other / "ema.safetensors")
+        assert found.keys() == one.keys()
+        for name, weight in one.items():
+            torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-6)
+    assert '"pairs"' in (tmp_path / "two" / "history.json").read_text()
+    assert (tmp_path / "two" / "history.json").read_text().startswith("[2, ")
+
+
+def test_rows_are_shared_without_dropping_any(monkeypatch):
+    rows = torch.arange(7)
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(processes, "count", lambda: 3)
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.share(rows))
+    assert torch.equal(torch.cat(shares), rows)
+    assert sorted(len(s) for s in shares) == [2, 2, 3]
+
+
+def test_more_processes_than_prompts_are_refused(tiny, tiny_reward, repository, tmp_path, monkeypatch):
+    config = replace(load_params(repository / "params.yaml").lpo, prompts=5, prompts_per_rollout=4)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(LpoError, match="1 prompts can't be shared by 2 processes"):
+        trainer.run(["a cat"], dict, tmp_path, None)
