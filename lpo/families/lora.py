@@ -14,6 +14,7 @@ from torch import nn
 from lpo.errors import LpoError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # of the LPO paper, section 4.1
+NAME = "default"  # under which peft keeps an adapter
 FILE = "pytorch_lora_weights.safetensors"
 
 

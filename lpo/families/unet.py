@@ -55,7 +55,7 @@ def load_lora(pipeline: Any, unet: UNet2DConditionModel, folder: Path) -> None:
     """Load and switch on the U-Net's adapter of a folder or a file, in diffusers' layout or in kohya's."""
     where, name = lora.find(folder)
     state, alphas = pipeline.lora_state_dict(where, weight_name=name, unet_config=unet.config)
-    pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet)
+    pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, adapter_name=lora.NAME)
 
 
 def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
