@@ -7,7 +7,9 @@ mend is printed without a traceback, and the exit code is 2.
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,7 @@ import typer
 
 from lpo.config import load_params
 from lpo.errors import LpoError
+from lpo.files import TIMINGS, write_json
 
 app = typer.Typer(
     name="lpo",
@@ -29,6 +32,7 @@ data = typer.Typer(help="Bring in pairs and scores of your own.", no_args_is_hel
 app.add_typer(data, name="data")
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", metavar="FILE")]
 PARAMS = Path("params.yaml")
+STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report")
 
 
 @app.command()
@@ -246,6 +250,22 @@ def generate(
 
 
 @app.command()
+def export(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A folder: the merged pipeline. A .safetensors file: the LoRA.")
+    ],
+    lora: Annotated[Path, typer.Option(help="A tuned model.")] = Path("data/lpo"),
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Write a tuned model for other tools: merged into its base, or as one LoRA file."""
+    loaded = load_params(params)
+    from lpo.stages.export import run
+
+    run(loaded, lora, out)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
 def preset(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A file of presets/, without .yaml.")],
     params: ParamsFile = PARAMS,
@@ -258,11 +278,16 @@ def preset(
 
 
 @app.command()
-def doctor(params: ParamsFile = PARAMS) -> None:
-    """Check that what a run needs is here."""
+def doctor(
+    preset: Annotated[
+        str | None, typer.Argument(metavar="PRESET", help="As if it were merged already.", show_default=False)
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Check that what a run needs is here: packages, models, memory, disk."""
     from lpo.stages.doctor import run
 
-    if not run(params):
+    if not run(params, preset):
         raise typer.Exit(1)
 
 
@@ -310,10 +335,21 @@ def data_scores(
     typer.echo(f"{import_scores(table, out)} rows; now set score.table to {out} in params.yaml")
 
 
+def note_time(stage: str, seconds: float) -> None:
+    """Keep how long a stage took, for `lpo doctor`."""
+    known = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
+    write_json(TIMINGS, known | {stage: round(seconds, 1)})
+
+
 def main() -> None:
     """The console script. Exits with 2 on an `LpoError`, whose message goes to stderr."""
+    started = time.monotonic()
     try:
         app()
+    except SystemExit as ended:
+        if not ended.code and len(sys.argv) > 1 and sys.argv[1] in STAGES:
+            note_time(sys.argv[1], time.monotonic() - started)
+        raise
     except LpoError as error:
         typer.secho(str(error), fg=typer.colors.RED, err=True)
         sys.exit(2)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+TIMINGS = Path(".checkpoints/timings.json")  # seconds that each stage took the last time, by its name
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` atomically; folders on the way are made."""
     with replacing(Path(path)) as partial:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from lpo.config import check_params
+from lpo.config import Params, check_params
 from lpo.errors import LpoError
 from lpo.files import write_text
 from lpo.schema import parse_yaml, read_text
@@ -24,6 +24,14 @@ def apply_preset(name: str, params: Path, folder: Path = Path("presets")) -> lis
         LpoError: if there is no such preset, or if one of the two files is no YAML.
         ConfigError: if the merged file would not be valid; nothing is written then.
     """
+    _, after, changes = _merged(name, params, folder)
+    check_params(parse_yaml(after, params), params)
+    if changes:
+        write_text(params, after)
+    return changes
+
+
+def _merged(name: str, params: Path, folder: Path) -> tuple[str, str, list[str]]:
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
@@ -33,11 +41,12 @@ def apply_preset(name: str, params: Path, folder: Path = Path("presets")) -> lis
     before, preset = read_text(params), read_text(file)
     for text, path in ((before, params), (preset, file)):
         parse_yaml(text, path)
-    after, changes = merge(before, preset)
-    check_params(parse_yaml(after, params), params)
-    if changes:
-        write_text(params, after)
-    return changes
+    return before, *merge(before, preset)
+
+
+def with_preset(name: str, params: Path, folder: Path = Path("presets")) -> Params:
+    """The parameters as they would be with the preset merged; nothing is written. Raises as `apply_preset`."""
+    return check_params(parse_yaml(_merged(name, params, folder)[1], params), params)
 
 
 def merge(params: str, preset: str) -> tuple[str, list[str]]:

@@ -70,19 +70,14 @@ class SD3:
     def tokenizer(self) -> Any:
         return self.words["tokenizer"]
 
-    @property
-    def tokens(self) -> int:
-        return self.lengths[0]
+    tokens = property(lambda self: self.lengths[0])
+    token_columns = property(lambda self: sum(self.lengths))
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each encoder; T5 knows no longest caption."""
         configs = [encoder.config for encoder in self.text_encoders.values()]
         return [getattr(config, "max_position_embeddings", T5_TOKENS) for config in configs]
-
-    @property
-    def token_columns(self) -> int:
-        return sum(self.lengths)
 
     def modules(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer, **self.text_encoders}

@@ -76,4 +76,4 @@ def load_lora(pipeline: Any, transformer: SD3Transformer2DModel, folder: Path) -
     """Load and switch on the transformer's adapter of a folder or a file."""
     where, name = lora.find(folder)
     state = pipeline.lora_state_dict(where, weight_name=name)
-    pipeline.load_lora_into_transformer(state, transformer=transformer)
+    pipeline.load_lora_into_transformer(state, transformer=transformer, adapter_name=lora.POLICY)

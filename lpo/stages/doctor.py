@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shutil
 import sys
@@ -12,8 +13,10 @@ from typing import NamedTuple
 
 import typer
 
-from lpo.config import load_params
+from lpo.config import Params, load_params
 from lpo.errors import LpoError
+from lpo.files import TIMINGS
+from lpo.presets import with_preset
 
 DISK_GB = 3.0  # what a run of the default preset writes, twice over: data/ and DVC's cache
 
@@ -24,22 +27,22 @@ class Check(NamedTuple):
     found: str  # or what to do about it
 
 
-def run(params: Path) -> bool:
-    """Print the table; True if every check passed."""
+def run(params: Path, preset: str | None = None) -> bool:
+    """Print the table; True if every check passed. A preset is looked at as if it were merged already."""
     passed = True
-    for name, ok, found in _checks(params):
+    for name, ok, found in _checks(params, preset):
         passed &= ok
         state = typer.style("ok  ", fg=typer.colors.GREEN) if ok else typer.style("FAIL", fg=typer.colors.RED)
         typer.echo(f"{state}  {name:<19} " + found.replace("\n", "\n" + " " * 26))
     return passed
 
 
-def _checks(params: Path) -> Iterator[Check]:
+def _checks(params: Path, preset: str | None) -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), f"{platform.python_version()}, 3.11 or newer is needed")
     yield _torch()
     for name in ("diffusers", "transformers", "peft", "great_expectations"):
         yield _package(name)
-    yield from _parameters(params)
+    yield from _parameters(params, preset)
     free = shutil.disk_usage(".").free / 1e9
     yield Check("disk", free > DISK_GB, f"{free:.1f} GB free, {DISK_GB:g} GB are needed")
     yield _package("dvc")
@@ -63,14 +66,49 @@ def _package(name: str) -> Check:
         return Check(name, False, "not installed; run `make .venv`")
 
 
-def _parameters(path: Path) -> Iterator[Check]:
+def _parameters(path: Path, preset: str | None) -> Iterator[Check]:
     try:
-        base = Path(load_params(path).model.path)
+        params = load_params(path) if preset is None else with_preset(preset, path)
     except LpoError as error:
         yield Check("parameters", False, str(error))
         return
-    yield Check("parameters", True, f"{path} is valid")
+    yield Check("parameters", True, f"{path}{f' with the preset {preset}' if preset else ''} is valid")
+    base = Path(params.model.path)
     if (base / "model_index.json").is_file():
         yield Check("base model", True, str(base))
-    else:
+    elif base.is_absolute() or params.model.path.count("/") != 1 or base.parent.exists():
         yield Check("base model", False, f"{base} is no diffusers folder; restore it from git, or train it: lpo base")
+    yield from _models(params)
+
+
+def _models(params: Params) -> Iterator[Check]:
+    """What is downloaded, and what every stage needs. Informative: a GPU that is absent fails nothing."""
+    import torch
+
+    from lpo.train.footprint import downloads, needs
+
+    try:
+        for source, size in downloads(params).items():
+            yield Check("download", True, f"{source}: about {size / 1e9:.1f} GB in float32")
+        total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+        for need in needs(params):
+            fits = total is None or need.total <= total
+            disk = f"disk {_size(need.disk)}{' a 1000 pictures' if need.stage == 'encode' else ''}"
+            said = f"GPU {_size(need.total)} ({_size(need.weights)} weights + {_size(need.step)} a step), {disk}"
+            remedy = "" if fits else f"; this GPU has {_size(total or 0)}: lower the batch size, or set checkpointing"
+            yield Check(f"stage {need.stage}", fits, said + _took(need.stage) + remedy)
+    except (LpoError, ValueError) as error:
+        yield Check("memory", True, f"not known: {str(error).splitlines()[0]}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _took(stage: str) -> str:
+    """How long the stage took the last time that it ran here."""
+    try:
+        seconds = json.loads(TIMINGS.read_text())[stage]
+    except (OSError, ValueError, KeyError):
+        return ", not timed here yet"
+    return f", took {seconds / 60:.1f} min here"

@@ -10,34 +10,42 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import CLIPTextModelWithProjection
 
 from lpo.config import Model, Params
 from lpo.families import DTYPES, load_family
 from lpo.families.family import Family
+from lpo.families.parts import module, split_source
 from lpo.rewards.lrm import LatentRewardModel
 
 CONFIGURATIONS = Path("presets/models")
 META = torch.device("meta")
+F32 = torch.float32
 ADAM = 4 + 8  # bytes a trained weight: its gradient and two moments, float32
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one stage: weights and what training keeps of them, and the most that a step adds."""
+    """Bytes of one stage: weights and what training keeps of them, the most that a step adds, and what goes to disk.
+
+    The disk of encode is that of 1000 pictures; elsewhere it is the artifact with its checkpoint.
+    """
 
     stage: str
     weights: int
     step: int
+    disk: int
 
     @property
     def total(self) -> int:
@@ -97,23 +105,23 @@ class _Fused(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-class FusedAttention(TorchFunctionMode):
-    """Attention that keeps what a fused kernel keeps."""
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Inside, attention keeps what a fused kernel keeps. A mode would miss what checkpointing computes again."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention:
-            q, k, v = (*args, *(kwargs or {}).values())[:3] if len(args) >= 3 else _named(args, kwargs)
-            return _Fused.apply(q, k, v)
-        return func(*args, **(kwargs or {}))
+    def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return _Fused.apply(query, key, value)
 
-
-def _named(args: Any, kwargs: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(args[i] if i < len(args) else kwargs[name] for i, name in enumerate(("query", "key", "value")))
+    whole, F.scaled_dot_product_attention = F.scaled_dot_product_attention, fused
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = whole
 
 
 def peak(step: Callable[[], torch.Tensor], backward: bool = False) -> int:
     """Bytes that a step makes, at most at one time; with `backward` through its result."""
-    with FusedAttention(), Alive() as alive, torch.set_grad_enabled(backward):
+    with fused_attention(), Alive() as alive, torch.set_grad_enabled(backward):
         result = step()
         if backward:
             result.float().sum().backward()
@@ -121,7 +129,7 @@ def peak(step: Callable[[], torch.Tensor], backward: bool = False) -> int:
 
 
 def bytes_of(*modules: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    return sum(p.numel() * p.element_size() for part in modules for p in part.parameters())
 
 
 def needs(params: Params) -> Iterator[Need]:
@@ -130,11 +138,14 @@ def needs(params: Params) -> Iterator[Need]:
     assert family.codec.vae is not None
     everything = bytes_of(*family.modules().values(), family.codec.vae)
     picture = torch.empty(params.encode.batch_size, 3, family.pixels, family.pixels, device=META, dtype=family.dtype)
-    yield Need("encode", everything, peak(lambda: family.codec.encode(picture)))
+    channels, height, width = family.latent_shape
+    disk = 1000 * 2 * channels * height * width * 2  # mean and log variance in float16
+    yield Need("encode", everything, peak(lambda: family.codec.encode(picture)), disk)
     yield of_reward(params)
     yield of_policy(params, family, everything)
     config = params.evaluate
-    yield Need("evaluate", everything, drawing(family, config.batch_size, config.guidance_scale))
+    pictures = 3 * config.prompts * config.images_per_prompt * 3 * family.pixels**2  # base twice and tuned, raw
+    yield Need("evaluate", everything, drawing(family, config.batch_size, config.guidance_scale), pictures)
 
 
 def inputs(family: Family, n: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -163,10 +174,10 @@ def of_reward(params: Params) -> Need:
     model = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features, projection)
     modules = list(backbone.modules().values())
     trained = {"full": modules, "denoiser": modules[:1], "frozen": [], "adapter": []}[config.trainable]
-    for module in trained:
-        module.requires_grad_(True)
+    for part in trained:
+        part.requires_grad_(True)
     weights = sum(p.numel() for p in model.parameters())
-    count = sum(p.numel() for module in trained for p in module.parameters())
+    count = sum(p.numel() for part in trained for p in part.parameters())
     latents, t, _ = inputs(backbone, 2 * config.batch_size)
     ids = torch.zeros(config.batch_size + 1, backbone.token_columns, dtype=torch.long, device=META)
 
@@ -176,9 +187,10 @@ def of_reward(params: Params) -> Need:
         return model.visual(latents, t, text[rows], text[:1])  # the projections are too small to count
 
     activations = peak(step, backward=bool(trained))
-    gradients = sum(p.numel() * p.element_size() for module in trained for p in module.parameters())
+    gradients = sum(p.numel() * p.element_size() for part in trained for p in part.parameters())
     copies = 0 if config.dtype == "fp32" else 2 * weights
-    return Need("lrm", 4 * weights + copies + count * (ADAM + 4), activations - gradients)
+    stored = 8 * weights + count * (8 + 4)  # the artifact; weights, moments and best of a checkpoint
+    return Need("lrm", 4 * weights + copies + count * (ADAM + 4), activations - gradients, stored)
 
 
 def of_policy(params: Params, family: Family, everything: int) -> Need:
@@ -194,10 +206,37 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     latents, t, text = inputs(family, config.batch_size)
     update = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale), backward=True)
     weights = everything + bytes_of(*backbone.modules().values()) + adapter * (4 + ADAM + 8)
-    return Need("lpo", weights, max(rollout, scored, update))
+    return Need("lpo", weights, max(rollout, scored, update), adapter * (4 + 4 + 8 + 8))
 
 
-def disk_per_picture(family: Family) -> int:
-    """Bytes of stored latents a picture: mean and log variance in float16."""
-    channels, height, width = family.latent_shape
-    return 2 * channels * height * width * 2
+def downloads(params: Params) -> dict[str, int]:
+    """Bytes in float32, by source, of what params.yaml names and is neither a folder here nor in the hub's cache."""
+    model, config = params.model, params.lrm
+    family = load_family(configured(model), device=META)
+    parts = dict(family.modules())
+    if model.denoiser is not None:
+        parts.pop(next(iter(parts)))
+    sizes = {model.path: sum(map(count_of, parts.values()))}
+    assert family.codec.vae is not None
+    vae, denoiser = model.vae or model.path, model.denoiser
+    sizes[vae] = sizes.get(vae, 0) + count_of(family.codec.vae)
+    if denoiser is not None:
+        sizes[denoiser] = count_of(family.denoiser)
+    if config.base is not None:
+        base = load_family(configured(replace(model, path=config.base, vae=None, denoiser=None)), device=META)
+        sizes[config.base] = sum(map(count_of, base.modules().values())) + count_of(base.codec.vae)
+    if config.text_projection not in ("random", "none"):
+        clip = CLIPTextModelWithProjection
+        sizes[config.text_projection] = count_of(module(clip, str(local(config.text_projection)), "", F32, META))
+    return {source: 4 * count for source, count in sizes.items() if not here(source)}
+
+
+def count_of(part: nn.Module | None) -> int:
+    return sum(p.numel() for p in part.parameters()) if part is not None else 0
+
+
+def here(source: str) -> bool:
+    """Whether a source is a folder, or in the hub's cache."""
+    root, inside = split_source(source)
+    names = [f"{inside}/{name}".lstrip("/") for name in ("model_index.json", "config.json")]
+    return Path(root).exists() or any(isinstance(try_to_load_from_cache(root, name), str) for name in names)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lpo.config import load_params
 from lpo.train.footprint import META, bytes_of, needs, peak
@@ -28,6 +29,21 @@ def test_attention_never_makes_the_matrix_of_all_pairs() -> None:
     q = torch.empty(1, 2, 1000, 8, device=META)
     assert peak(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * 1000 * 8 * 4
     assert peak(lambda: F.scaled_dot_product_attention(query=q, key=q, value=q)) == 2 * 1000 * 8 * 4
+
+
+def test_what_checkpointing_computes_again_is_counted() -> None:
+    """Twenty tanh under one checkpoint keep nothing, and all come back at once in backward."""
+    x = torch.empty(10, 100, device=META, requires_grad=True)
+
+    def chain(y: torch.Tensor) -> torch.Tensor:
+        for _ in range(20):
+            y = y.tanh()
+        return y
+
+    def step() -> torch.Tensor:
+        return checkpoint(chain, x, use_reentrant=False)
+
+    assert peak(step, backward=True) >= 20 * 4000 > 3 * peak(step)
 
 
 def test_a_view_costs_nothing_and_freed_memory_counts_no_more() -> None:

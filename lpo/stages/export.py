@@ -1,0 +1,79 @@
+"""export: a LoRA -> a whole pipeline with the LoRA merged in, or one LoRA file that other tools read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors.torch import save_file
+
+from lpo.config import Params
+from lpo.families import load_family
+from lpo.families.family import Family
+from lpo.files import atomic_folder, replacing
+
+
+def run(params: Params, lora: Path, out: Path) -> None:
+    """Write `out`: a .safetensors file is the LoRA alone, anything else a folder with the merged pipeline.
+
+    Raises:
+        LpoError: if there is no LoRA, or no model.
+    """
+    family = load_family(params.model)
+    family.load_lora(lora)
+    if out.suffix == ".safetensors":
+        with replacing(out) as partial:
+            save_file(single_file(family), partial, metadata={"format": "pt"})
+    else:
+        with atomic_folder(out) as folder:
+            save_merged(family, params, folder)
+
+
+def save_merged(family: Family, params: Params, folder: Path) -> None:
+    """W + B A as plain weights, in float32 sums; the other parts as they are."""
+    denoiser, name = family.denoiser, next(iter(family.modules()))
+    denoiser.to(torch.float32)
+    denoiser.fuse_lora()
+    denoiser.unload_lora()
+    denoiser.to(family.dtype)
+    own = {**family.modules(), **family.tokenizers(), "vae": family.codec.vae, name: denoiser}
+    absent: dict[str, dict[str, Any]] = {  # of SD a filter that no preset loads, of SD3 a T5 that the model may lack
+        "sd": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
+        "sd3": {} if "text_encoder_3" in own else {"text_encoder_3": None, "tokenizer_3": None},
+    }
+    options = absent.get(family.name, {})
+    pipeline = family.pipeline.from_pretrained(params.model.path, **own, **options)
+    pipeline.save_pretrained(folder)
+
+
+def single_file(family: Family) -> dict[str, torch.Tensor]:
+    """The adapter under the names of kohya's trainer, which ComfyUI, A1111 and others read.
+
+    A U-Net's: `lora_unet_` and the layer's path with underscores, then .lora_down.weight, .lora_up.weight, .alpha;
+    SDXL's layers are counted as in its original code. SD3's transformer: diffusers' own names, the layout those tools
+    read for it; it has no alphas, which means alpha = rank, as ours is.
+    """
+    state = {k: v.detach().cpu().contiguous() for k, v in family.lora_state().items()}
+    if family.name == "sd3":
+        return {f"transformer.{k}": v for k, v in state.items()}
+    kohya = convert_state_dict_to_kohya({f"unet.{k}": v for k, v in state.items()})
+    kohya = {k: v.float() if k.endswith(".alpha") else v for k, v in kohya.items()}
+    if family.name == "sdxl":
+        per_level = family.denoiser.config.layers_per_block + 1
+        kohya = {original_name(k, per_level): v for k, v in kohya.items()}
+    return kohya
+
+
+def original_name(key: str, per_level: int) -> str:
+    """down_blocks_1_attentions_0 -> input_blocks_4_1 and so on, as SDXL's original code counts its blocks."""
+
+    def numbered(place: re.Match[str]) -> str:
+        side, level, layer = place[1], int(place[2]), int(place[3])
+        number = level * per_level + layer
+        return f"input_blocks_{number + 1}_1" if side == "down" else f"output_blocks_{number}_1"
+
+    key = key.replace("mid_block_attentions_0", "middle_block_1")
+    return re.sub(r"(down|up)_blocks_(\d+)_attentions_(\d+)", numbered, key)

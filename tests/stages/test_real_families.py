@@ -1,0 +1,140 @@
+"""The stages end to end on tiny SDXL and SD3 folders: encode, lrm, rollouts and updates, the LoRA reloaded."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+from lpo.config import Params, load_params
+from lpo.errors import LpoError
+from lpo.families import load_family
+from lpo.rewards import lrm as rewards
+from lpo.stages import encode, generate, lpo, lrm
+
+CAPTIONS = ["a cat", "two dogs", "a star on grass"]
+
+
+def params_of(repository: Path, family: str, base: Path) -> Params:
+    loaded = load_params(repository / "params.yaml")
+    sd3 = family == "sd3"
+    return replace(
+        loaded,
+        model=replace(loaded.model, family=family, path=str(base), device="cpu"),
+        score=replace(loaded.score, scorers=str(repository / loaded.score.scorers)),
+        encode=replace(loaded.encode, batch_size=4),
+        lrm=replace(
+            loaded.lrm, steps=3, warmup_steps=1, batch_size=4, validate_every=3, checkpoint_every=3, guidance_scale=3.0,
+            embedding_dim=24 if family == "sdxl" else 8, text_projection="none" if family == "sdxl" else "random",
+            layer=2 if sd3 else None, features="mid" if sd3 else "multi_scale", dtype="bf16",
+            trainable="denoiser" if sd3 else "full", example_weights=True,
+        ),
+        lpo=replace(
+            loaded.lpo, prompts=4, prompts_per_rollout=2, num_inference_steps=4, num_candidates=3, batch_size=4,
+            guidance_scale=3.0, lora_rank=2, validate_every=1, validation_prompts=2, checkpoint_every=1,
+            learning_rate=1e-2, threshold=replace(loaded.lpo.threshold, schedule="sigma", low=0.0, high=0.0),
+        ),
+        evaluate=replace(loaded.evaluate, num_inference_steps=3, batch_size=2, eta=0.0),
+    )  # fmt: skip
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_pairs(folder: Path) -> None:
+    """Twelve pairs of 40 x 40 pictures as the filter leaves them, and prompts."""
+    splits = ("train", "train", "validation", "test")
+    rows = [
+        {
+            "ranking_id": i, "caption": CAPTIONS[i % 3], "image_0_uid": f"a{i}", "image_1_uid": f"b{i}",
+            "label_0": float(i % 2), "label_1": float(1 - i % 2), "has_label": True, "are_different": True,
+            "num_example_per_prompt": 4, "split": splits[i % 4], "jpg_0": png(2 * i), "jpg_1": png(2 * i + 1),
+        }
+        for i in range(12)
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    (folder / "data/pairs").mkdir(parents=True)
+    (folder / "data/filtered").mkdir()
+    frame.drop(columns=["jpg_0", "jpg_1"]).to_parquet(folder / "data/filtered/kept.parquet")
+    frame.drop(columns=["split"]).to_parquet(folder / "data/pairs/train-00000.parquet")
+    prompts = [(p, s, "single") for p in CAPTIONS for s in ("train", "validation", "test")]
+    pd.DataFrame(prompts, columns=["prompt", "split", "category"]).to_parquet(folder / "data/prompts.parquet")
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_from_pictures_to_a_lora_that_diffusers_loads(
+    project: Path, repository: Path, request: pytest.FixtureRequest, family: str
+) -> None:
+    base = request.getfixturevalue(f"tiny_{family}_base")
+    params = params_of(repository, family, base)
+    write_pairs(project)
+    encode.run(params)
+    lrm.run(params)
+    reward = rewards.load(Path("data/lrm"), torch.device("cpu"))
+    assert reward.backbone.name == family and (project / "data/lrm/README.md").read_text().startswith("---\nbase_model")
+    lpo.run(params)
+    history = pd.read_json("data/lpo/history.json")
+    assert len(history) == 2 and (history["pairs"] > 0).all()
+    without: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
+    pipe = DiffusionPipeline.from_pretrained(base, local_files_only=True, **without)
+    pipe.load_lora_weights("data/lpo")
+    tuned = load_family(params.model)
+    tuned.load_lora(Path("data/lpo"))
+    name = next(iter(tuned.modules()))
+    theirs = replace(tuned, **{name: getattr(pipe, name)})  # type: ignore[type-var]
+    x, t, text = torch.zeros(1, *tuned.latent_shape), torch.tensor([500]), tuned.encode_prompts(["a cat"])
+    torch.testing.assert_close(theirs.predict(x, t, text), tuned.predict(x, t, text))
+    generate.run(params, "a cat", Path("data/lpo"), Path("cat.png"), 3, None, 3)
+    assert Image.open("cat.png").size[0] >= 32
+
+
+def trained_reward(params: Params, project: Path) -> None:
+    write_pairs(project)
+    encode.run(params)
+    lrm.run(params)
+
+
+def test_a_reward_of_one_model_trains_another_with_the_same_latents(
+    project: Path, repository: Path, tiny_base: Path, tiny_sd_base: Path
+) -> None:
+    """Both tiny SD models have the VAE of seed 0 (they differ in everything else): LRM-1.5 -> SD2.1 in small."""
+    params = params_of(repository, "sd", tiny_sd_base)
+    params = replace(params, lrm=replace(params.lrm, base=str(tiny_sd_base.parent / "other")))
+    import shutil
+
+    import tiny_models
+
+    tiny_models.sd(tiny_sd_base.parent / "other", seed=9)  # another U-Net and text encoder
+    shutil.copytree(tiny_sd_base / "vae", tiny_sd_base.parent / "other" / "vae", dirs_exist_ok=True)
+    trained_reward(params, project)
+    lpo.run(params)
+    assert (project / "data/lpo/pytorch_lora_weights.safetensors").exists()
+
+
+def test_another_vae_is_refused_before_anything_runs(project: Path, repository: Path, tiny_sd_base: Path) -> None:
+    import tiny_models
+
+    params = params_of(repository, "sd", tiny_sd_base)
+    other = tiny_models.sd(project / "other-vae", seed=5)
+    trained_reward(params, project)
+    foreign = replace(params, model=replace(params.model, path=str(other)))
+    with pytest.raises(LpoError, match="another VAE"):
+        lpo.run(foreign)
+    assert not (project / "data/lpo").exists()
+    with pytest.raises(LpoError, match="another VAE"):  # and so is one that would be trained on these latents
+        lrm.run(replace(params, lrm=replace(params.lrm, base=str(other))))
+    encode.run(foreign)  # and so is a finished one, where the latents are another model's
+    with pytest.raises(LpoError, match="another VAE"):
+        lrm.run(replace(foreign, lrm=replace(params.lrm, pretrained="data/lrm")))
