@@ -23,12 +23,12 @@ class Stages(BaseModel):
     """Which stages a run looks at: {"from": NAME, "until": NAME}; without a bound all on that side."""
 
     model_config = ConfigDict(populate_by_name=True, extra="forbid")
-    first: str | None = Field(None, alias="from")
+    first: str | None = Field(default=None, alias="from")
     until: str | None = None
 
 
-def told_of_failure(_flow: Any, run: Any, state: Any) -> None:
-    notify(f"lpo run {run.name}: {state.name.lower()}", state.message or "")
+def told_of_failure(flow: Any, flow_run: Any, state: Any) -> None:
+    notify(f"lpo run {flow_run.name}: {state.name.lower()}", state.message or "")
 
 
 @flow(name="lpo", on_failure=[told_of_failure], on_crashed=[told_of_failure])
@@ -63,6 +63,7 @@ def lpo(
             logger.info("taken in: %s", nightly.ingest(folder))
         if has_remote():
             place_of(folder)  # refuses what cannot be sent, before anything starts
+        reproduce.mend_lock(folder)
         changed = reproduce.status(folder)
         outcomes = run_stages(graph, selected, changed, folder, force)
         failed = [name for name, outcome in outcomes.items() if outcome.how == "failed"]

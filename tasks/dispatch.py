@@ -129,7 +129,7 @@ def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str]:
     """
     logger = get_run_logger()
     parameters = {"name": stage.name, "place": asdict(place_of(folder)), "force": force}
-    run = run_deployment(f"stage/{stage.queue}", parameters=parameters, timeout=0, flow_run_name=stage.name)
+    run: Any = run_deployment(f"stage/{stage.queue}", parameters=parameters, timeout=0, flow_run_name=stage.name)
     CHILDREN.append(run.id)
     logger.info("%s waits for a worker of the queue %s", stage.name, stage.queue)
     with get_client(sync_client=True) as client:

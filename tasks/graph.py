@@ -83,7 +83,7 @@ def select(graph: Mapping[str, Stage], first: str | None, until: str | None) -> 
 def before(graph: Mapping[str, Stage], names: Iterable[str]) -> set[str]:
     """The named stages and all that they wait for."""
     found = set(names)
-    for name in reversed(graph):
+    for name in reversed(list(graph)):
         if name in found:
             found.update(graph[name].upstream)
     return found

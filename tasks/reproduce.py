@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,24 @@ NETWORK = (
 )  # fmt: skip
 DISK = ("No space left on device", "Disk quota exceeded")
 MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "CUDNN_STATUS_ALLOC_FAILED")
+
+
+def mend_lock(folder: Path) -> None:
+    """Remove DVC's file of who reads and writes what, if a dvc was killed while it wrote that file.
+
+    DVC writes it in place and refuses to work on half of it. It only matters to processes that run, and the flows'
+    own lock says that no other run works here.
+    """
+    path = folder / ".dvc/tmp/rwlock"
+    for _ in range(3):  # it is empty for a moment whenever a dvc writes it
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return
+        except FileNotFoundError:
+            return
+        except json.JSONDecodeError:
+            time.sleep(0.3)
+    path.unlink(missing_ok=True)
 
 
 def status(folder: Path) -> set[str]:

@@ -211,7 +211,7 @@ def _share_cache(folder: Path) -> None:
     if "cache" not in config:
         config["cache"] = {}
     cache = config["cache"].get("dir", "cache")
-    config["cache"] |= {"dir": str((ROOT / ".dvc" / cache).resolve()), "type": "reflink,hardlink,copy"}
+    config["cache"].update({"dir": str((ROOT / ".dvc" / cache).resolve()), "type": "reflink,hardlink,copy"})
     with (folder / ".dvc/config.local").open("w", encoding="utf-8") as file:
         config.write(file)
 

@@ -95,6 +95,19 @@ def test_the_library_knows_neither_prefect_nor_dvc(path: Path) -> None:
     assert not known & {"wandb", "dvclive"} or path.name == "tracking.py"
 
 
+LIGHT = {"config", "errors", "files", "presets", "schema"}
+
+
+@pytest.mark.parametrize("path", sorted([*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py")]), ids=names)
+def test_flows_and_tasks_reach_the_pipeline_through_commands_only(path: Path) -> None:
+    known = {module for _, module in imports(path)}
+    assert not {module.split(".")[0] for module in known} & HEAVY
+    assert {module.split(".")[1] for module in known if module.startswith("lpo.")} <= LIGHT
+    assert path.parent.name == "flows" or not any(module.startswith("flows") for module in known)
+    assert path.name == "runcache.py" or not any(module.split(".")[0] == "dvc" for module in known)
+    test_a_file_can_be_read_in_one_go(path)
+
+
 @pytest.mark.parametrize("name", ["__init__", "cli", "config", "errors", "files", "presets", "schema"])
 def test_the_light_files_import_nothing_heavy_at_the_top(name: str) -> None:
     path = ROOT / "lpo" / f"{name}.py"
