@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run study study-quick test lint types clean
+.PHONY: help run study study-quick test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,12 @@ study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, t
 
 study: .venv  ## all methods and ablations with three seeds; takes hours, goes on where it was stopped
 	$(BIN)/python studies/run.py full
+
+up: .venv  ## start Prefect here: server, pool, deployments, a worker; then print its address
+	@$(BIN)/python -m flows.service up
+
+down: .venv  ## stop what up started
+	@$(BIN)/python -m flows.service down
 
 test: .venv/.tools lint types  ## lint, types and tests
 	$(BIN)/python -m pytest

@@ -36,7 +36,8 @@ BELOW: dict[str, set[str]] = {
     "evaluate": MODELS,
     "train": MODELS | {"data", "tracking"},  # it reads the stored latents
     "stages": WORK | {"tracking"},
-    "cli": GROUND | {"presets", "stages"},
+    "cli": GROUND | {"presets", "stages", "cli_groups"},
+    "cli_groups": GROUND | {"stages"},
 }
 
 HEAVY = {
@@ -95,7 +96,20 @@ def test_the_library_knows_neither_prefect_nor_dvc(path: Path) -> None:
     assert not known & {"wandb", "dvclive"} or path.name == "tracking.py"
 
 
-@pytest.mark.parametrize("name", ["__init__", "cli", "config", "errors", "files", "presets", "schema"])
+LIGHT = {"config", "errors", "files", "presets", "schema"}
+
+
+@pytest.mark.parametrize("path", sorted([*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py")]), ids=names)
+def test_flows_and_tasks_reach_the_pipeline_through_commands_only(path: Path) -> None:
+    known = {module for _, module in imports(path)}
+    assert not {module.split(".")[0] for module in known} & HEAVY
+    assert {module.split(".")[1] for module in known if module.startswith("lpo.")} <= LIGHT
+    assert path.parent.name == "flows" or not any(module.startswith("flows") for module in known)
+    assert path.name == "runcache.py" or not any(module.split(".")[0] == "dvc" for module in known)
+    test_a_file_can_be_read_in_one_go(path)
+
+
+@pytest.mark.parametrize("name", ["__init__", "cli", "cli_groups", "config", "errors", "files", "presets", "schema"])
 def test_the_light_files_import_nothing_heavy_at_the_top(name: str) -> None:
     path = ROOT / "lpo" / f"{name}.py"
     assert not {module.split(".")[0] for _, module in imports(path, top_level_only=True)} & HEAVY

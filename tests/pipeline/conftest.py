@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service import Service, add_flows
 from workspace import commit, finish, make, started
 
 
@@ -25,3 +27,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def finished(runs: tuple[Path, Path]) -> Path:
     """A workspace after `dvc repro`. Tests leave it as it is."""
     return runs[0]
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A clone that nothing was run in yet, its Prefect server and its worker."""
+    folder = make(tmp_path_factory.mktemp("prefect") / "clone")
+    add_flows(folder)
+    found = Service(folder)
+    try:
+        found.up()
+        yield found
+    finally:
+        found.down()

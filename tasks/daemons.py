@@ -1,0 +1,115 @@
+"""Processes that outlive the command that starts them: each in a group of its own, known by .prefect/NAME.pid.
+
+The file holds the process's number and its start time, which tells it from a later process with the same number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from lpo.errors import LpoError
+from tasks.workspace import ROOT, STATE
+
+PATIENCE = float(os.environ.get("LPO_SERVICE_PATIENCE", "120"))  # seconds that a process has to answer
+
+
+def start(name: str, words: list[str], environment: dict[str, str]) -> None:
+    """Start a command in a process group of its own, its output in .prefect/NAME.log."""
+    program = shutil.which(words[0], path=environment["PATH"])
+    if program is None:
+        raise LpoError(f"there is no program {words[0]!r}", environment["PATH"], "make .venv")
+    with (STATE / f"{name}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [program, *words[1:]], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    note(name).write_text(json.dumps({"pid": process.pid, "started": start_time(process.pid)}))
+
+
+def stop(name: str) -> bool:
+    """Stop what `start` started, and its whole group; False if it was not running."""
+    pid = alive(name)
+    if pid:
+        for number, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
+            os.killpg(pid, number)
+            deadline = time.monotonic() + seconds
+            while group_alive(pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if not group_alive(pid):
+                break
+    note(name).unlink(missing_ok=True)
+    return bool(pid)
+
+
+def alive(name: str) -> int:
+    """The number of the process that `start` started, 0 if it is gone; the start time tells it from a later one."""
+    try:
+        found = json.loads(note(name).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
+    return int(found["pid"]) if start_time(found["pid"]) == found["started"] else 0
+
+
+def note(name: str) -> Path:
+    return STATE / f"{name}.pid"
+
+
+def start_time(pid: int) -> float | None:
+    """When the process started, None if there is none, or only what is left of it."""
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def group_alive(group: int) -> bool:
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+        except ProcessLookupError:
+            continue
+    return False
+
+
+def taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(name: str, ready: Callable[[], bool]) -> None:
+    """Wait until `ready()`.
+
+    Raises:
+        LpoError: with the end of the log, if the process ends or does not get ready.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not ready():
+        if not alive(name) or time.monotonic() > deadline:
+            end = "ended" if not alive(name) else f"did not answer within {PATIENCE:.0f} s"
+            tail = "\n".join((STATE / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
+            stop(name)
+            raise LpoError(f"the {name} {end}:\n{tail}", str(STATE / f"{name}.log"), "mend that, then make up")
+        time.sleep(0.3)

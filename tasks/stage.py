@@ -1,0 +1,91 @@
+"""One stage on a worker: its inputs here, its command run, its results away. DVC decides whether it must run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
+from prefect.runtime import flow_run
+
+from tasks import reproduce
+from tasks.graph import before, read_graph
+from tasks.reproduce import Transient
+from tasks.workspace import Place, has_remote, locked, place_here
+
+LEASE = 60.0  # seconds after which the GPU of a worker that was lost is free again
+
+
+def passes_by_itself(_task: Any, _run: Any, state: Any) -> bool:
+    """Whether a failed task is tried again: a busy lock, the network, a lost worker."""
+    return isinstance(state.result(raise_on_failure=False), Transient)
+
+
+RETRIED: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 3,
+    "retry_delay_seconds": [2, 15, 60],
+    "retry_condition_fn": passes_by_itself,
+}
+
+
+@task(name="fetch inputs", **RETRIED)
+def fetch_inputs(folder: Path, name: str) -> None:
+    """Bring what the stages before this one made."""
+    graph = read_graph(folder)
+    needed = before(graph, [name]) - {name}
+    reproduce.pull(folder, [other for other in graph if other in needed and not graph[other].frozen])
+
+
+@task(name="reproduce", **RETRIED)
+def run_stage(folder: Path, name: str, gpu: bool, force: bool) -> str:
+    """`dvc repro --single-item`, its output in the log as it comes. The GPU is held from here to the end only."""
+    logger = get_run_logger()
+    slot = concurrency("gpu", occupy=1, lease_duration=LEASE, strict=True, raise_on_lease_renewal_failure=False)
+    with slot if gpu else nullcontext():
+        return reproduce.repro(folder, name, force, logger.info, progress(name))
+
+
+@task(name="push results", **RETRIED)
+def push_results(folder: Path, name: str) -> None:
+    reproduce.push(folder, name)
+
+
+def work(name: str, place: Place, force: bool) -> str:
+    """Run the stage where `place` says, or in a copy of that workspace; returns "ran", "fetched" or "unchanged"."""
+    logger = get_run_logger()
+    with place_here(place, name) as (folder, carried):
+        stage = read_graph(folder)[name]
+        # A run that lost its parent may still be at it: two at once would both compute the same.
+        lock = folder / f".prefect/{name}.lock"
+        with locked(lock, str(flow_run.name), lambda holder: logger.info("waiting for the stage run %s", holder)):
+            if carried:
+                fetch_inputs(folder, name)
+            outcome = run_stage(folder, name, stage.gpu, force)
+            if has_remote():
+                push_results(folder, name)
+    return outcome
+
+
+def progress(name: str) -> Callable[[float, str], None]:
+    """A function that shows the newest bar of the stage's output as a progress artifact, twice a second at most."""
+    artifact: Any = None
+    last = 0.0
+
+    def show(percent: float, text: str) -> None:
+        nonlocal artifact, last
+        if time.monotonic() - last < 0.5 and percent < 100:
+            return
+        last = time.monotonic()
+        if artifact is None:
+            artifact = create_progress_artifact(percent, key=f"progress-{name}", description=f"stage {name}")
+        else:
+            update_progress_artifact(artifact, progress=percent, description=f"stage {name}: {text}")
+
+    return show

@@ -1,0 +1,248 @@
+"""Where a run works: in the clone itself, or in a git worktree under .prefect/workspaces.
+
+A run without overrides works in the clone, as `dvc repro` by hand does. A run with overrides works in a worktree that
+has the clone's files, uncommitted changes included, and its own params.yaml: the clone's params.yaml and results stay
+as they are, and since DVC's cache is shared, taking the override over later costs no computation. A worker of another
+clone rebuilds the workspace of the run from what it is sent: a commit, and a patch on top of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpo.config import check_params
+from lpo.errors import LpoError
+from lpo.files import key_of, write_text
+from lpo.presets import merge
+from lpo.schema import parse_yaml
+from tasks.process import STOP, Stopped
+
+ROOT = Path(__file__).resolve().parents[1]  # the clone that this worker belongs to
+STATE = ROOT / ".prefect"
+KEPT = 5  # worktrees of runs with overrides; the cache keeps what the others made
+LARGEST_PATCH = 400_000  # bytes; Prefect takes 512 KiB of parameters
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works, and how a worker of another clone makes the same there."""
+
+    clone: str  # host:folder of the clone whose worker runs the flow
+    folder: str  # where it works on that host: the clone, or a worktree of it
+    commit: str
+    patch: str  # on top of the commit; compressed, base64; "" where no remote could carry the files anyway
+
+
+def here() -> str:
+    return f"{socket.gethostname()}:{ROOT}"
+
+
+def has_remote() -> bool:
+    """Whether the clone's .dvc/config or .dvc/config.local names a default remote."""
+    return bool(_dvc_config().get("core", "remote", fallback=""))
+
+
+def place_of(folder: Path) -> Place:
+    """What a worker must know to run a stage of the run that works in `folder`.
+
+    Raises:
+        LpoError: if what is not committed is too much to send along.
+    """
+    if not has_remote():
+        return Place(here(), str(folder), "", "")
+    commit, patch = snapshot(folder)
+    packed = base64.b64encode(zlib.compress(patch)).decode()
+    if len(packed) > LARGEST_PATCH:
+        raise LpoError(
+            f"{len(packed)} bytes of uncommitted changes are too many to send to workers", str(folder), "commit them"
+        )
+    return Place(here(), str(folder), commit, packed)
+
+
+@contextmanager
+def place_here(place: Place, stage: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether files must be fetched and sent): the run's own folder, or a worktree that is its copy.
+
+    Raises:
+        LpoError: if this is another clone and there is no remote to carry files.
+    """
+    if place.clone == here():
+        yield Path(place.folder), False
+        return
+    if not (has_remote() and place.commit):
+        raise LpoError(
+            f"the run works in {place.clone}, this worker in {here()}, and no DVC remote carries files between them",
+            ".dvc/config",
+            "set one (dvc remote add --default NAME URL) in both, or stop this worker",
+        )
+    folder = STATE / "workspaces" / f"stage-{stage}"
+    with locked(STATE / f"workspaces/stage-{stage}.lock", stage, lambda holder: None):
+        checkout(folder, place.commit, zlib.decompress(base64.b64decode(place.patch)))
+        yield folder, True
+
+
+def overridden(params: str, changes: Sequence[str]) -> str:
+    """The text of params.yaml with `changes`, each "section.key=value" as `dvc exp run -S` takes them.
+
+    Raises:
+        LpoError: if one is not of that form.
+        ConfigError: if params.yaml would not be valid with them.
+    """
+    tree: dict[str, Any] = {}
+    for change in changes:
+        path, equals, value = change.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise LpoError(f"not an override: {change!r}", "parameter params", "write section.key=value")
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = parse_yaml(f"value: {value.strip() or 'null'}", "parameter params")["value"]
+    if not tree:
+        return params
+    text, _ = merge(params, _dump(tree))
+    check_params(parse_yaml(text, "params.yaml"), "params.yaml")
+    return text
+
+
+@contextmanager
+def locked(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock file `path`; the system frees it when this process ends, in whatever way.
+
+    Args:
+        holder: who holds it, for those who wait.
+        waiting: called once, with the holder's name, if somebody else has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        told = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    waiting(path.read_text().strip())
+                    told = True
+                if STOP.is_set():
+                    raise Stopped from None
+                time.sleep(0.5)
+        file.truncate(0)
+        file.write(holder)
+        file.flush()
+        yield
+
+
+def run_workspace(changes: Sequence[str]) -> Path:
+    """The folder that a run with these overrides works in: the clone if they change nothing."""
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = overridden(params, changes)
+    if text == params:
+        return ROOT
+    folder = STATE / "workspaces" / f"run-{key_of(text)}"
+    checkout(folder, *snapshot(ROOT))
+    write_text(folder / "params.yaml", text)
+    os.utime(folder)
+    for old in sorted(STATE.glob("workspaces/run-*"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+        git(ROOT, "worktree", "remove", "--force", str(old))
+    return folder
+
+
+def snapshot(folder: Path) -> tuple[str, bytes]:
+    """(commit, patch): what the folder holds, changed and new files included, ignored ones not."""
+    commit = git(folder, "rev-parse", "HEAD").decode().strip()
+    index = Path(git(folder, "rev-parse", "--absolute-git-dir").decode().strip()) / "lpo-index"
+    shutil.copyfile(index.with_name("index"), index)  # so that the index of the user stays as it is
+    try:
+        environment = {"GIT_INDEX_FILE": str(index)}
+        git(folder, "add", "--all", environment=environment)
+        return commit, git(folder, "diff", "--cached", "--binary", "HEAD", environment=environment)
+    finally:
+        index.unlink()
+
+
+def checkout(folder: Path, commit: str, patch: bytes) -> None:
+    """Make `folder` a worktree of the clone that holds `patch` on top of `commit`; what DVC has there stays.
+
+    Raises:
+        LpoError: if the clone has no such commit and its origin has none either.
+    """
+    if not _has(commit):
+        git(ROOT, "fetch", "--quiet", "--all")
+    if not _has(commit):
+        raise LpoError(f"this clone does not know the commit {commit[:12]}", str(ROOT), "push it, then run again")
+    if (folder / ".git").exists():
+        git(folder, "checkout", "--quiet", "--force", "--detach", commit)
+        git(folder, "clean", "--quiet", "--force", "-d")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        git(ROOT, "worktree", "prune")
+        git(ROOT, "worktree", "add", "--quiet", "--detach", str(folder), commit)
+    if patch:
+        git(folder, "apply", "--whitespace=nowarn", "-", stdin=patch)
+    _share_cache(folder)
+    checkpoints = ROOT / ".checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    link = folder / ".checkpoints"
+    if not link.is_symlink():
+        link.symlink_to(checkpoints)  # a checkpoint is found by what it was made of, wherever the run works
+
+
+def _share_cache(folder: Path) -> None:
+    """Write the worktree's .dvc/config.local: the clone's own, its cache, and addresses that hold from here."""
+    config = _dvc_config()
+    for section in config.sections():
+        url = config[section].get("url", "")
+        if section.startswith("'remote") and url and "://" not in url:
+            config[section]["url"] = str((ROOT / ".dvc" / url).resolve())
+    if "cache" not in config:
+        config["cache"] = {}
+    cache = config["cache"].get("dir", "cache")
+    config["cache"].update({"dir": str((ROOT / ".dvc" / cache).resolve()), "type": "reflink,hardlink,copy"})
+    with (folder / ".dvc/config.local").open("w", encoding="utf-8") as file:
+        config.write(file)
+
+
+def _dvc_config() -> configparser.ConfigParser:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read([ROOT / ".dvc/config", ROOT / ".dvc/config.local"], encoding="utf-8")
+    return config
+
+
+def git(folder: Path, *words: str, stdin: bytes = b"", environment: dict[str, str] | None = None) -> bytes:
+    """What git prints.
+
+    Raises:
+        LpoError: with git's own message.
+    """
+    done = subprocess.run(
+        ["git", *words], cwd=folder, input=stdin, capture_output=True, env={**os.environ, **(environment or {})}
+    )
+    if done.returncode:
+        message = done.stderr.decode(errors="replace").strip()
+        raise LpoError(f"git {words[0]} failed: {message}", str(folder), "mend the clone, then run again")
+    return done.stdout
+
+
+def _has(commit: str) -> bool:
+    words = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    return subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
+
+
+def _dump(tree: dict[str, Any]) -> str:
+    import yaml
+
+    return yaml.safe_dump(tree)

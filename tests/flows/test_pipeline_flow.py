@@ -1,0 +1,60 @@
+"""What a run refuses before anything starts, without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from flows import pipeline
+from flows.pipeline import Stages, check, check_inputs
+from lpo.errors import LpoError
+from tasks.graph import read_graph
+
+
+@pytest.fixture(autouse=True)
+def server(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The server has all it needs; the stages it was asked about are noted."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(pipeline, "check_workers", lambda stages: asked.append([stage.name for stage in stages]))
+    monkeypatch.setattr(pipeline, "check_inputs", lambda graph, selected: None)
+    return asked
+
+
+def test_the_selected_stages_are_asked_for_on_the_server(server: list[list[str]]) -> None:
+    _, selected = check(Stages.model_validate({"from": "lrm", "until": "lpo"}), [], False, False)
+    assert selected == ["lrm", "lpo"] and server == [["lrm", "lpo"]]
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "promote", "words"),
+    [
+        ({"from": "lrn"}, [], False, "no stage 'lrn'"),
+        ({}, ["lpo.bta=3"], False, "unknown key"),
+        ({}, ["lpo.beta=3"], True, "with overrides is not supported"),
+        ({"until": "lpo"}, [], True, "promote needs the stage evaluate"),
+    ],
+)
+def test_refusals(stages: dict[str, Any], changes: list[str], promote: bool, words: str) -> None:
+    with pytest.raises(LpoError, match=words):
+        check(Stages.model_validate(stages), changes, promote, False)
+
+
+def test_a_misspelt_bound_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        Stages.model_validate({"form": "lrm"})
+
+
+def test_files_of_stages_that_are_left_out_must_be_there(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "has_remote", lambda: False)
+    graph = read_graph(repository)
+    with pytest.raises(LpoError, match=r"data/lrm \(stage lrm\)"):
+        check_inputs(graph, ["lpo"], tmp_path)
+    for stage in graph.values():
+        for out in stage.outs:
+            (tmp_path / out).mkdir(parents=True, exist_ok=True)
+    check_inputs(graph, ["lpo"], tmp_path)

@@ -1,0 +1,163 @@
+"""The real server, a real worker, the small pipeline: states, artifacts, files, queues, refusals."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from service import Service, processes
+from workspace import contents, git, hashes, run
+
+from tasks.graph import read_graph
+
+pytestmark = pytest.mark.prefect
+STAGES = ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
+GPU = {"lrm", "lpo", "evaluate"}
+
+
+@pytest.fixture(scope="module")
+def first(service: Service) -> dict[str, Any]:
+    """The first run of lpo/full: everything is computed."""
+    return service.finish(service.start())
+
+
+def time_of(value: str) -> float:
+    return datetime.fromisoformat(value).timestamp()
+
+
+def test_the_first_run_computes_every_stage_on_its_queue(service: Service, first: dict[str, Any]) -> None:
+    children = service.children(first["id"])
+    assert sorted(children) == sorted(STAGES)
+    assert {child["state"]["type"] for child in children.values()} == {"COMPLETED"}
+    assert {child["state"]["message"].split()[0] for child in children.values()} == {"ran"}
+    assert {name for name, child in children.items() if child["work_queue_name"] == "gpu"} == GPU
+    ends = {name: (time_of(child["start_time"]), time_of(child["end_time"])) for name, child in children.items()}
+    for name, stage in read_graph(service.folder).items():
+        for other in set(stage.upstream) - {"base"}:
+            assert ends[other][1] <= ends[name][0], f"{name} began before {other} was done"
+
+
+def test_its_files_are_those_of_dvc_repro(service: Service, first: dict[str, Any], finished: Path) -> None:
+    assert hashes(service.folder).items() >= {k: v for k, v in hashes(finished).items() if k != "data/report"}.items()
+    assert contents(service.folder, "metrics", "plots") == contents(finished, "metrics", "plots")
+    run(service.folder, "dvc", "status")
+
+
+def test_people_see_figures_pictures_and_the_report(service: Service, first: dict[str, Any]) -> None:
+    artifacts = service.artifacts(first["id"])
+    assert {"summary", "before-after", "report"} <= artifacts.keys()
+    rate = json.loads((service.folder / "metrics/evaluate.json").read_text())["win_rate"]["overall"]
+    summary = artifacts["summary"]["data"]
+    assert f"| overall | {rate['value']:.1%} | {rate['low']:.1%} to {rate['high']:.1%} |" in summary
+    assert all(f"| {stage} | ran |" in summary for stage in STAGES)
+    import httpx
+
+    link = artifacts["report"]["data"].partition("](")[2].rstrip(")")
+    assert httpx.get(link).text == (service.folder / "data/report/index.html").read_text()
+    child = service.children(first["id"])["lrm"]
+    assert float(service.artifacts(child["id"])["progress-lrm"]["data"]) == 100
+    logs = service.filter("logs", logs={"flow_run_id": {"any_": [child["id"]]}})
+    assert any(line["message"] == "> lpo lrm" for line in logs)
+
+
+def test_an_unchanged_workspace_costs_seconds(service: Service, first: dict[str, Any]) -> None:
+    before = time.monotonic()
+    printed = service.call("prefect", "deployment", "run", "lpo/full", "--watch")
+    print(f"\nunchanged: {time.monotonic() - before:.1f} s with the command line")
+    assert "Completed" in printed
+    done = {"state": {"type": {"any_": ["COMPLETED"]}}}
+    (newest,) = service.filter("flow_runs", flow_runs=done, sort="END_TIME_DESC", limit=1)
+    assert newest["state"]["message"].startswith("nothing new") and not service.children(newest["id"])
+    tasks = service.tasks(newest["id"])
+    assert len(tasks) == len(STAGES) and all(task["total_run_time"] < 2 for task in tasks)
+
+
+def test_the_nightly_is_scheduled(service: Service) -> None:
+    schedule = yaml.safe_load((service.folder / "prefect.yaml").read_text())["deployments"][1]["schedules"][0]
+    deployment = service.get("deployments/name/lpo/nightly")
+    found = service.wait(
+        lambda: service.filter(
+            "flow_runs",
+            flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}},
+            deployments={"id": {"any_": [deployment["id"]]}},
+        )
+    )
+    assert schedule["cron"] == "0 2 * * *" and schedule["timezone"] == "UTC" and not deployment["paused"]
+    assert {run["expected_start_time"][11:16] for run in found} == {"02:00"}
+    assert {run["auto_scheduled"] for run in found} == {True}
+
+
+def test_up_again_starts_nothing(service: Service) -> None:
+    before = {name: (service.folder / f".prefect/{name}.pid").read_text() for name in ("server", "worker", "reports")}
+    printed = service.up()
+    assert "server: runs already" in printed and "worker: runs already" in printed and "next nightly run" in printed
+    assert {name: (service.folder / f".prefect/{name}.pid").read_text() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"stages": {"from": "lrn"}}, "did you mean lrm"),
+        ({"params": ["lpo.bta=1", "lrm.steps=0"]}, "2 mistakes"),
+        ({"method": "ppo"}, "lpo.method"),
+        ({"promote": True, "params": ["lpo.beta=7"]}, "with overrides is not supported"),
+    ],
+)
+def test_what_is_not_supported_is_refused_before_anything_starts(
+    service: Service, first: dict[str, Any], parameters: dict[str, Any], words: str
+) -> None:
+    refused = service.finish(service.start(**parameters), "FAILED")
+    assert words in refused["state"]["message"]
+    assert service.tasks(refused["id"]) == [] and service.children(refused["id"]) == {}
+
+
+def test_an_override_leaves_the_clone_as_it_is_and_two_runs_queue(service: Service, first: dict[str, Any]) -> None:
+    before = contents(service.folder, "data", "metrics", "plots"), git(service.folder, "status", "--porcelain")
+    runs = [service.start(params=["report.examples=1"]), service.start(stages={"from": "report"}, force=True)]
+    ended = [service.finish(run_id) for run_id in runs]
+    works = [service.children(run_id)["report"] for run_id in runs]
+    assert all(work["state"]["message"].startswith("ran") for work in works)
+    one, other = sorted((time_of(work["start_time"]), time_of(work["end_time"])) for work in works)
+    assert one[1] <= other[0], "the runs collided"
+    assert "workspaces/run-" in service.artifacts(ended[0]["id"])["summary"]["data"]
+    assert (
+        contents(service.folder, "data", "metrics", "plots"),
+        git(service.folder, "status", "--porcelain"),
+    ) == before
+
+
+def test_a_second_clone_with_the_remote_recomputes_nothing(service: Service, first: dict[str, Any]) -> None:
+    """They share git and the remote; dvc.lock was never committed. Then a forced stage goes from one to the other."""
+    clone = service.folder.parent / "second"
+    git(service.folder.parent, "clone", "-q", str(service.folder), str(clone))
+    assert not (clone / "dvc.lock").exists() and not (clone / "data/pairs").exists()
+    service.stop_worker()
+    try:
+        with service.worker(clone, "cpu", "gpu"):
+            run_id = service.start()
+            service.finish(run_id)
+            assert service.children(run_id) == {}, "something was computed again"
+            summary = service.artifacts(run_id)["summary"]["data"]
+            assert all(f"| {stage} | fetched |" in summary for stage in STAGES)
+        roots = ("data/lrm", "data/lpo", "data/evaluation", "data/report", "metrics", "plots")
+        assert contents(clone, *roots) == contents(service.folder, *roots)
+        with service.worker(clone, "cpu"), service.worker(service.folder, "gpu"):
+            run_id = service.start(stages={"from": "evaluate", "until": "evaluate"}, force=True)
+            service.finish(run_id)
+            message = service.children(run_id)["evaluate"]["state"]["message"]
+            assert message.startswith("ran in") and message.endswith(str(service.folder))
+        assert (service.folder / ".prefect/workspaces/stage-evaluate/data/evaluation").exists()
+        assert contents(clone, *roots) == contents(service.folder, *roots)
+    finally:
+        service.up()
+
+
+def test_down_stops_what_up_started_and_nothing_else(service: Service) -> None:
+    assert "worker" in service.down()
+    assert processes(service.folder, "prefect") == [] and processes(service.folder, "http.server") == []
+    assert "nothing was running" in service.down()

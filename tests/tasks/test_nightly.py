@@ -1,0 +1,60 @@
+"""What the nightly asks of the `lpo` command, with an `lpo` of the test on the PATH."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.logging import disable_run_logger
+
+from flows import pipeline
+from lpo.errors import LpoError
+from tasks import nightly
+
+
+@pytest.fixture
+def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that makes `lpo` print this and end with that code; its words are noted in `words`."""
+
+    def make(text: str, code: int = 0) -> Path:
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        program = tmp_path / "bin/lpo"
+        (tmp_path / "text").write_text(text)
+        program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/words\ncat {tmp_path}/text\nexit {code}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        return tmp_path
+
+    return make
+
+
+def test_the_last_line_is_the_answer(answer: Any) -> None:
+    folder = answer('reading the inbox\n{"new_pairs": 3, "quarantined": 1}\n')
+    with disable_run_logger():
+        assert nightly.ingest.fn(folder) == {"new_pairs": 3, "quarantined": 1}
+    assert (folder / "words").read_text() == "ingest --json\n"
+
+
+def test_a_failure_keeps_the_message_of_the_command(answer: Any) -> None:
+    folder = answer("no gate in params.yaml\n  mend: add it\n", 2)
+    with disable_run_logger(), pytest.raises(LpoError, match="mend: add it"):
+        nightly.promote.fn(folder)
+
+
+@pytest.mark.parametrize(("promoted", "subject"), [(True, "m7: promoted"), (False, "m7: refused")])
+def test_a_decision_is_told_and_old_checkpoints_are_collected(
+    answer: Any, monkeypatch: pytest.MonkeyPatch, promoted: bool, subject: str
+) -> None:
+    decision = {"promoted": promoted, "reason": "by 2 points", "name": "m7"}
+    folder = answer(json.dumps(decision) + "\n")
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(pipeline, "notify", lambda *words: told.append(words))
+    monkeypatch.setattr(nightly, "promote", nightly.promote.fn)
+    monkeypatch.setattr(nightly, "collect", nightly.collect.fn)
+    with disable_run_logger():
+        assert pipeline.decide(folder) == decision
+    assert told == [(subject, "by 2 points")]
+    assert (folder / "words").read_text() == "promote --json\ncollect --json\n"
