@@ -3,8 +3,8 @@
     params = load_params("params.yaml")
     params.lpo.threshold.low
 
-A field is one line: its name, its type and what it may hold. params.yaml holds every value, so nothing has a default
-here: a missing key is a mistake, and so is a key that no field asks for.
+A field is one line of lpo/sections: its name, its type and what it may hold. params.yaml holds every value, so nothing
+has a default: a missing key is a mistake, and so is a key that no field asks for.
 """
 
 from __future__ import annotations
@@ -12,310 +12,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from lpo.errors import ConfigError
 from lpo.schema import Range, Reading, parse_yaml, read_fields, read_text
+from lpo.sections.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
+from lpo.sections.results import Evaluate, Ingest, JudgeModels, Promote, PromotionMargins, Report, Study, Tracking
+from lpo.sections.training import Guard, Lpo, Lrm, Spm, Threshold
 
-Count = Annotated[int, Range(at_least=1)]
-ZeroOrMore = Annotated[int, Range(at_least=0)]
-Positive = Annotated[float, Range(above=0)]
-NotNegative = Annotated[float, Range(at_least=0)]
-Share = Annotated[float, Range(at_least=0, at_most=1)]
-Decay = Annotated[float, Range(at_least=0, below=1)]
-Guidance = Annotated[float, Range(at_least=1)]  # 1 turns it off
-
-
-@dataclass(frozen=True)
-class Model:
-    family: Literal["sd", "sdxl", "sd3"]
-    path: str
-    vae: str | None
-    denoiser: str | None
-    dtype: Literal["fp32", "bf16", "fp16"]
-    device: Literal["auto", "cpu", "cuda"]
-    resolution: Count | None
-    gradient_checkpointing: bool
-    compile: bool
-    flow_step: Literal["ddim", "sde"]
-
-
-@dataclass(frozen=True)
-class Pretrain:
-    scenes: Count
-    vae_steps: Count
-    vae_batch_size: Count
-    vae_learning_rate: Positive
-    unet_steps: Count
-    unet_batch_size: Count
-    unet_learning_rate: Positive
-    layout_steps: Count
-    layout_learning_rate: Positive
-    ema_decay: Decay
-    scorer_steps: Count
-    scorer_batch_size: Count
-    scorer_learning_rate: Positive
-    gate_vae: Share
-    gate_single: Share
-    gate_pair: Annotated[tuple[float, float], Range(at_least=0, at_most=1, ascending=True)]
-    checkpoint_every: Count
-
-
-@dataclass(frozen=True)
-class Dataset:
-    source: Literal["simulated", "pickapic", "pickapic_v2", "hpdv2", "folder"]
-    path: str | None
-    revision: str
-    limit: Count | None
-    keep_downloads: bool
-    held_out_share: Annotated[float, Range(above=0, below=0.5)]
-    prompts: str | None
-    rendered_pairs: ZeroOrMore
-    mirrored_share: Share
-    sampled_prompts: ZeroOrMore
-    images_per_prompt: Annotated[int, Range(at_least=2)]
-    held_out_rendered_pairs: Count
-    held_out_sampled_prompts: ZeroOrMore
-    train_prompts: Count
-    validation_prompts: Count
-    test_prompts: Count
-    guidance_scale: Guidance
-    num_inference_steps: Count
-    batch_size: Count
-    alignment_weight: NotNegative
-    aesthetic_weight: NotNegative
-    temperature: Positive
-    tie_margin: NotNegative
-    flip_rate: Annotated[float, Range(at_least=0, at_most=0.5)]
-
-
-@dataclass(frozen=True)
-class ScoreModels:
-    """Folders or hub ids."""
-
-    aesthetic: str
-    aesthetic_head: str | None
-    clip: str
-    vqa: str
-    vqa_vision: str | None
-    vqa_tokenizer: str | None
-    dtype: Literal["fp32", "bf16", "fp16"]
-
-
-@dataclass(frozen=True)
-class Score:
-    scorers: str
-    models: ScoreModels
-    table: str | None
-    batch_size: Count
-    shard_size: Count
-    processes: Count | None
-
-
-@dataclass(frozen=True)
-class Margins:
-    """One number a score; the gap of a pair is the winner's score less the loser's."""
-
-    aesthetic: float
-    clip: float
-    vqa: float
-
-
-@dataclass(frozen=True)
-class TieMargins:
-    """The largest |gap| of a tie that is kept, one a score."""
-
-    aesthetic: NotNegative
-    clip: NotNegative
-    vqa: NotNegative
-
-
-@dataclass(frozen=True)
-class Filter:
-    max_quarantined: Share
-    max_tokens: Count
-    strategy: str
-    strategies: dict[str, Margins]
-    ties: TieMargins
-
-
-@dataclass(frozen=True)
-class Encode:
-    batch_size: Count
-    shard_size: Count
-
-
-@dataclass(frozen=True)
-class Lrm:
-    pretrained: str | None
-    base: str | None
-    steps: Count
-    warmup_steps: ZeroOrMore
-    batch_size: Count
-    micro_batch_size: Count
-    learning_rate: Positive
-    weight_decay: NotNegative
-    max_grad_norm: Positive | None
-    guidance_scale: Guidance
-    features: Literal["multi_scale", "mid"]
-    layer: Count | None
-    text_projection: str
-    trainable: Literal["full", "denoiser", "adapter", "frozen"]
-    adapter_rank: Count
-    dtype: Literal["fp32", "bf16", "fp16"]
-    timesteps: Literal["uniform", "grid"]
-    shared_noise: bool
-    example_weights: bool
-    likelihood: Literal["bradley_terry", "thurstone"]
-    variance_offset: Positive
-    embedding_dim: Count
-    validate_every: Count
-    patience: Count
-    checkpoint_every: Count
-    ensemble_timesteps: tuple[ZeroOrMore, ZeroOrMore, ZeroOrMore]
-    ensemble_draws: Count
-
-
-@dataclass(frozen=True)
-class Spm:
-    clip: str
-    dtype: Literal["fp32", "bf16", "fp16"]
-    steps: Count
-    warmup_steps: ZeroOrMore
-    batch_size: Count
-    micro_batch_size: Count
-    learning_rate: Positive
-    weight_decay: NotNegative
-    max_grad_norm: Positive | None
-    guidance_scale: Guidance
-    trainable: Literal["full", "frozen"]
-    timesteps: Literal["uniform", "grid"]
-    shared_noise: bool
-    example_weights: bool
-    likelihood: Literal["bradley_terry", "thurstone"]
-    variance_offset: Positive
-    validate_every: Count
-    patience: Count
-    checkpoint_every: Count
-
-
-@dataclass(frozen=True)
-class Threshold:
-    schedule: Literal["constant", "sigma", "sigma_squared", "linear", "quantile"]
-    low: Share
-    high: Share
-
-
-@dataclass(frozen=True)
-class Guard:
-    action: Literal["off", "flag", "stop"]
-    reward_margin: NotNegative
-    diversity_floor: NotNegative
-    prompts: Count
-    seeds: Annotated[int, Range(at_least=2)]
-
-
-@dataclass(frozen=True)
-class Lpo:
-    method: Literal["lpo", "spo", "diffusion_dpo", "grpo"]
-    reward: str
-    prompts: Count
-    prompts_per_rollout: Count
-    num_inference_steps: Count
-    eta: Annotated[float, Range(above=0, at_most=1)]  # without noise a step has no density
-    guidance_scale: Guidance
-    num_candidates: Annotated[int, Range(at_least=2)]
-    continue_from: Literal["random", "best"]
-    reward_timestep: Literal["current", "next"]
-    threshold: Threshold
-    timestep_range: Annotated[tuple[int, int], Range(at_least=0, ascending=True)]
-    beta: Positive
-    clip_epsilon: Annotated[float, Range(above=0, below=1)]
-    logprob_reduction: Literal["mean", "sum"]
-    lora_rank: Count
-    learning_rate: Positive
-    batch_size: Count
-    micro_batch_size: Count
-    epochs_per_rollout: Count
-    weight_decay: NotNegative
-    max_grad_norm: Positive | None
-    ema_decay: Decay
-    validate_every: Count
-    validation_prompts: Count
-    checkpoint_every: Count
-    guard: Guard
-
-
-@dataclass(frozen=True)
-class JudgeModels:
-    """Where each judge comes from: a folder, or the id of a repository on the hub."""
-
-    pickscore: str
-    clip_h: str
-    imagereward: str
-    imagereward_tokenizer: str
-    hps: str
-    geneval_detector: str
-    geneval_clip: str
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    judges: tuple[Literal["emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval"], ...]
-    prompts_file: str | None
-    prompts: Count
-    images_per_prompt: Count
-    num_inference_steps: Count
-    guidance_scale: Guidance
-    base_guidance_scale: Guidance
-    eta: Share
-    batch_size: Count
-    judge_batch_size: Count
-    judge_models: JudgeModels
-    bootstrap: Count
-
-
-@dataclass(frozen=True)
-class Report:
-    examples: Count
-
-
-@dataclass(frozen=True)
-class Ingest:
-    source: str
-
-
-@dataclass(frozen=True)
-class PromotionMargins:
-    """How far below the opponent the lower end of a metric's change may lie, in the units of metrics/evaluate.json."""
-
-    all_correct: NotNegative
-    alignment: NotNegative
-    aesthetics: NotNegative
-    scorer_clip: NotNegative
-    scorer_vqa: NotNegative
-    scorer_aesthetic: NotNegative
-
-
-@dataclass(frozen=True)
-class Promote:
-    win_rate_low: Share
-    margins: PromotionMargins
-    keep: ZeroOrMore
-
-
-@dataclass(frozen=True)
-class Study:
-    seconds: Positive
-    snapshots: Annotated[int, Range(at_least=1)]
-    prompts: Count
-    flip_pairs: Count
-
-
-@dataclass(frozen=True)
-class Tracking:
-    wandb: Literal["offline", "online", "disabled"]
-    project: str
+__all__ = [
+    "Dataset",
+    "Encode",
+    "Evaluate",
+    "Filter",
+    "Guard",
+    "Ingest",
+    "JudgeModels",
+    "Lpo",
+    "Lrm",
+    "Margins",
+    "Model",
+    "Params",
+    "Pretrain",
+    "Promote",
+    "PromotionMargins",
+    "Report",
+    "Score",
+    "ScoreModels",
+    "Spm",
+    "Study",
+    "Threshold",
+    "TieMargins",
+    "Tracking",
+    "check_params",
+    "load_params",
+]
 
 
 @dataclass(frozen=True)
