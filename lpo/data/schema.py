@@ -2,17 +2,15 @@
 
     pairs = read_pairs("data/pairs")                         one row a pair, in the order of the shards
     for uids, data in iter_images("data/pairs", None, 64):   every image once, as encoded bytes
-        pictures = decode_rgb(data, 512)                     (B, 512, 512, 3) uint8
+        pictures = decode_rgb(data, 512)                     of lpo/data/images.py
 
-A shard is SPLIT-*.parquet. Where a folder is asked for, several may be named: they are read one after the other. Pairs
-have N rows; `file` and `row` say where each was found. Integers and truth values are
-nullable, so that a hole in the data stays a hole until the contract names it.
+A shard is SPLIT-*.parquet; where a folder is asked for, several may be named. `file` and `row` say where each pair was
+found. Integers and truth values are nullable: a hole in the data stays a hole until the contract names it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,9 +21,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from lpo.data.images import image_problem
 from lpo.errors import LpoError
 
 SPLITS = ("train", "validation", "test")
@@ -46,8 +44,6 @@ PAIRS = {
 OPTIONAL = {"category": pa.string(), "difference": pa.string()}  # what the embedded world adds; null elsewhere
 SCORES = {"image_uid": pa.string(), "aesthetic": pa.float64(), "clip": pa.float64(), "vqa": pa.float64()}
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # each format more is one more decoder that hostile bytes can reach
-MAX_PIXELS = 4096 * 4096  # a few kilobytes can claim far more, and decoding them would fill the memory
 BATCH = 64  # rows whose images are in memory at once
 NULLABLE = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
 Folders = str | Path | Sequence[Path]
@@ -205,47 +201,6 @@ def in_order(pairs: pd.DataFrame, images: pd.DataFrame, collected: Path) -> tupl
     again = (pairs["split"] == "train") & pairs["caption"].isin(pairs.loc[new, "caption"])
     pairs = pairs.assign(num_example_per_prompt=pairs["num_example_per_prompt"].mask(again, counts))
     return pairs.iloc[order].reset_index(drop=True), images.iloc[order].reset_index(drop=True)
-
-
-def image_problem(data: bytes | None) -> str:
-    """Why encoded bytes are no usable image, "" if they are."""
-    try:
-        _open(data)
-    except LpoError as error:
-        return error.what
-    return ""
-
-
-def decode_rgb(data: list[bytes], size: int) -> np.ndarray:
-    """(N, size, size, 3) uint8 of encoded images; other shapes are resized to the square.
-
-    A pixel of the result is the mean of the area it covers, so enlarged pixel art comes back as it was.
-
-    Raises:
-        LpoError: if one does not decode or claims more than `MAX_PIXELS`.
-    """
-    box = Image.Resampling.BOX
-    return np.stack([np.asarray(_open(item).convert("RGB").resize((size, size), box)) for item in data])
-
-
-def decode_pictures(data: list[bytes]) -> list[Image.Image]:
-    """Encoded images as RGB pictures of their own size. Raises LpoError if one does not decode."""
-    return [_open(item).convert("RGB") for item in data]
-
-
-def _open(data: bytes | None) -> Image.Image:
-    if not data:
-        raise LpoError("has no bytes")
-    try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        if picture.width * picture.height <= MAX_PIXELS:
-            picture.load()
-            return picture
-    except UnidentifiedImageError as error:  # its text holds a memory address, another one every run
-        raise LpoError(f"is no {', '.join(FORMATS)} image") from error
-    except Exception as error:  # what a decoder raises on broken bytes is its own choice
-        raise LpoError(f"does not decode ({str(error)[:100] or type(error).__name__})") from error
-    raise LpoError(f"claims {picture.width}x{picture.height} pixels, more than {MAX_PIXELS}")
 
 
 def _image_rows(paths: list[Path], columns: list[str], label: str) -> Iterator[tuple]:

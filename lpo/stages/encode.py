@@ -9,8 +9,9 @@ import pandas as pd
 import torch
 
 from lpo.config import Params
+from lpo.data.images import decode_rgb
 from lpo.data.latents import write_captions, write_moments, write_space
-from lpo.data.schema import decode_rgb, iter_images
+from lpo.data.schema import iter_images
 from lpo.evaluate.generation import to_tensor
 from lpo.families import load_family
 from lpo.files import atomic_folder

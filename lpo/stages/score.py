@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lpo.config import Params
+from lpo.data import images as encoded_images
 from lpo.data import schema
 from lpo.errors import LpoError
 from lpo.evaluate.generation import to_tensor
@@ -136,7 +137,7 @@ def batches(part: list[Place], size: int) -> Iterator[tuple[list[Place], list[by
     data: list[bytes] = []
     images = schema.images_at(Path(part[0].file), [(place.row, place.side) for place in part])
     for place, encoded in zip(part, images, strict=True):
-        if encoded is None or schema.image_problem(encoded):
+        if encoded is None or encoded_images.image_problem(encoded):
             continue
         places.append(place)
         data.append(encoded)
@@ -151,9 +152,9 @@ def score(scorers: Published | Scorers, places: list[Place], data: list[bytes]) 
     """image_uid, aesthetic, clip, vqa of encoded images."""
     captions = [place.caption for place in places]
     if isinstance(scorers, Published):
-        scores = scorers.score(schema.decode_pictures(data), captions)
+        scores = scorers.score(encoded_images.decode_pictures(data), captions)
     else:
-        scores = scorers.score(to_tensor(schema.decode_rgb(data, scorers.size)), captions)
+        scores = scorers.score(to_tensor(encoded_images.decode_rgb(data, scorers.size)), captions)
     columns = {name: scores[name].double().cpu().numpy() for name in NAMES}
     return pd.DataFrame({"image_uid": [place.uid for place in places]} | columns)
 

@@ -16,9 +16,8 @@ import pytest
 from PIL import Image
 
 from lpo.data import schema
+from lpo.data.images import decode_rgb, image_problem
 from lpo.data.schema import (
-    decode_rgb,
-    image_problem,
     inspect_images,
     iter_images,
     read_pairs,
