@@ -71,12 +71,13 @@ def conclusion(rows: pd.DataFrame) -> str:
     if REFERENCE not in by_arm or not others:
         return "The methods were not compared at equal time."
     mine = by_arm[REFERENCE]
-    said = [f"At {mine['limit']:.0f} s of training LPO wins {_interval(mine)} over the base"]
+    said = [f"On equal clocks LPO ({mine['seconds']:.0f} s) wins {_interval(mine)} over the base"]
     for arm in others:
         row = by_arm[arm]
         low, high = -row["difference_high"], -row["difference_low"]
         verdict = "above it" if low > 0 else "below it" if high < 0 else "not told apart from it"
-        said.append(f"{arm} {_interval(row)}: LPO is {verdict} (difference {_points(low)} to {_points(high)})")
+        difference = f"difference {_points(low)} to {_points(high)}"
+        said.append(f"{arm} ({row['seconds']:.0f} s) {_interval(row)}: LPO is {verdict} ({difference})")
     return "; ".join(said) + "."
 
 

@@ -105,7 +105,7 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
     arms = ["spo", "diffusion_dpo"]
     rows = pd.DataFrame(comparison(cells, "methods", arms, "seconds") + comparison(cells, "methods", arms, "prompts"))
     said = conclusion(rows)
-    assert "LPO wins 90" in said and "spo 50" in said and "LPO is above it" in said
+    assert "LPO (99 s) wins 90" in said and "spo (95 s) 50" in said and "LPO is above it" in said
     assert "LPO is not told apart from it" in said
     html = render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
