@@ -181,6 +181,30 @@ def test_the_doctor_tells_what_is_missing(project: Path) -> None:
     assert run("doctor").exit_code == 0
 
 
+def test_the_doctor_tells_what_a_preset_needs_and_changes_nothing(project: Path) -> None:
+    before = Path("params.yaml").read_bytes()
+    Path(".checkpoints").mkdir()
+    Path(".checkpoints/timings.json").write_text('{"lrm": 90}')
+    out = run("doctor", "sd15").stdout
+    rows = [line[6:] for line in out.splitlines()]
+    downloads = [row for row in rows if row.startswith("download")]
+    assert len(downloads) == 2  # SD1.5: 859.5 + 123.1 + 83.7 million weights of 4 bytes; and a CLIP for its projection
+    assert "stable-diffusion-v1-5: about 4.3 GB" in downloads[0] and "clip-vit-large-patch14: about 0.5" in downloads[1]
+    stages = [row.split()[1] for row in rows if row.startswith("stage")]
+    assert stages == ["encode", "lrm", "lpo", "evaluate"]
+    assert "took 1.5 min here" in out and "not timed here yet" in out
+    assert "disk 65.5 MB a 1000 pictures" in out  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
+    assert Path("params.yaml").read_bytes() == before
+
+
+def test_a_stage_that_ended_well_is_timed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch, "filter")
+    monkeypatch.setattr(sys, "argv", ["lpo", "filter"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert 0 <= json.loads(Path(".checkpoints/timings.json").read_text())["filter"] < 60
+
+
 def test_the_summary_shows_the_figures_that_are_there(
     project: Path, console: Callable[..., tuple[int, str, str]]
 ) -> None:

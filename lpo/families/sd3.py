@@ -62,14 +62,8 @@ class SD3:
         names = "|".join(LORA_TARGETS).replace(".", r"\.")
         return rf"transformer_blocks\.({blocks})\..*\.({names})"
 
-    @property
-    def denoiser(self) -> SD3Transformer2DModel:
-        return self.transformer
-
-    @property
-    def tokenizer(self) -> Any:
-        return self.words["tokenizer"]
-
+    denoiser = property(lambda self: self.transformer)
+    tokenizer = property(lambda self: self.words["tokenizer"])
     tokens = property(lambda self: self.lengths[0])
     token_columns = property(lambda self: sum(self.lengths))
 
@@ -152,11 +146,10 @@ def load(
     codec = load_codec(*parts.either(vae, path, "vae"), dtype, device, weights=not reward)
     check_channels(codec, net.config.in_channels, path)
     clip, t5 = (CLIPTextModelWithProjection, CLIPTokenizer), (T5EncoderModel, T5TokenizerFast)
-    kinds = {"": clip, "_2": clip} | ({"_3": t5} if parts.has(path, "text_encoder_3") else {})
     encoders, words = {}, {}
-    for number, (encoder, tokenizer) in kinds.items():
-        name = f"text_encoder{number}"
-        encoders[name] = parts.module(encoder, path, name, dtype, device)
-        words[f"tokenizer{number}"] = parts.tokenizer(tokenizer, path, f"tokenizer{number}", device)
+    for number, (kind, words_kind) in {"": clip, "_2": clip, "_3": t5}.items():
+        if number != "_3" or parts.has(path, "text_encoder_3"):
+            encoders[f"text_encoder{number}"] = parts.module(kind, path, f"text_encoder{number}", dtype, device)
+            words[f"tokenizer{number}"] = parts.tokenizer(words_kind, path, f"tokenizer{number}", device)
     pixels = resolution or net.config.sample_size * codec.pixels_per_latent
     return SD3(net, encoders, words, scheduler, codec, pixels, form, layer, device, dtype)

@@ -76,9 +76,20 @@ def _parameters(path: Path, preset: str | None) -> Iterator[Check]:
     base = Path(params.model.path)
     if (base / "model_index.json").is_file():
         yield Check("base model", True, str(base))
-    elif base.is_absolute() or params.model.path.count("/") != 1 or base.parent.exists():
+    elif not known(params.model.path):
         yield Check("base model", False, f"{base} is no diffusers folder; restore it from git, or train it: lpo base")
     yield from _models(params)
+
+
+def known(source: str) -> bool:
+    """Whether a hub id is one of presets/models or of the hub's cache: then it needs a download at most."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        cached = try_to_load_from_cache(source, "model_index.json")
+    except ValueError:  # no hub id
+        return False
+    return isinstance(cached, str) or (Path("presets/models") / source.replace("/", "--")).is_dir()
 
 
 def _models(params: Params) -> Iterator[Check]:
