@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run test lint types clean
+.PHONY: help run test lint types clean bench
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,9 @@ run: .venv  ## run what is not up to date, then print the figures and where the 
 
 test: .venv/.tools lint types  ## lint, types and tests
 	$(BIN)/python -m pytest
+
+bench: .venv  ## speed, memory and FLOPs beside the published recipe: benchmarks/README.md
+	$(BIN)/python -m benchmarks
 
 lint: .venv/.tools  ## ruff
 	$(BIN)/ruff check .
