@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run study study-quick test lint types up down clean
+.PHONY: help run study study-quick bench test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,6 +38,9 @@ down: .venv  ## stop what up started
 
 test: .venv/.tools lint types  ## lint, types and tests
 	$(BIN)/python -m pytest
+
+bench: .venv  ## speed, memory and FLOPs beside the published recipe: benchmarks/README.md
+	$(BIN)/python -m benchmarks
 
 lint: .venv/.tools  ## ruff
 	$(BIN)/ruff check .

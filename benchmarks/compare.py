@@ -17,7 +17,8 @@ from benchmarks.published import Published
 from lpo.config import Lpo
 from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
-from lpo.rewards.protocol import Reward
+from lpo.families.sdxl import SDXL
+from lpo.rewards.lrm import LatentRewardModel
 from lpo.train.checkpoint import generator
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import explore
@@ -30,7 +31,7 @@ PARTS = ("rollout", "update")
 class Ours:
     """The stages' code on a family and a reward."""
 
-    def __init__(self, family: SD, reward: Reward, config: Lpo, seed: int) -> None:
+    def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Lpo, seed: int) -> None:
         self.family, self.reward, self.config = family, reward, config
         self.trainer = PolicyTrainer(family, reward, config, seed)
 
@@ -56,7 +57,8 @@ class Ours:
     @property
     def memory(self) -> dict[str, int]:
         """Bytes that are there all the time."""
-        kept = size_of(*self.family.modules().values(), self.reward)
+        rewards = self.reward.backbone.modules().values()  # those of the family where the reward is an adapter of it
+        kept = size_of(*self.family.modules().values(), *rewards, self.reward)
         return {"weights": kept, "optimizer": 12 * sum(p.numel() for p in self.trainer.weights)}
 
 
@@ -83,11 +85,14 @@ class Theirs(Published):
 
 
 def build_both(
-    size: str, device: torch.device, dtype: torch.dtype, config: Lpo, side: int | None
+    size: str, device: torch.device, dtype: torch.dtype, config: Lpo, side: int | None, one_backbone: bool = False
 ) -> tuple[Ours, Theirs]:
+    """On one set of weights; the published recipe makes its copies of them."""
     family, reward = (make(size, device, dtype, side=side) for make in (models.build, models.build_reward))
     recompute = size in models.SIZES and models.SIZES[size].recompute
     theirs = Theirs(family, reward, config, 0, recompute)
+    if one_backbone:
+        reward = models.build_reward(size, device, dtype, side, family)
     return Ours(family, reward, config, 0), theirs
 
 
@@ -117,7 +122,9 @@ def measure(recipe: Ours | Theirs, prompts: list[str], meter: Callable[[Callable
     return {"rollout": rollout, "update": meter(lambda: recipe.update(made[-1], generator(3, "measure")))}
 
 
-def on_meta(size: str, dtype: torch.dtype = torch.bfloat16, side: int | None = None, **changes: Any) -> dict[str, Any]:
+def on_meta(
+    size: str, dtype: torch.dtype = torch.bfloat16, side: int | None = None, one_backbone: bool = False, **changes: Any
+) -> dict[str, Any]:
     """FLOPs and bytes of an iteration at full size. Nothing is computed, so it takes seconds.
 
     Both are linear in the number of steps, so one step and two tell all; a batch tells all updates.
@@ -125,7 +132,7 @@ def on_meta(size: str, dtype: torch.dtype = torch.bfloat16, side: int | None = N
     config = models.iteration(size, **changes)
     words, steps = models.prompts(config.prompts_per_rollout), config.num_inference_steps
     result: dict[str, Any] = {"size": size, "dtype": name_of(dtype), "prompts": len(words)}
-    pair = build_both(size, torch.device("meta"), dtype, config, side)
+    pair = build_both(size, torch.device("meta"), dtype, config, side, one_backbone)
     for name, recipe in zip(("ours", "published"), pair, strict=True):
         flops, live = [], []
         for n in (1, 2):

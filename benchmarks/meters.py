@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,16 +37,32 @@ def _attention_backward_flops(grad: Shape, query: Shape, key: Shape, value: Shap
     return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])
 
 
-class _FusedAttention(TorchFunctionMode):
-    """On the meta device, where torch would write attention out as matmuls, call the fused operation of a CPU."""
+class _FusedAttention:
+    """On the meta device, where torch would write attention out as matmuls, call the fused operation of a CPU.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention and args[0].device.type == "meta":
-            mask = kwargs.get("attn_mask")
-            causal = kwargs.get("is_causal", False)
-            return ATTENTION(*args[:3], 0.0, causal, attn_mask=mask, scale=kwargs.get("scale"))[0]
-        return func(*args, **kwargs)
+    The function itself is exchanged: a mode of torch would not be seen where a backward pass recomputes activations.
+    """
+
+    depth = 0
+    original = functional.scaled_dot_product_attention
+
+    def __enter__(self) -> None:
+        _FusedAttention.depth += 1
+        functional.scaled_dot_product_attention = _fused
+
+    def __exit__(self, *error: Any) -> None:
+        _FusedAttention.depth -= 1
+        if _FusedAttention.depth == 0:
+            functional.scaled_dot_product_attention = _FusedAttention.original
+
+
+def _fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **more: Any,
+) -> Any:  # fmt: skip
+    if query.device.type != "meta":
+        return _FusedAttention.original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+    return ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 class Flops:

@@ -111,13 +111,20 @@ def build(
     return SD(unet, *encoders, tokenizer, scheduler, codec, pixels, device, dtype)
 
 
-def build_reward(size: str, device: torch.device, dtype: torch.dtype, side: int | None = None) -> LatentRewardModel:
-    """The paper's latent reward model of a size: down and mid blocks, visual feature enhancement at 7.5."""
+def build_reward(
+    size: str, device: torch.device, dtype: torch.dtype, side: int | None = None, family: SD | SDXL | None = None
+) -> LatentRewardModel:
+    """The paper's latent reward model of a size: down and mid blocks, visual feature enhancement at 7.5.
+
+    With `family` it is an adapter on that model.
+    """
     torch.manual_seed(1)
-    backbone = build(size, device, dtype, reward=True, side=side)
+    backbone = family or build(size, device, dtype, reward=True, side=side)
     width = SIZES.get(size, EMOJI).embedding_dim
     projection = "none" if size == "sdxl" else "random"
-    return LatentRewardModel(backbone, width, 7.5, "multi_scale", projection).requires_grad_(False).eval()
+    rank = None if family is None else 16
+    model = LatentRewardModel(backbone, width, 7.5, "multi_scale", projection, adapter_rank=rank)
+    return model.requires_grad_(False).eval()
 
 
 def prompts(count: int) -> list[str]:

@@ -91,23 +91,23 @@ def explore(
     what depends on scores (which pair is kept) is marked, not carried out.
     """
     device, k = family.device, config.num_candidates
-    rows = processes.share(torch.arange(len(prompts))).to(device)
-    count = len(rows)
+    mine = processes.share(torch.arange(len(prompts)))
+    rows, count = mine.to(device), len(mine)
     conditioning, null = family.encode_prompts(prompts), family.null()
     own = isinstance(reward, LatentRewardModel) and reward.backbone.denoiser is family.denoiser  # an adapter
     text = (conditioning if own else reward.encode_prompts(prompts))[rows].repeat(k)
     text_null = reward.encode_prompts([""])
     transition = family.transition(config.eta).to(device)
     plan = _plan(family, config)
-    x, draws = _draw(family, len(prompts), rows, config, [scored for *_, scored in plan], generator)
+    x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in plan], generator)
     sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
-    mine, every = conditioning[rows], torch.arange(count, device=device)
+    own_text, every = conditioning[rows], torch.arange(count, device=device)
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
     for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
         t = torch.full((count,), now, device=device)
         s = torch.full((count,), after, device=device)
-        prediction = family.guided(x, t, mine, null, config.guidance_scale)
+        prediction = family.guided(x, t, own_text, null, config.guidance_scale)
         mean, std = transition.mean_std(prediction, x, t, s)
         if not scored:
             x = mean + std * noise
@@ -141,13 +141,12 @@ def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:
 
 
 def _draw(
-    family: Family, count: int, rows: torch.Tensor, config: Lpo, scored: list[bool], generator: torch.Generator
+    family: Family, count: int, mine: torch.Tensor, config: Lpo, scored: list[bool], generator: torch.Generator
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """x_T (B, C, h, w); for each step its noise, (B, K, C, h, w) or unscored (B, C, h, w), and who goes on, (B,).
 
-    All `count` prompts' numbers are drawn, whichever `rows` of them are this process's.
+    The numbers of all `count` prompts are drawn, and those of the rows `mine` are kept.
     """
-    mine = rows.cpu()
     k, shape = config.num_candidates, family.latent_shape
 
     def send(values: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,76 @@
+"""`python -m benchmarks`: everything that is measured, written to one JSON file, a table and a plot.
+
+    python -m benchmarks                     FLOPs and bytes at SD1.5 and SDXL size, wall time at emoji size
+    python -m benchmarks --size sd15         and wall time of one iteration in small at SD1.5 size, on the CPU or a GPU
+    python -m benchmarks --size sdxl         on a GPU
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import compare, others, report
+from benchmarks.meters import bandwidth, matmul_rate
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MICRO_BATCH = {"sd15": 10, "sdxl": 1}  # pairs whose activations are alive at once in ours
+GROWTH = {  # one thing at a time, at SD1.5 shapes
+    "num_candidates": (2, 4, 8), "prompts_per_rollout": (4, 8, 16), "side": (32, 64, 96),
+    "num_inference_steps": (10, 20, 40),
+}  # fmt: skip
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    options.add_argument("--size", choices=["emoji", "sd15", "sdxl"], default="emoji", help="of what is timed")
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--dtype", choices=DTYPES, default=None, help="of what is timed; bf16 on a GPU, else fp32")
+    options.add_argument("--repeats", type=int, default=2, help="of which the fastest counts")
+    options.add_argument("--side", type=int, default=None, help="of the latents that are timed, if not the size's own")
+    options.add_argument("--no-meta", action="store_true", help="leave out FLOPs and bytes")
+    options.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    given = options.parse_args()
+    device = torch.device(given.device)
+    dtype = DTYPES[given.dtype or ("bf16" if device.type == "cuda" else "fp32")]
+    result: dict[str, Any] = {"machine": machine(device, dtype)}
+    if not given.no_meta:
+        result["meta"] = {size: compare.on_meta(size, micro_batch_size=n) for size, n in MICRO_BATCH.items()}
+        result["one_backbone"] = {size: compare.on_meta(size, one_backbone=True, micro_batch_size=n)
+                                  for size, n in MICRO_BATCH.items()}  # fmt: skip
+        result["step"] = {size: others.step_flops(size) for size in MICRO_BATCH}
+        result["diffusion_dpo"] = {size: others.diffusion_dpo_flops(size) for size in MICRO_BATCH}
+        result["reward_training"] = {size: others.reward_training_flops(size) for size in MICRO_BATCH}
+        result["growth"] = {name: {value: compare.on_meta("sd15", **{name: value})["ours"]["flops"] for value in values}
+                            for name, values in GROWTH.items()}  # fmt: skip
+    result["timed"] = compare.timed(given.size, device, dtype, given.repeats, given.side)
+    given.out.mkdir(parents=True, exist_ok=True)
+    name = f"{given.size}-{device.type}"
+    (given.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (given.out / f"{name}.md").write_text(report.table(result))
+    report.plot(result, given.out / f"{name}.png")
+    print(report.table(result))
+
+
+def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The device, its measured limits, and versions."""
+    import diffusers
+    import peft
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": name, "threads": torch.get_num_threads(), "matmul_flops_per_second": matmul_rate(device, dtype),
+        "bytes_per_second": bandwidth(device), "dtype": compare.name_of(dtype), "python": platform.python_version(),
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
