@@ -114,7 +114,9 @@ class Encode:
 
 
 @dataclass(frozen=True)
-class Lrm:
+class RewardTraining:
+    """What the trainings of both rewards have in common."""
+
     steps: Count
     warmup_steps: ZeroOrMore
     batch_size: Count
@@ -122,40 +124,28 @@ class Lrm:
     weight_decay: NotNegative
     max_grad_norm: Positive | None
     guidance_scale: Guidance
-    features: Literal["multi_scale", "mid"]
     trainable: Literal["full", "frozen"]
     timesteps: Literal["uniform", "grid"]
     shared_noise: bool
     example_weights: bool
     likelihood: Literal["bradley_terry", "thurstone"]
     variance_offset: Positive
-    embedding_dim: Count
     validate_every: Count
     patience: Count
     checkpoint_every: Count
+
+
+@dataclass(frozen=True)
+class Lrm(RewardTraining):
+    features: Literal["multi_scale", "mid"]
+    embedding_dim: Count
     ensemble_timesteps: tuple[ZeroOrMore, ZeroOrMore, ZeroOrMore]
     ensemble_draws: Count
 
 
 @dataclass(frozen=True)
-class Spm:
+class Spm(RewardTraining):
     clip: str
-    steps: Count
-    warmup_steps: ZeroOrMore
-    batch_size: Count
-    learning_rate: Positive
-    weight_decay: NotNegative
-    max_grad_norm: Positive | None
-    guidance_scale: Guidance
-    trainable: Literal["full", "frozen"]
-    timesteps: Literal["uniform", "grid"]
-    shared_noise: bool
-    example_weights: bool
-    likelihood: Literal["bradley_terry", "thurstone"]
-    variance_offset: Positive
-    validate_every: Count
-    patience: Count
-    checkpoint_every: Count
 
 
 @dataclass(frozen=True)
