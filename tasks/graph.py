@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,7 +39,7 @@ def read_graph(folder: Path) -> dict[str, Stage]:
     path = folder / FILE
     if not path.exists():
         raise LpoError("there is no dvc.yaml", str(folder), "start the worker in a clone of the project")
-    found = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages") or {}
+    found = (yaml.safe_load(_filled(path)) or {}).get("stages") or {}
     if not found:
         raise LpoError("dvc.yaml has no stages", str(path), "restore it from the repository")
     unknown = [name for name, stage in found.items() if {"foreach", "matrix"} & stage.keys() or "wdir" in stage]
@@ -59,6 +60,20 @@ def read_graph(folder: Path) -> dict[str, Stage]:
         for name, stage in found.items()
     }
     return {name: stages[name] for name in _ordered(stages)}
+
+
+def _filled(path: Path) -> str:
+    """dvc.yaml with every ${section.key} as params.yaml beside it has it, which is how DVC reads it."""
+
+    def value(match: re.Match[str]) -> str:
+        found: Any = yaml.safe_load((path.parent / "params.yaml").read_text(encoding="utf-8"))
+        for key in match[1].split("."):
+            if not isinstance(found, dict) or key not in found:
+                raise LpoError(f"{match[0]} names no parameter", str(path), "mend it, or add the key to params.yaml")
+            found = found[key]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, path.read_text(encoding="utf-8"))
 
 
 def select(graph: Mapping[str, Stage], first: str | None, until: str | None) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from lpo.evaluate import study_plots
 from lpo.evaluate.markup import figure, heading, page, percent, plain, section, table, text
 from lpo.evaluate.plots import forest
-from lpo.evaluate.study import REFERENCE
+from lpo.evaluate.study import AXES, REFERENCE
 
 HOW = (
     "Every arm trains on the same clock; validation and judging are not on it. Its pictures are compared with those "
@@ -21,8 +21,8 @@ HOW = (
 )
 
 HEAD = (
-    "arm", "overall", "alignment", "aesthetics", "ties", "less the reference", "p (Holm)", "seconds", "of its reward",
-    "prompts",
+    "arm", "overall, %", "alignment, %", "aesthetics, %", "ties", "less the reference", "p (Holm)", "seconds",
+    "of its reward", "prompts",
 )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
         for arm in utility["arm"]:
             by_axis = {row["axis"]: row for _, row in part[part["arm"] == arm].iterrows()}
             main = by_axis["utility"]
-            line = [str(arm), *(_interval(by_axis[axis]) for axis in ("utility", "alignment", "aesthetic"))]
+            line = [str(arm).replace("_", " "), *(_short(by_axis[axis]) for axis in AXES)]
             line += [percent(main["ties"]), _difference(main), _p(main)]
             line += [f"{main[name]:.0f}" for name in ("seconds", "reward_seconds", "prompts")]
             known = list(paper.get(arm, []))
@@ -143,6 +143,10 @@ def _open(rows: pd.DataFrame, flips: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _interval(row: Mapping[str, Any] | pd.Series) -> str:
     return f"{percent(row['value'])} ({percent(row['low'])} to {percent(row['high'])})"
+
+
+def _short(row: Mapping[str, Any] | pd.Series) -> str:
+    return f"{100 * row['value']:.1f} ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
 
 
 def _difference(row: Mapping[str, Any] | pd.Series) -> str:

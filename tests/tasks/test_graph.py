@@ -75,3 +75,12 @@ def test_the_stages_of_the_repository(repository: Path) -> None:
     graph = read_graph(repository)
     assert {name for name, stage in graph.items() if stage.gpu} == {"lrm", "lpo", "evaluate"}
     assert set(graph["lpo"].upstream) == {"base", "dataset", "lrm"}
+
+
+def test_templates_are_filled_from_the_parameters(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text('stages: {a: {cmd: x, outs: [r]}, b: {cmd: x, deps: ["${lpo.reward}"]}}')
+    (tmp_path / "params.yaml").write_text("lpo: {reward: r}")
+    assert read_graph(tmp_path)["b"].upstream == ("a",)
+    (tmp_path / "params.yaml").write_text("lpo: {}")
+    with pytest.raises(LpoError, match="lpo.reward"):
+        read_graph(tmp_path)
