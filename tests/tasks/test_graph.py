@@ -74,7 +74,7 @@ def test_files_that_are_not_supported_are_refused(tmp_path: Path, text: str, wor
 def test_the_stages_of_the_repository(repository: Path) -> None:
     graph = read_graph(repository)
     assert {name for name, stage in graph.items() if stage.gpu} == {"lrm", "lpo", "evaluate"}
-    assert set(graph["lpo"].upstream) == {"base", "dataset", "lrm"}
+    assert set(graph["lpo"].upstream) == {"base", "dataset", "filter", "encode", "lrm"}
 
 
 def test_templates_are_filled_from_the_parameters(tmp_path: Path) -> None:
