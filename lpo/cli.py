@@ -259,9 +259,14 @@ def doctor(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Check that what a run needs is here: packages, models, memory, disk."""
+    from lpo.presets import with_preset
     from lpo.stages.doctor import run
 
-    if not run(params, preset):
+    if preset is None:
+        passed = run(lambda: load_params(params), str(params))
+    else:
+        passed = run(lambda: with_preset(preset, params), f"{params} with the preset {preset}")
+    if not passed:
         raise typer.Exit(1)
 
 

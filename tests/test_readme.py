@@ -168,6 +168,6 @@ def test_files_and_tests_that_a_document_names_exist(document: Path) -> None:
 def test_every_decision_says_what_was_where_and_what_shows_it() -> None:
     entries = (ROOT / "docs/decisions.md").read_text(encoding="utf-8").split("\n### ")[1:]
     numbers = [int(entry.split(".")[0]) for entry in entries if entry[0].isdigit()]
-    assert numbers == list(range(1, 31))
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 30
     for entry in entries:
         assert re.findall(r"^- (\w+):", entry, re.MULTILINE) == ["Published", "Here", "Code", "Test"], entry

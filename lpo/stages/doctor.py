@@ -7,16 +7,15 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import typer
 
-from lpo.config import Params, load_params
+from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.files import TIMINGS
-from lpo.presets import with_preset
 
 DISK_GB = 3.0  # what a run of the default preset writes, twice over: data/ and DVC's cache
 
@@ -27,22 +26,22 @@ class Check(NamedTuple):
     found: str  # or what to do about it
 
 
-def run(params: Path, preset: str | None = None) -> bool:
-    """Print the table; True if every check passed. A preset is looked at as if it were merged already."""
+def run(load: Callable[[], Params], file: str) -> bool:
+    """Print the table; True if every check passed. load: reads the parameters; file: what they are called."""
     passed = True
-    for name, ok, found in _checks(params, preset):
+    for name, ok, found in _checks(load, file):
         passed &= ok
         state = typer.style("ok  ", fg=typer.colors.GREEN) if ok else typer.style("FAIL", fg=typer.colors.RED)
         typer.echo(f"{state}  {name:<19} " + found.replace("\n", "\n" + " " * 26))
     return passed
 
 
-def _checks(params: Path, preset: str | None) -> Iterator[Check]:
+def _checks(load: Callable[[], Params], file: str) -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), f"{platform.python_version()}, 3.11 or newer is needed")
     yield _torch()
     for name in ("diffusers", "transformers", "peft", "great_expectations"):
         yield _package(name)
-    yield from _parameters(params, preset)
+    yield from _parameters(load, file)
     free = shutil.disk_usage(".").free / 1e9
     yield Check("disk", free > DISK_GB, f"{free:.1f} GB free, {DISK_GB:g} GB are needed")
     yield _package("dvc")
@@ -66,13 +65,13 @@ def _package(name: str) -> Check:
         return Check(name, False, "not installed; run `make .venv`")
 
 
-def _parameters(path: Path, preset: str | None) -> Iterator[Check]:
+def _parameters(load: Callable[[], Params], file: str) -> Iterator[Check]:
     try:
-        params = load_params(path) if preset is None else with_preset(preset, path)
+        params = load()
     except LpoError as error:
         yield Check("parameters", False, str(error))
         return
-    yield Check("parameters", True, f"{path}{f' with the preset {preset}' if preset else ''} is valid")
+    yield Check("parameters", True, f"{file} is valid")
     base = Path(params.model.path)
     if (base / "model_index.json").is_file():
         yield Check("base model", True, str(base))
