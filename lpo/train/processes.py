@@ -9,7 +9,7 @@ writes. Without torchrun there is one process, and nothing here does anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ def from_first(value: T) -> T:
     return box[0]
 
 
-def sum_gradients(weights: list[torch.nn.Parameter]) -> None:
+def sum_gradients(weights: Sequence[torch.Tensor]) -> None:
     """Replace every gradient by its sum over the processes; none counts as zero."""
     if count() == 1:
         return
