@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -93,7 +94,8 @@ def build_both(
     theirs = Theirs(family, reward, config, 0, recompute)
     if one_backbone:
         reward = models.build_reward(size, device, dtype, side, family)
-    return Ours(family, reward, config, 0), theirs
+    with device if device.type == "meta" else nullcontext():  # peft makes a second adapter on the CPU
+        return Ours(family, reward, config, 0), theirs
 
 
 def assert_equal(ours: Ours, theirs: Theirs, prompts: list[str]) -> dict[str, float]:

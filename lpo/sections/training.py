@@ -10,9 +10,9 @@ from lpo.sections.ranges import Count, Decay, Guidance, NotNegative, Positive, S
 
 
 @dataclass(frozen=True)
-class Lrm:
-    pretrained: str | None
-    base: str | None
+class RewardTraining:
+    """What the trainings of both rewards have in common."""
+
     steps: Count
     warmup_steps: ZeroOrMore
     batch_size: Count
@@ -21,46 +21,35 @@ class Lrm:
     weight_decay: NotNegative
     max_grad_norm: Positive | None
     guidance_scale: Guidance
+    dtype: Literal["fp32", "bf16", "fp16"]
+    timesteps: Literal["uniform", "grid"]
+    shared_noise: bool
+    example_weights: bool
+    likelihood: Literal["bradley_terry", "thurstone"]
+    variance_offset: Positive
+    validate_every: Count
+    patience: Count
+    checkpoint_every: Count
+
+
+@dataclass(frozen=True)
+class Lrm(RewardTraining):
+    pretrained: str | None
+    base: str | None
     features: Literal["multi_scale", "mid"]
     layer: Count | None
     text_projection: str
     trainable: Literal["full", "denoiser", "adapter", "frozen"]
     adapter_rank: Count
-    dtype: Literal["fp32", "bf16", "fp16"]
-    timesteps: Literal["uniform", "grid"]
-    shared_noise: bool
-    example_weights: bool
-    likelihood: Literal["bradley_terry", "thurstone"]
-    variance_offset: Positive
     embedding_dim: Count
-    validate_every: Count
-    patience: Count
-    checkpoint_every: Count
     ensemble_timesteps: tuple[ZeroOrMore, ZeroOrMore, ZeroOrMore]
     ensemble_draws: Count
 
 
 @dataclass(frozen=True)
-class Spm:
+class Spm(RewardTraining):
     clip: str
-    dtype: Literal["fp32", "bf16", "fp16"]
-    steps: Count
-    warmup_steps: ZeroOrMore
-    batch_size: Count
-    micro_batch_size: Count
-    learning_rate: Positive
-    weight_decay: NotNegative
-    max_grad_norm: Positive | None
-    guidance_scale: Guidance
     trainable: Literal["full", "frozen"]
-    timesteps: Literal["uniform", "grid"]
-    shared_noise: bool
-    example_weights: bool
-    likelihood: Literal["bradley_terry", "thurstone"]
-    variance_offset: Positive
-    validate_every: Count
-    patience: Count
-    checkpoint_every: Count
 
 
 @dataclass(frozen=True)

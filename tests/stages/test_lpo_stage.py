@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lpo.config import load_params
-from lpo.data.latents import write_captions, write_moments
+from lpo.data.latents import write_captions, write_moments, write_space
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
 from lpo.rewards import small
@@ -36,7 +36,8 @@ def params(project, repository, tiny_base, tiny, tiny_reward):
     moments = torch.cat([torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(0))] * 2, dim=1)
     (data / "latents").mkdir()
     write_moments(data / "latents", [(uids, moments)], 100)
-    write_captions(data / "latents", PROMPTS, tiny.tokenize(PROMPTS), tiny.tokenize([""]))
+    write_captions(data / "latents", PROMPTS)
+    write_space(data / "latents", tiny.codec.space())
     rows = [
         (split, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1, 0.1, 0.0, -0.1 * (i % 2))
         for i, split in enumerate(["train"] * 6 + ["validation"] * 3 + ["test"] * 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lpo.config import load_params
-from lpo.data.latents import Latents, write_captions, write_moments
+from lpo.data.latents import Latents, write_captions, write_moments, write_space
 from lpo.train import checkpoint
 from lpo.train.offline import draw, stored_pairs
 from lpo.train.policy import PolicyTrainer
@@ -30,7 +30,8 @@ def pairs(tiny, tmp_path):
     folder.mkdir()
     write_moments(folder, [([f"u{i}" for i in range(4)], moments)], shard_size=3)
     captions = ["a cat", "two dogs"]
-    write_captions(folder, captions, tiny.tokenize(captions), tiny.tokenize([""]))
+    write_captions(folder, captions)
+    write_space(folder, tiny.codec.space())
     rows = [("a cat", "u0", "u1", 1.0, 0.0), ("two dogs", "u2", "u3", 0.0, 1.0), ("a cat", "u0", "u3", 0.5, 0.5)]
     frame = pd.DataFrame(rows, columns=["caption", "image_0_uid", "image_1_uid", "label_0", "label_1"])
     return stored_pairs(frame, Latents(folder))
@@ -44,9 +45,9 @@ def test_winner_and_loser_share_noise_and_timestep_and_ties_are_left_out(tiny, p
     assert int(batch.t.min()) >= 100 and int(batch.t.max()) < 600 and len(batch.t.unique()) > 1
     root = tiny.scheduler.alphas_cumprod[batch.t].sqrt().view(-1, 1, 1, 1)
     difference = batch.x_t[:, 0] - batch.x_t[:, 1]
-    winner_less_loser = torch.tensor([0.0 - 1.0] * 5 + [3.0 - 2.0] * 5).view(-1, 1, 1, 1) * tiny.scaling_factor
+    winner_less_loser = torch.tensor([0.0 - 1.0] * 5 + [3.0 - 2.0] * 5).view(-1, 1, 1, 1) * tiny.codec.scaling_factor
     torch.testing.assert_close(difference, (root * winner_less_loser).expand_as(difference), atol=1e-5, rtol=1e-4)
-    noise = batch.x_t[:, 0] - root * torch.tensor([0.0] * 5 + [3.0] * 5).view(-1, 1, 1, 1) * tiny.scaling_factor
+    noise = batch.x_t[:, 0] - root * torch.tensor([0.0] * 5 + [3.0] * 5).view(-1, 1, 1, 1) * tiny.codec.scaling_factor
     torch.testing.assert_close(noise, (1 - root**2).sqrt() * batch.noise, atol=1e-5, rtol=1e-4)
 
 
