@@ -18,7 +18,7 @@ from lpo.errors import ConfigError
 from lpo.schema import Range, Reading, parse_yaml, read_fields, read_text
 from lpo.sections.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.sections.results import Evaluate, Ingest, JudgeModels, Promote, PromotionMargins, Report, Study, Tracking
-from lpo.sections.training import Guard, Lpo, Lrm, RewardTraining, Spm, Threshold
+from lpo.sections.training import Guard, Lpo, Lrm, Spm, Threshold
 
 __all__ = [
     "Dataset",
@@ -37,7 +37,6 @@ __all__ = [
     "Promote",
     "PromotionMargins",
     "Report",
-    "RewardTraining",
     "Score",
     "ScoreModels",
     "Spm",

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lpo.config import RewardTraining
+from lpo.config import Lrm, Spm
 from lpo.data.latents import Latents, sample_latents
 from lpo.families import DTYPES
 from lpo.families.conditioning import Conditioning
@@ -63,7 +63,7 @@ class RewardTrainer:
     """The state of a training: model, optimiser, best weights so far. `run` goes from wherever it stands to the end."""
 
     def __init__(
-        self, model: LatentRewardModel | StepPreferenceModel, latents: Latents, config: RewardTraining, seed: int
+        self, model: LatentRewardModel | StepPreferenceModel, latents: Latents, config: Lrm | Spm, seed: int
     ) -> None:
         self.model, self.latents, self.config, self.seed = model, latents, config, seed
         self.transition = model.backbone.transition(1.0)
