@@ -102,7 +102,7 @@ def metrics() -> dict[str, Any]:
 
 
 def test_mpcf_decides_train_pairs_and_leaves_the_others(data: Data) -> None:
-    tables = filtered(data)
+    tables = filtered(data, strategy="2")
     kept, dropped = tables["kept"], tables["dropped"]
     assert kept[kept["split"] == "train"]["ranking_id"].tolist() == [0, 1, 6]
     assert (kept["split"] == "validation").sum() == (kept["split"] == "test").sum() == ROWS

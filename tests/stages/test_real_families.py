@@ -96,7 +96,7 @@ def test_from_pictures_to_a_lora_that_diffusers_loads(
     theirs = replace(tuned, **{name: getattr(pipe, name)})  # type: ignore[type-var]
     x, t, text = torch.zeros(1, *tuned.latent_shape), torch.tensor([500]), tuned.encode_prompts(["a cat"])
     torch.testing.assert_close(theirs.predict(x, t, text), tuned.predict(x, t, text))
-    generate.run(params, "a cat", Path("data/lpo"), Path("cat.png"), 3, None, 3)
+    generate.run(params, "a cat", Path("data/lpo"), Path("cat.png"), 3, None, 3, 1, 1)
     assert Image.open("cat.png").size[0] >= 32
 
 
