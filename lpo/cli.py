@@ -43,10 +43,7 @@ def base(params: ParamsFile = PARAMS) -> None:
     run(loaded)
 
 
-@app.command()
-def pretrain(params: ParamsFile = PARAMS) -> None:
-    """The same as base."""
-    base(params)
+app.command("pretrain", help="The same as base.")(base)
 
 
 @app.command()

@@ -114,7 +114,10 @@ def _read(hint: Any, value: Any, path: str, reading: Reading) -> Any:
             return reading.note(path, problem, value)
         return result
     if NoneType in args:
-        return None if value is None else _read(args[0], value, path, reading)
+        if value is None:
+            reading.values[path] = None
+            return None
+        return _read(args[0], value, path, reading)
     if is_dataclass(hint):
         return _section(cast(type, hint), value, path, reading)
     if origin is dict:

@@ -24,7 +24,12 @@ class JudgeModels:
 
 @dataclass(frozen=True)
 class Evaluate:
-    judges: tuple[Literal["emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval"], ...]
+    judges: tuple[
+        Literal[
+            "emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval", "aesthetic", "clipscore", "vqascore"
+        ],
+        ...,
+    ]  # fmt: skip
     prompts_file: str | None
     prompts: Count
     images_per_prompt: Count

@@ -49,7 +49,7 @@ def run(params: Params) -> None:
     config = params.evaluate
     table, left_out = prompts_of(params)
     tasks = {row.prompt: row.task for row in table.itertuples() if row.task is not None}
-    check_judges(config.judges, config.judge_models, tasks, len(table))
+    check_judges(config.judges, params, tasks, len(table))
     rows = table[["prompt", "category"]]
     rows = rows.loc[rows.index.repeat(config.images_per_prompt)].reset_index(drop=True)
     rows["seed"] = range(SEED, SEED + len(rows))
@@ -145,10 +145,10 @@ def judges_of(
     config, device = params.evaluate, device_of(params.model)
     found: list[tuple[str, Callable[[], Judge], dict[str, Any]]] = []
     for judge in config.judges:
-        what: dict[str, Any] = {source: content(source) for source, _ in sources_of(judge, config.judge_models)}
+        what: dict[str, Any] = {source: content(source) for source, _ in sources_of(judge, params)}
         if judge == "geneval":
             what["tasks"] = dict(tasks)
-        found.append((judge, partial(load_judge, judge, config.judge_models, tasks, device), what))
+        found.append((judge, partial(load_judge, judge, params, tasks, device), what))
 
     def reward() -> Judge:
         family = load_family(params.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ def start(tmp_path: Path, url: str) -> subprocess.Popen[str]:
 def test_a_killed_download_goes_on_and_only_right_bytes_become_the_file(tmp_path: Path) -> None:
     remote = tmp_path / "remote" / NAME
     remote.parent.mkdir(parents=True)
-    data = os.urandom(24 * 10**6)
+    data = random.Random(0).randbytes(24 * 10**6)
     remote.write_bytes(data)
     here = tmp_path / "here" / NAME
     partial = here.with_name(f".{here.name}.partial")

@@ -171,3 +171,14 @@ def test_large_pictures_are_shown_small():
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
     assert judging.preview(buffer.getvalue()) == buffer.getvalue()
+
+
+def test_the_scorers_of_mpcf_are_judges_too(params: Params) -> None:
+    """clipscore is the cosine of score.models.clip: PickScore's without its logit scale, the same weights given."""
+    models = dataclasses.replace(params.score.models, clip="clip", dtype="fp32")
+    params = dataclasses.replace(params, score=dataclasses.replace(params.score, models=models))
+    judged.run(change(params, judges=("clipscore", "pickscore")))
+    frame, metrics = read()
+    assert set(metrics["judges"]) == {"clipscore", "pickscore"} and metrics["judge"] == "clipscore"
+    ratio = frame["pickscore"] / frame["clipscore"]
+    assert ratio.std() < 1e-4 * abs(ratio.mean())
