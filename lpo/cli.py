@@ -45,7 +45,6 @@ def base(params: ParamsFile = PARAMS) -> None:
 
 app.command("pretrain", help="The same as base.")(base)
 
-
 @app.command()
 def dataset(params: ParamsFile = PARAMS) -> None:
     """Stage: make pairs of pictures with labels."""
