@@ -169,7 +169,7 @@ def snapshot(folder: Path) -> tuple[str, bytes]:
     try:
         environment = {"GIT_INDEX_FILE": str(index)}
         git(folder, "add", "--all", environment=environment)
-        return commit, git(folder, "diff", "--cached", "--binary", "HEAD", environment=environment)
+        return commit, git(folder, "diff", "--cached", "--binary", "--full-index", "HEAD", environment=environment)
     finally:
         index.unlink()
 

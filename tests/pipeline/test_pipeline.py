@@ -51,9 +51,10 @@ COLUMNS = {
 }  # fmt: skip
 FILES = [
     "data/filtered/data_docs/index.html", "data/filtered/summary.json", "data/latents/moments-00000.npy",
-    "data/latents/moments-00001.npy", "data/latents/captions.parquet", "data/latents/space.json", "data/lrm/reward.safetensors",
-    "data/lrm/config.json", "data/lrm/history.json", "data/lpo/pytorch_lora_weights.safetensors", "data/lpo/README.md",
-    "data/lpo/history.json", "data/report/index.html", "data/report/MODEL_CARD.md",
+    "data/latents/moments-00001.npy", "data/latents/captions.parquet", "data/latents/space.json",
+    "data/lrm/reward.safetensors", "data/lrm/config.json", "data/lrm/history.json",
+    "data/lpo/pytorch_lora_weights.safetensors", "data/lpo/README.md", "data/lpo/history.json",
+    "data/report/index.html", "data/report/MODEL_CARD.md",
 ]  # fmt: skip
 ROOTS = ("data", "metrics", "plots")
 FILES_OF_STAGES = ("dvc.yaml", "studies/dvc.yaml")

@@ -18,7 +18,7 @@ from tasks.graph import read_graph
 pytestmark = pytest.mark.prefect
 STAGES = ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
 GPU = {"lrm", "lpo", "evaluate"}
-FROZEN = {"data/base", "data/scorers", "metrics/base.json"}  # `dvc repro` notes them, the flow leaves them alone
+FROZEN = {"data/base", "data/scorers", "metrics/base.json"}  # `dvc repro` notes them, the flow lets them be
 
 
 @pytest.fixture(scope="module")
