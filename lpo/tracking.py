@@ -85,7 +85,8 @@ def _dvclive(run_name: str) -> _Sink:
 def _wandb(run_name: str, params: Params) -> _Sink:
     import wandb
 
-    folder = Path(".wandb")
+    # Absolute: wandb's service outlives a run and reads a relative path from the folder in which it was started.
+    folder = Path(".wandb").resolve()
     folder.mkdir(exist_ok=True)
     run = wandb.init(
         project=params.tracking.project,

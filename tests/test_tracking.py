@@ -50,6 +50,17 @@ def test_a_run_is_written_by_both_trackers_and_git_sees_nothing_else(params: Par
     assert not Path("dvc.yaml").exists()
 
 
+def test_each_run_of_a_process_is_kept_in_the_folder_it_was_started_in(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (project / name).mkdir()
+        monkeypatch.chdir(project / name)
+        with Tracker("lrm", params) as tracker:
+            tracker.log(0, {"lrm/loss": 0.75})
+        assert len(list((project / name / ".wandb").rglob("*.wandb"))) == 1
+
+
 def test_random_states_are_those_of_a_run_without_trackers(params: Params) -> None:
     def draw() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
