@@ -12,7 +12,7 @@ from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
 from lpo.errors import LpoError
-from tasks import nightly, reproduce
+from tasks import nightly, reproduce, tracked
 from tasks.dispatch import check_workers, place_of, run_stages
 from tasks.graph import Stage, before, read_graph, select
 from tasks.publish import notify, publish
@@ -58,17 +58,22 @@ def lpo(
         logger.info("waiting: the run %s works in this clone", holder)
 
     with locked(STATE / "run.lock", str(flow_run.name), waiting):
-        folder = run_workspace(changes)
+        reproduce.mend_lock(ROOT)
         if ingest:
-            logger.info("taken in: %s", nightly.ingest(folder))
+            logger.info("taken in: %s", nightly.ingest(ROOT))
+        tracked.keep(ROOT)
+        folder = run_workspace(changes)
+        if folder != ROOT:
+            reproduce.mend_lock(folder)
+            tracked.match(folder)
         if has_remote():
             place_of(folder)  # refuses what cannot be sent, before anything starts
-        reproduce.mend_lock(folder)
         changed = reproduce.status(folder)
         outcomes = run_stages(graph, selected, changed, folder, force)
         failed = [name for name, outcome in outcomes.items() if outcome.how == "failed"]
         moved = [name for name, outcome in outcomes.items() if outcome.how not in ("unchanged", "skipped")]
-        decision = decide(folder) if promote and moved and not failed else None
+        # Also if nothing moved: the decision of a night that was cut off is still due.
+        decision = decide(folder, bool(moved)) if promote and not failed else None
         publish(outcomes, folder, decision)
     if failed:
         return Failed(message="\n".join(outcomes[name].message for name in failed))
@@ -119,9 +124,11 @@ def check_inputs(graph: dict[str, Stage], selected: Sequence[str], root: Path = 
         )
 
 
-def decide(folder: Path) -> dict[str, Any]:
-    """Hold the result against the gate, tell about it, and collect old checkpoints after a promotion."""
+def decide(folder: Path, moved: bool) -> dict[str, Any]:
+    """Hold the result against the gate, keep what is promoted, and tell about it unless it is no news."""
     decision = nightly.promote(folder)
-    notify(f"{decision['name']}: {'promoted' if decision['promoted'] else 'refused'}", decision["reason"])
-    nightly.collect(folder)
+    if decision["promoted"]:
+        tracked.keep(folder)
+    if decision["promoted"] or moved:
+        notify(f"{decision['name']}: {'promoted' if decision['promoted'] else 'refused'}", decision["reason"])
     return decision

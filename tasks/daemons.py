@@ -5,6 +5,7 @@ The file holds the process's number and its start time, which tells it from a la
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -41,7 +42,8 @@ def stop(name: str) -> bool:
     pid = alive(name)
     if pid:
         for number, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
-            os.killpg(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself a moment ago
+                os.killpg(pid, number)
             deadline = time.monotonic() + seconds
             while group_alive(pid) and time.monotonic() < deadline:
                 time.sleep(0.1)

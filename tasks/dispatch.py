@@ -21,7 +21,7 @@ from tasks import reproduce
 from tasks.graph import Stage
 from tasks.process import STOP, Stopped
 from tasks.reproduce import StageFailed, Transient
-from tasks.stage import RETRIED
+from tasks.retried import RETRIED
 from tasks.workspace import has_remote, here, place_of
 
 POOL = "lpo"

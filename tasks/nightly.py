@@ -1,4 +1,4 @@
-"""What the nightly run asks of the `lpo` command: take in new pairs, hold the gate, collect old checkpoints."""
+"""What the nightly run asks of the `lpo` command: take in new pairs, hold the gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks import process
 
 @task(cache_policy=NO_CACHE)
 def ingest(folder: Path) -> dict[str, Any]:
-    """Take in what lies in the inbox: {"new_pairs": n, ...}."""
+    """Take in what lies in the inbox: {"new_pairs": n, ...}, as `lpo ingest` prints it."""
     return _answer(folder, "ingest")
 
 
@@ -25,16 +25,10 @@ def promote(folder: Path) -> dict[str, Any]:
     return _answer(folder, "promote")
 
 
-@task(cache_policy=NO_CACHE)
-def collect(folder: Path) -> dict[str, Any]:
-    """Remove old checkpoints, by the retention rule of params.yaml."""
-    return _answer(folder, "collect")
-
-
 def _answer(folder: Path, command: str) -> dict[str, Any]:
-    """The JSON object that `lpo COMMAND --json` prints as its last line."""
+    """The JSON object that `lpo COMMAND` prints as its last line."""
     logger = get_run_logger()
-    done = process.run(["lpo", command, "--json"], folder, logger.info)
+    done = process.run(["lpo", command], folder, logger.info)
     if done.code:
         raise LpoError(f"lpo {command} failed ({done.code}): {done.text[-2000:]}", str(folder), "mend what it names")
     found = json.loads(done.lines[-1])

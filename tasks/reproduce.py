@@ -85,6 +85,19 @@ def pull(folder: Path, stages: Iterable[str]) -> None:
         _dvc(folder, "pull", "--force", *names)
 
 
+def add(folder: Path, paths: Iterable[str], remote: bool) -> None:
+    """`dvc add`: into the cache, each with a .dvc file beside it; and to the remote if `remote`."""
+    names = list(paths)
+    _dvc(folder, "add", *names)
+    if remote:
+        _dvc(folder, "push", *(f"{name}.dvc" for name in names))
+
+
+def checkout(folder: Path, notes: Iterable[str], remote: bool) -> None:
+    """Bring what these .dvc files name, out of the cache, and of the remote if `remote`."""
+    _dvc(folder, "pull" if remote else "checkout", "--force", *notes)
+
+
 def push(folder: Path, stage: str) -> None:
     """Send what this stage made, with its entry of the run cache, to the remote."""
     _run_cache("push", folder, stage)

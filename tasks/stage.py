@@ -10,29 +10,15 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
-from tasks import reproduce
+from tasks import reproduce, tracked
 from tasks.graph import before, read_graph
-from tasks.reproduce import Transient
+from tasks.retried import RETRIED
 from tasks.workspace import Place, has_remote, locked, place_here
 
 LEASE = 60.0  # seconds after which the GPU of a worker that was lost is free again
-
-
-def passes_by_itself(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a failed task is tried again: a busy lock, the network, a lost worker."""
-    return isinstance(state.result(raise_on_failure=False), Transient)
-
-
-RETRIED: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "retries": 3,
-    "retry_delay_seconds": [2, 15, 60],
-    "retry_condition_fn": passes_by_itself,
-}
 
 
 @task(name="fetch inputs", **RETRIED)
@@ -66,6 +52,7 @@ def work(name: str, place: Place, force: bool) -> str:
         lock = folder / f".prefect/{name}.lock"
         with locked(lock, str(flow_run.name), lambda holder: logger.info("waiting for the stage run %s", holder)):
             if carried:
+                tracked.match(folder)
                 fetch_inputs(folder, name)
             outcome = run_stage(folder, name, stage.gpu, force)
             if has_remote():

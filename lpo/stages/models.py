@@ -119,7 +119,8 @@ def settle(records: list[Record]) -> None:
     """Bring models/promoted to what the ledger says."""
     name, weights = in_use(records), PROMOTED / WEIGHTS
     if name == BASE:
-        weights.unlink(missing_ok=True)
+        for file in (weights, weights.with_name(f"{WEIGHTS}.dvc")):
+            file.unlink(missing_ok=True)  # with its .dvc file, from which a run would fetch it again
     elif not weights.exists() or name_of(PROMOTED) != name:
         write_bytes(weights, (check_files(name) / WEIGHTS).read_bytes())
 

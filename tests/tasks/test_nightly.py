@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from prefect.logging import disable_run_logger
 
 from flows import pipeline
 from lpo.errors import LpoError
-from tasks import nightly
+from tasks import nightly, tracked
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_the_last_line_is_the_answer(answer: Any) -> None:
     folder = answer('reading the inbox\n{"new_pairs": 3, "quarantined": 1}\n')
     with disable_run_logger():
         assert nightly.ingest.fn(folder) == {"new_pairs": 3, "quarantined": 1}
-    assert (folder / "words").read_text() == "ingest --json\n"
+    assert (folder / "words").read_text() == "ingest\n"
 
 
 def test_a_failure_keeps_the_message_of_the_command(answer: Any) -> None:
@@ -44,17 +45,31 @@ def test_a_failure_keeps_the_message_of_the_command(answer: Any) -> None:
         nightly.promote.fn(folder)
 
 
-@pytest.mark.parametrize(("promoted", "subject"), [(True, "m7: promoted"), (False, "m7: refused")])
-def test_a_decision_is_told_and_old_checkpoints_are_collected(
-    answer: Any, monkeypatch: pytest.MonkeyPatch, promoted: bool, subject: str
+@pytest.mark.parametrize(
+    ("promoted", "moved", "subject"),
+    [(True, True, "m7: promoted"), (False, True, "m7: refused"), (True, False, "m7: promoted"), (False, False, None)],
+)
+def test_a_decision_is_told_if_it_is_news_and_a_promotion_is_kept(
+    answer: Any, monkeypatch: pytest.MonkeyPatch, promoted: bool, moved: bool, subject: str | None
 ) -> None:
     decision = {"promoted": promoted, "reason": "by 2 points", "name": "m7"}
     folder = answer(json.dumps(decision) + "\n")
     told: list[tuple[str, str]] = []
+    kept: list[Path] = []
     monkeypatch.setattr(pipeline, "notify", lambda *words: told.append(words))
+    monkeypatch.setattr(tracked, "keep", kept.append)
     monkeypatch.setattr(nightly, "promote", nightly.promote.fn)
-    monkeypatch.setattr(nightly, "collect", nightly.collect.fn)
     with disable_run_logger():
-        assert pipeline.decide(folder) == decision
-    assert told == [(subject, "by 2 points")]
-    assert (folder / "words").read_text() == "promote --json\ncollect --json\n"
+        assert pipeline.decide(folder, moved) == decision
+    assert told == ([(subject, "by 2 points")] if subject else [])
+    assert kept == ([folder] if promoted else [])
+    assert (folder / "words").read_text() == "promote\n"
+
+
+def test_the_real_command_answers_as_the_nightly_reads_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bin_folder = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+    with disable_run_logger():
+        assert nightly.ingest.fn(project) == {"new_pairs": 0, "quarantined": 0, "duplicates": 0, "files": []}
+        with pytest.raises(LpoError, match="lpo promote failed .*no LoRA here"):
+            nightly.promote.fn(project)

@@ -1,0 +1,59 @@
+"""Files that DVC tracks one by one, each with a .dvc file beside it: pairs taken in, models promoted.
+
+No stage makes them, so nothing but these .dvc files tells a copy of the workspace, or a worker of another clone, that
+they exist. A run keeps what its clone has before it does anything else, and what its gate promoted after that.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import task
+
+from tasks import reproduce
+from tasks.retried import RETRIED
+from tasks.workspace import has_remote
+
+INPUTS = ("data/collected/*.parquet", "models/promoted/*.safetensors")  # what stages read
+KEPT = (*INPUTS, "models/lpo-*/")
+
+
+def keep(folder: Path) -> None:
+    """Give the cache, and the remote if there is one, what lies there; fetch what only its .dvc file names.
+
+    Raises:
+        StageFailed: if a file is neither here nor in the cache or the remote.
+    """
+    if missing := [path for pattern in INPUTS for path in notes(folder, pattern) if not path.with_suffix("").exists()]:
+        _fetch(folder, missing)
+    if found := [path for pattern in KEPT for path in sorted(folder.glob(pattern)) if path.suffix != ".dvc"]:
+        _add(folder, found)
+
+
+def match(folder: Path) -> None:
+    """Give a copy of a workspace the inputs that its .dvc files name, and no others."""
+    named = [path for pattern in INPUTS for path in notes(folder, pattern)]
+    for path in (path for pattern in INPUTS for path in folder.glob(pattern)):
+        if path.with_name(f"{path.name}.dvc") not in named:
+            path.unlink()
+    if named:
+        _fetch(folder, named)
+
+
+def notes(folder: Path, pattern: str) -> list[Path]:
+    """The .dvc files of a pattern."""
+    return sorted(folder.glob(f"{pattern}.dvc"))
+
+
+@task(name="fetch tracked files", **RETRIED)
+def _fetch(folder: Path, paths: list[Path]) -> None:
+    reproduce.checkout(folder, _names(folder, paths), remote=has_remote())
+
+
+@task(name="track files", **RETRIED)
+def _add(folder: Path, paths: list[Path]) -> None:
+    reproduce.add(folder, _names(folder, paths), remote=has_remote())
+
+
+def _names(folder: Path, paths: list[Path]) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in paths]
