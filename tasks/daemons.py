@@ -59,7 +59,8 @@ def alive(name: str) -> int:
         found = json.loads(note(name).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return 0
-    return int(found["pid"]) if start_time(found["pid"]) == found["started"] else 0
+    started = start_time(found["pid"])
+    return int(found["pid"]) if started is not None and started == found["started"] else 0
 
 
 def note(name: str) -> Path:

@@ -41,6 +41,11 @@ def test_another_process_with_that_number_is_left_alone(state: Path) -> None:
     assert not daemons.stop("server")
 
 
+def test_one_that_ended_before_its_note_was_written_is_not_alive(state: Path) -> None:
+    (state / "server.pid").write_text(json.dumps({"pid": 2**22 + 1, "started": None}))  # above the largest number
+    assert not daemons.alive("server") and not daemons.stop("server")
+
+
 def test_a_process_that_ends_is_told_with_the_end_of_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     daemons.start("server", ["sh", "-c", "echo no room; exit 1"], environment())
     with pytest.raises(LpoError, match="the server ended:\nno room"):
