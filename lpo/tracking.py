@@ -1,6 +1,7 @@
 """wandb and DVCLive behind one small class, for watching a run. Nothing that the project makes depends on it.
 
     with Tracker("lrm", params) as tracker:
+        tracker.show("lrm/picture", pixels)  # with the next step that is logged
         tracker.log(step, {"lrm/loss": 0.69})
 
 DVCLive writes `dvclive/RUN_NAME/`, wandb writes `.wandb/` (offline, unless params.tracking.wandb says else); neither
@@ -26,7 +27,7 @@ from lpo.config import Params
 
 
 class _Sink(NamedTuple):
-    log: Callable[[int, dict[str, float]], None]
+    log: Callable[[int, dict[str, float], dict[str, np.ndarray]], None]
     close: Callable[[bool], None]  # whether the run failed
 
 
@@ -42,6 +43,7 @@ class Tracker:
         self._run_name = run_name
         self._params = params
         self._sinks: dict[str, _Sink] = {}
+        self._pictures: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Tracker:
         self._try("dvclive", lambda: self._sinks.update(dvclive=_dvclive(self._run_name)))
@@ -50,9 +52,14 @@ class Tracker:
         return self
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record plain numbers at a step; steps only grow."""
+        """Record plain numbers at a step, and the pictures shown since the last; steps only grow."""
+        pictures, self._pictures = self._pictures, {}
         for name, sink in list(self._sinks.items()):
-            self._try(name, sink.log, step, metrics)
+            self._try(name, sink.log, step, metrics, pictures)
+
+    def show(self, name: str, picture: np.ndarray) -> None:
+        """Record a picture, (H, W, 3) uint8, at the step that is logged next."""
+        self._pictures[name] = picture
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for name, sink in list(self._sinks.items()):
@@ -73,10 +80,12 @@ def _dvclive(run_name: str) -> _Sink:
 
     live = Live(dir=f"dvclive/{run_name}", save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False)
 
-    def log(step: int, metrics: dict[str, float]) -> None:
+    def log(step: int, metrics: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
         live.step = step
         for name, value in metrics.items():
             live.log_metric(name, value)
+        for name, picture in pictures.items():
+            live.log_image(f"{name}/{step:06d}.png", picture)
         live.make_summary()
 
     return _Sink(log, lambda failed: live.end())
@@ -96,7 +105,12 @@ def _wandb(run_name: str, params: Params) -> _Sink:
         config=asdict(params),
         settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True),
     )
-    return _Sink(lambda step, metrics: run.log(metrics, step=step), lambda failed: run.finish(exit_code=int(failed)))
+
+    def log(step: int, metrics: dict[str, float], pictures: dict[str, np.ndarray]) -> None:
+        images = {name: wandb.Image(picture) for name, picture in pictures.items()}
+        run.log({**metrics, **images}, step=step)
+
+    return _Sink(log, lambda failed: run.finish(exit_code=int(failed)))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lpo.config import Params, load_params
 from lpo.tracking import Tracker
@@ -41,9 +42,14 @@ def test_a_run_is_written_by_both_trackers_and_git_sees_nothing_else(params: Par
     refs = git("for-each-ref")
     with Tracker("lrm", params) as tracker:
         tracker.log(0, {"lrm/loss": 0.75})
+        tracker.show("lrm/picture", np.zeros((4, 6, 3), np.uint8))
         tracker.log(250, {"lrm/loss": 0.5, "lrm/accuracy": 0.625})
+        tracker.log(300, {"lrm/loss": 0.4})
     rows = Path("dvclive/lrm/plots/metrics/lrm/loss.tsv").read_text().split()
-    assert rows == ["step", "loss", "0", "0.75", "250", "0.5"]
+    assert rows == ["step", "loss", "0", "0.75", "250", "0.5", "300", "0.4"]
+    (picture,) = Path("dvclive").rglob("*.png")
+    assert picture.name == "000250.png" and Image.open(picture).size == (6, 4)
+    assert len(list(Path(".wandb").rglob("media/images/**/*.png"))) == 1
     assert len(list(Path(".wandb").rglob("*.wandb"))) == 1
     assert git("status", "--porcelain") == ""
     assert git("for-each-ref") == refs

@@ -31,6 +31,8 @@ from lpo.train.policy import BASE_VALUE, PolicyTrainer
 PROMPTS = Path("data/prompts.parquet")
 KEPT, LATENTS = Path("data/filtered/kept.parquet"), Path("data/latents")
 SEED_OF_VALIDATION, SEED_OF_DIVERSITY = 10_000, 20_000
+SHOWN = 8  # validation prompts whose pictures a tracker gets
+LARGEST = 256  # pixels of their side
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,14 @@ def tune(params: Params) -> None:
     scorers = load_scorers(params.score, family.device)
     validate = Validation(family, trainer.reward, scorers, held_out, params)
     with Tracker("lpo", params) if processes.is_first() else nullcontext() as tracker:
-        trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validate, folder, tracker)
+
+        def validated() -> dict[str, float]:
+            figures = validate()
+            if tracker is not None:
+                tracker.show("lpo/validation", validate.before_after())
+            return figures
+
+        trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validated, folder, tracker)
     if not processes.is_first():
         return
     history = trainer.history
@@ -119,6 +128,7 @@ class Validation:
         self.text, self.null = reward.encode_prompts(prompts), reward.encode_prompts([""])
         with family.reference():
             self.base, self.spread = self.scores(), self.diversity()
+        self.before = self.shown
 
     def draw(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
         """Finished latents (N, C, h, w)."""
@@ -140,7 +150,9 @@ class Validation:
     @torch.no_grad()
     def scores(self) -> dict[str, np.ndarray]:
         latents = self.draw(self.prompts, [SEED_OF_VALIDATION + i for i in range(len(self.prompts))])
-        found = {k: v.numpy() for k, v in self.scorers.score(self.pictures(latents), self.prompts).items()}
+        pictures = self.pictures(latents)
+        self.shown = to_uint8(pictures[:SHOWN])
+        found = {k: v.numpy() for k, v in self.scorers.score(pictures, self.prompts).items()}
         t = torch.full((len(latents),), 1, device=latents.device)
         return found | {"reward": self.reward.score(latents, t, self.text, self.null).cpu().numpy()}
 
@@ -154,6 +166,12 @@ class Validation:
         pictures = self.pictures(self.draw(prompts, seeds)).flatten(1).unflatten(0, (-1, guard.seeds))
         first, second = torch.triu_indices(guard.seeds, guard.seeds, offset=1)
         return float((pictures[:, first] - pictures[:, second]).square().mean(2).sqrt().mean())
+
+    def before_after(self) -> np.ndarray:
+        """Pictures of the first prompts, (2 H, n W, 3): the base above, the adapter validated last below."""
+        every = -(-self.shown.shape[1] // LARGEST)  # pixel
+        rows = [np.concatenate(list(row[:, ::every, ::every]), axis=1) for row in (self.before, self.shown)]
+        return np.concatenate(rows)
 
     def __call__(self) -> dict[str, float]:
         now = self.scores()

@@ -198,7 +198,7 @@ class PolicyTrainer:
                 last = last or self.config.guard.action == "stop"
             shown = {k: entry[k] for k in ("loss", "pairs", "kept", "validation", "reward", "diversity") if k in entry}
             if tracker is not None:
-                tracker.log(r, {f"lpo/{k}": float(v) for k, v in shown.items()})
+                tracker.log(r, {f"lpo/{k}": float(v) for k, v in shown.items()} | _tracked_by_timestep(entry))
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
             if first and ((r + 1) % self.config.checkpoint_every == 0 or last):
                 self.save(folder, r + 1)
@@ -247,3 +247,13 @@ class PolicyTrainer:
 
 def _by_timestep(seen: list[StepStatistics], learned: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
     return [asdict(s) | learned.get(s.t, {}) for s in seen]
+
+
+def _tracked_by_timestep(entry: dict[str, Any]) -> dict[str, float]:
+    """A rollout's statistics of every timestep, such as lpo/by_timestep/kept/t0501, as a tracker takes them."""
+    found: dict[str, float] = {}
+    for row in entry["by_timestep"]:
+        figures = row | {"kept": row["kept"] / row["seen"]}
+        names = ("kept", "gap", "clipped", "implicit_accuracy")  # the last two where a pair was learned from
+        found |= {f"lpo/by_timestep/{name}/t{row['t']:04d}": float(figures[name]) for name in names if name in figures}
+    return found

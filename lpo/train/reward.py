@@ -169,7 +169,10 @@ class RewardTrainer:
                 accuracy = float(np.nanmean(right))
                 self.history.append({"step": step + 1, "accuracy": accuracy})
                 if tracker is not None:
-                    tracker.log(step, {"lrm/accuracy": accuracy})
+                    width = self.transition.num_train_timesteps // len(right)
+                    right_at = {f"t{k * width:04d}": float(np.nanmean(row)) for k, row in enumerate(right)}
+                    by_t = {f"lrm/by_timestep/accuracy/{name}": value for name, value in right_at.items()}
+                    tracker.log(step, {"lrm/accuracy": accuracy} | by_t)
                 self.misses += 1
                 if accuracy > self.best_accuracy:
                     self.best_accuracy, self.misses = accuracy, 0

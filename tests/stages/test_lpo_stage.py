@@ -71,10 +71,16 @@ def test_a_method_writes_an_adapter_and_its_history(params, method):
     assert all({"loss", "validation", "reward", "diversity"} <= entry.keys() for entry in history)
     metrics = json.loads(Path("metrics/lpo.json").read_text())
     assert metrics["prompts"] == 4 and metrics["updates"] > 0 and isinstance(metrics["warnings"], list)
+    tracked = Path("dvclive/lpo/plots")
+    assert len(list(tracked.glob("images/lpo/validation/*.png"))) == 2  # a picture of every validation
+    kept = {int(file.stem[1:]) for file in tracked.glob("metrics/lpo/by_timestep/kept/t*.tsv")}
+    assert kept == {row["t"] for entry in history for row in entry["by_timestep"]}
+    assert kept or method == "diffusion_dpo"
 
 
 def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
     spm.run(params)
+    assert len(list(Path("dvclive").glob("*/plots/metrics/lrm/by_timestep/accuracy/t*.tsv"))) == 10
     accuracy = json.loads(Path("studies/spm.json").read_text())["accuracy"]
     assert len(accuracy["by_timestep"]) == 10 and 0 <= accuracy["mean"] <= 1
     spo = replace(params, lpo=replace(params.lpo, method="spo", reward="data/spm"))
