@@ -26,6 +26,7 @@ from tasks.workspace import has_remote, here, place_of
 
 POOL = "lpo"
 CHILDREN: list[UUID] = []  # stage runs that this process has sent to workers
+SENT: set[str] = set()  # stages whose results this run knows to be in the remote
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,11 @@ def advance(stage: Stage, folder: Path, stale: bool, force: bool) -> str:
         return found
     if remote:  # what the worker's copy of this workspace will look for
         for other in stage.upstream:
-            reproduce.push(folder, other)
+            if other not in SENT:
+                reproduce.push(folder, other)
+                SENT.add(other)
     outcome, clone = dispatch(stage, folder, force)
+    SENT.add(stage.name)  # by the worker
     if clone != here() and not reproduce.restore(folder, stage.name, remote):
         raise StageFailed(f"{stage.name} was done in {clone}, but its result did not come through the remote")
     return outcome

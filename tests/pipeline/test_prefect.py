@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from service import Service, processes
@@ -15,7 +17,7 @@ from workspace import contents, git, hashes, run
 
 from tasks.graph import read_graph
 
-pytestmark = pytest.mark.prefect
+pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("prefect")]  # one server for both files
 STAGES = ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
 GPU = {"lrm", "lpo", "evaluate"}
 FROZEN = {"data/base", "data/scorers", "metrics/base.json"}  # `dvc repro` notes them, the flow lets them be
@@ -133,8 +135,12 @@ def test_an_override_leaves_the_clone_as_it_is_and_two_runs_queue(service: Servi
     ) == before
 
 
-def test_a_second_clone_with_the_remote_recomputes_nothing(service: Service, first: dict[str, Any]) -> None:
-    """They share git and the remote; dvc.lock was never committed. Then a forced stage goes from one to the other."""
+def test_a_second_clone_recomputes_nothing_and_its_nights_use_both(service: Service, first: dict[str, Any]) -> None:
+    """They share git and the remote; dvc.lock was never committed.
+
+    Then nights of the second clone, whose GPU stages the first works on: new pairs, and after a promotion a model to
+    compare with, must travel with them.
+    """
     clone = service.folder.parent / "second"
     git(service.folder.parent, "clone", "-q", str(service.folder), str(clone))
     assert not (clone / "dvc.lock").exists() and not (clone / "data/pairs").exists()
@@ -149,14 +155,45 @@ def test_a_second_clone_with_the_remote_recomputes_nothing(service: Service, fir
         roots = ("data/lrm", "data/lpo", "data/evaluation", "data/report", "metrics", "plots")
         assert contents(clone, *roots) == contents(service.folder, *roots)
         with service.worker(clone, "cpu"), service.worker(service.folder, "gpu"):
-            run_id = service.start(stages={"from": "evaluate", "until": "evaluate"}, force=True)
-            service.finish(run_id)
-            message = service.children(run_id)["evaluate"]["state"]["message"]
-            assert message.startswith("ran in") and message.endswith(str(service.folder))
-        assert (service.folder / ".prefect/workspaces/stage-evaluate/data/evaluation").exists()
-        assert contents(clone, *roots) == contents(service.folder, *roots)
+            a_night_with_new_pairs(service, clone)
+            a_night_after_a_promotion(service, clone)
     finally:
         service.up()
+
+
+def a_night_with_new_pairs(service: Service, clone: Path) -> None:
+    def pairs_in() -> int:
+        return int(json.loads((clone / "metrics/filter.json").read_text())["input"])
+
+    before = pairs_in()
+    found = pd.read_parquet(clone / "data/pairs/train-00000.parquet").head(12)
+    found["caption"] = np.roll(found["caption"], 1)  # known words about other pictures: new pairs
+    found.loc[0, "label_0"] = 2.0
+    (clone / "data/inbox").mkdir()
+    found.to_parquet(clone / "data/inbox/evening.parquet")
+    run_id = service.start("lpo/nightly")
+    service.finish(run_id)
+    children = service.children(run_id)
+    assert sorted(children) == sorted(set(STAGES) - {"dataset"})
+    where = {name: child["state"]["message"].rpartition(":")[2] for name, child in children.items()}
+    assert where == {name: str(service.folder if name in GPU else clone) for name in children}
+    assert pairs_in() == before + 11
+    assert len(list((clone / "data/quarantine").glob("*.parquet"))) == 1
+    (record,) = map(json.loads, (clone / "models/ledger.jsonl").read_text().splitlines())
+    assert record["event"] == "promoted"
+    assert f"**{record['name']} was promoted:**" in service.artifacts(run_id)["summary"]["data"]
+    new = [line for line in git(clone, "status", "--porcelain", "-uall").splitlines() if line.endswith(".dvc")]
+    folders = {str(Path(line[3:]).parent) for line in new}
+    assert folders == {"data/collected", "models", "models/promoted"}
+
+
+def a_night_after_a_promotion(service: Service, clone: Path) -> None:
+    """Nothing new in the inbox: the promoted model is compared with itself, and stays."""
+    run_id = service.start("lpo/nightly")
+    service.finish(run_id)
+    assert sorted(service.children(run_id)) == ["evaluate", "report"]
+    assert len((clone / "models/ledger.jsonl").read_text().splitlines()) == 1
+    assert "promoted model already" in service.artifacts(run_id)["summary"]["data"]
 
 
 def test_down_stops_what_up_started_and_nothing_else(service: Service) -> None:

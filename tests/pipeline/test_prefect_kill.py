@@ -17,7 +17,7 @@ from service import Service, drop, processes
 from test_kill import progress
 from workspace import commit, hashes, run
 
-pytestmark = pytest.mark.prefect
+pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("prefect")]  # one server for both files
 STEPS = 120  # several a second: long enough to be interrupted four times
 
 
