@@ -58,6 +58,12 @@ def test_a_view_costs_nothing_and_freed_memory_counts_no_more() -> None:
     assert peak(step) == 4000
 
 
+def test_weights_that_were_there_before_are_not_counted_again() -> None:
+    """A linear layer reads a transposed view of its weight, 400 * 4 bytes; it makes its output, 40 * 4."""
+    layer, x = torch.nn.Linear(40, 10, bias=False, device=META), torch.empty(4, 40, device=META)
+    assert peak(lambda: layer(x)) == 4 * 10 * 4
+
+
 @pytest.mark.parametrize("base", ["tiny_base", "tiny_sdxl_base", "tiny_sd3_t5_base"])
 def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest.FixtureRequest, base: str) -> None:
     params = load_params(repository / "params.yaml")
