@@ -113,23 +113,23 @@ class _Fused(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return _Fused.apply(query, key, value)
+
+
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Inside, attention keeps what a fused kernel keeps. A mode would miss what checkpointing computes again."""
-
-    def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return _Fused.apply(query, key, value)
-
-    whole, F.scaled_dot_product_attention = F.scaled_dot_product_attention, fused
+def attention_as(function: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Inside, `function` is torch's attention. A mode of torch would miss what checkpointing computes again."""
+    before, F.scaled_dot_product_attention = F.scaled_dot_product_attention, function
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = whole
+        F.scaled_dot_product_attention = before
 
 
 def peak(step: Callable[[], torch.Tensor], backward: bool = False) -> int:
     """Bytes that a step makes, at most at one time; with `backward` through its result."""
-    with fused_attention(), Alive() as alive, torch.set_grad_enabled(backward):
+    with attention_as(_fused), Alive() as alive, torch.set_grad_enabled(backward):
         result = step()
         if backward:
             result.float().sum().backward()
