@@ -162,7 +162,8 @@ class RewardTrainer:
         """Train to the end or to `patience` validations without improvement; the best weights are left in the model."""
         config = self.config
         done = self.resume(folder)
-        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc="lrm", mininterval=2,
+        name = "spm" if isinstance(config, Spm) else "lrm"
+        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc=name, mininterval=2,
                    disable=not processes.is_first())  # fmt: skip
         for step in bar:
             if self.misses >= config.patience:
