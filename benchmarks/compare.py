@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import models
-from benchmarks.meters import Flops, LiveBytes, seconds, size_of
+from benchmarks.meters import Flops, seconds, size_of
 from benchmarks.published import Published
 from lpo.config import Lpo
 from lpo.families.conditioning import Conditioning
@@ -21,6 +21,7 @@ from lpo.families.sd import SD
 from lpo.families.sdxl import SDXL
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.train.checkpoint import generator
+from lpo.train.footprint import Alive
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import explore
 from lpo.train.steps import Steps
@@ -139,13 +140,13 @@ def on_meta(
         flops, live = [], []
         for n in (1, 2):
             recipe.config = replace(config, num_inference_steps=n)
-            with Flops() as counted, LiveBytes() as memory:
+            with Flops() as counted, Alive() as memory:
                 made = recipe.rollout(words, generator(2, "measure"))
             flops.append(counted.total)
             live.append(memory.peak)
         recipe.config = config
         batch = recipe.first(made, config.batch_size)
-        with Flops() as counted, LiveBytes() as memory:
+        with Flops() as counted, Alive() as memory:
             recipe.update(batch, generator(3, "measure"))
         updates = len(words) * steps / SHARE / config.batch_size
         found = {"rollout": flops[0] + (steps - 1) * (flops[1] - flops[0]), "update": int(counted.total * updates)}

@@ -1,27 +1,27 @@
-"""What is measured: floating point operations, live bytes, seconds, and what the device can do at best.
+"""What is measured: floating point operations, seconds, and what the device can do at best.
 
     with Flops() as flops: ...          flops.total, exact: every multiplication and addition of matmuls, convolutions
-    with LiveBytes() as memory: ...     memory.peak, bytes of all tensors alive at once inside, on any device
     seconds(function, device)           wall time of one call
 
-FLOPs and bytes need no device: on the meta device they are those of the full size. Attention is counted as one fused
-operation, as it runs on a GPU and on a CPU: it keeps its inputs and its output, not the matrix of weights.
+Live bytes are counted by `lpo.train.footprint.Alive`. FLOPs and bytes need no device: on the meta device they are those
+of the full size. Inside `Flops` attention is one fused operation, as it runs on a GPU and on a CPU: it keeps its inputs
+and its output, not the matrix of weights.
 """
 
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
+from lpo.train.footprint import attention_as
+
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+TORCH_ATTENTION = functional.scaled_dot_product_attention
 Shape = tuple[int, ...]
 
 
@@ -37,31 +37,13 @@ def _attention_backward_flops(grad: Shape, query: Shape, key: Shape, value: Shap
     return 2 * batch * heads * length * key[2] * (3 * width + 2 * value[3])
 
 
-class _FusedAttention:
-    """On the meta device, where torch would write attention out as matmuls, call the fused operation of a CPU.
-
-    The function itself is exchanged: a mode of torch would not be seen where a backward pass recomputes activations.
-    """
-
-    depth = 0
-    original = functional.scaled_dot_product_attention
-
-    def __enter__(self) -> None:
-        _FusedAttention.depth += 1
-        functional.scaled_dot_product_attention = _fused
-
-    def __exit__(self, *error: Any) -> None:
-        _FusedAttention.depth -= 1
-        if _FusedAttention.depth == 0:
-            functional.scaled_dot_product_attention = _FusedAttention.original
-
-
 def _fused(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **more: Any,
 ) -> Any:  # fmt: skip
+    """On the meta device, where torch would write attention out as matmuls, the fused operation of a CPU."""
     if query.device.type != "meta":
-        return _FusedAttention.original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        return TORCH_ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
     return ATTENTION(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
@@ -72,7 +54,7 @@ class Flops:
         formulas = {ATTENTION: _attention_flops, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
                     _attention_backward_flops}  # fmt: skip
         self.counter = FlopCounterMode(display=False, custom_mapping=formulas)
-        self.attention = _FusedAttention()
+        self.attention = attention_as(_fused)
 
     def __enter__(self) -> Flops:
         self.counter.__enter__()
@@ -86,46 +68,6 @@ class Flops:
     @property
     def total(self) -> int:
         return self.counter.get_total_flops()
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make: `peak` is the most bytes alive at once, those made before excluded."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.now = self.peak = 0
-        self.attention = _FusedAttention()
-
-    def __enter__(self) -> LiveBytes:
-        self.attention.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self.attention.__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self.alive:
-                    self._follow(storage)
-        return result
-
-    def _follow(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self.alive[key] = size
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self.alive.pop(key, None)
-        self.now -= size
 
 
 def size_of(*modules: torch.nn.Module) -> int:

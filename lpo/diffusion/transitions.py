@@ -47,6 +47,16 @@ def gaussian_log_prob(
     return terms.flatten(1).mean(1) if reduction == "mean" else terms.flatten(1).sum(1)
 
 
+def sample(
+    transition: Transition, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor,
+    noise: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """x_s = mean + std noise, of x_t's dtype. Both transitions have it as their method."""
+    _check(x_t, noise)
+    mean, std = transition.mean_std(prediction, x_t, t, s)
+    return (mean + std * noise).to(x_t.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class DDIM:
     """Variance-preserving diffusion, DDIM steps with eta (arXiv 2010.02502, eq. 12 and 16); a = alphas_cumprod.
@@ -64,6 +74,7 @@ class DDIM:
     eta: float
 
     log_prob = staticmethod(gaussian_log_prob)
+    sample = sample
 
     @property
     def num_train_timesteps(self) -> int:
@@ -114,14 +125,6 @@ class DDIM:
         direction = (1 - alpha_s - std**2).clamp(min=0) ** 0.5
         return alpha_s**0.5 * x0 + direction * eps, std
 
-    def sample(
-        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """x_s = mean + std noise, of x_t's dtype."""
-        _check(x_t, noise)
-        mean, std = self.mean_std(prediction, x_t, t, s)
-        return (mean + std * noise).to(x_t.dtype)
-
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise, of x0's dtype."""
         _check(x0, noise, t)
@@ -157,6 +160,7 @@ class Flow:
     scale: float = 1.0
 
     log_prob = staticmethod(gaussian_log_prob)
+    sample = sample
 
     def to(self, device: torch.device) -> Flow:
         """It holds no tensors."""
@@ -197,14 +201,6 @@ class Flow:
         drift = (self._diffusion(t, s) ** 2 / (2 * t)).view(column)
         level, dt = t.view(column), (s - t).view(column)
         return x_t * (1 + drift * dt) + prediction * (1 + drift * (1 - level)) * dt, std
-
-    def sample(
-        self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """x_s = mean + std noise, of x_t's dtype."""
-        _check(x_t, noise)
-        mean, std = self.mean_std(prediction, x_t, t, s)
-        return (mean + std * noise).to(x_t.dtype)
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t = (1 - t) x0 + t noise, of x0's dtype."""

@@ -10,7 +10,7 @@ number in [0, T] for flow matching, where T = 1000 is pure noise and s = 0 the e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +21,9 @@ from torch import nn
 
 from lpo.diffusion.guidance import classifier_free
 from lpo.diffusion.transitions import Transition
-from lpo.families import lora
+from lpo.families import lora, parts
 from lpo.families.conditioning import Conditioning, concatenate
-from lpo.families.latent_space import Codec
+from lpo.families.latent_space import Codec, check_channels, load_codec
 
 Features = tuple[list[torch.Tensor], torch.Tensor]
 
@@ -33,6 +33,7 @@ class Family(Protocol):
 
     name: str
     pipeline: Any  # the diffusers class
+    lora_targets: list[str]  # the layers that a policy's adapter changes
     scheduler: Any
     codec: Codec
     device: torch.device
@@ -115,9 +116,11 @@ class Family(Protocol):
 
     def load_lora_state(self, state: dict[str, torch.Tensor]) -> None: ...
 
-    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None: ...
+    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
+        """Write the layout that `pipe.load_lora_weights(folder)` reads."""
 
-    def load_lora(self, folder: Path) -> None: ...
+    def load_lora(self, folder: Path) -> None:
+        """Load and switch on an adapter written by `save_lora`."""
 
 
 # The methods that are the same for every family. A family takes one in with `guided = guided` in its class.
@@ -135,6 +138,10 @@ def pixels_per_latent(family: Family) -> int:
 def encode_prompts(family: Family, prompts: list[str]) -> Conditioning:
     with torch.no_grad():
         return family.encode_tokens(family.tokenize(prompts))
+
+
+def null(family: Family) -> Conditioning:
+    return family.encode_prompts([""])
 
 
 def encode_images(family: Family, images: torch.Tensor) -> torch.Tensor:
@@ -163,6 +170,10 @@ def guided(
     return classifier_free(uncond, cond, scale)
 
 
+def add_lora(family: Family, rank: int, seed: int) -> list[nn.Parameter]:
+    return list(lora.add(family.denoiser, rank, seed, family.lora_targets).values())
+
+
 def reference(family: Family) -> AbstractContextManager[None]:
     return lora.switched_off(family.denoiser)
 
@@ -182,3 +193,14 @@ def tokenize_side_by_side(parts: Sequence[tuple[Any, int]], prompts: list[str]) 
         for tokenizer, length in parts
     ]
     return torch.cat(ids, dim=1)
+
+
+def load_denoiser(
+    cls: type[parts.M], part: str, path: str, device: torch.device, dtype: torch.dtype, reward: bool,
+    shorten: Callable[[Any], Any], vae: str | None, denoiser: str | None, resolution: int | None,
+) -> tuple[parts.M, Codec, int]:  # fmt: skip
+    """(denoiser, codec, side of pictures) of a source. See `sd.load`; `shorten` serves a reward's denoiser."""
+    net: Any = parts.module(cls, *parts.either(denoiser, path, part), dtype, device, shorten if reward else parts.whole)
+    codec = load_codec(*parts.either(vae, path, "vae"), dtype, device, weights=not reward)
+    check_channels(codec, net.config.in_channels, path)
+    return net, codec, resolution or net.config.sample_size * codec.pixels_per_latent

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lpo.diffusion.schedule import check_scheduler
-from lpo.diffusion.transitions import DDIM
-from lpo.families import family, lora, parts, unet
+from lpo.families import family, lora
+from lpo.families import unet as unets
 from lpo.families.conditioning import Conditioning
-from lpo.families.latent_space import Codec, check_channels, load_codec
+from lpo.families.latent_space import Codec
 
 
 @dataclass
@@ -33,28 +31,29 @@ class SD:
     dtype: torch.dtype
 
     name = "sd"
+    lora_targets = lora.TARGETS
     reward_targets = lora.HALF_UNET
     pipeline = StableDiffusionPipeline
 
     latent_shape = property(family.latent_shape)
     pixels_per_latent = property(family.pixels_per_latent)
     encode_prompts = family.encode_prompts
+    null = family.null
     encode_images = family.encode_images
     scale = family.scale
     decode = family.decode
     guided = family.guided
+    transition = unets.transition
+    steps = unets.steps
+    add_lora = family.add_lora
     reference = family.reference
     lora_state = family.lora_state
     load_lora_state = family.load_lora_state
+    save_lora = unets.save_lora
+    load_lora = unets.load_lora
 
-    @property
-    def denoiser(self) -> UNet2DConditionModel:
-        return self.unet
-
-    @property
-    def tokens(self) -> int:
-        return self.text_encoder.config.max_position_embeddings
-
+    denoiser = property(lambda self: self.unet)
+    tokens = property(lambda self: self.text_encoder.config.max_position_embeddings)
     token_columns = tokens
 
     def modules(self) -> Mapping[str, nn.Module]:
@@ -71,9 +70,6 @@ class SD:
         output = self.text_encoder(ids.to(self.device))
         return Conditioning({"prompt_embeds": output.last_hidden_state}, output.pooler_output)
 
-    def null(self) -> Conditioning:
-        return self.encode_prompts([""])
-
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The U-Net's prediction, of the scheduler's prediction_type."""
         return self.unet(latents.to(self.dtype), t, conditioning.tensors["prompt_embeds"]).sample
@@ -82,24 +78,7 @@ class SD:
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Pooled down block and mid block features, see `down_and_mid`."""
-        return unet.down_and_mid(self.unet, latents.to(self.dtype), t, conditioning.tensors["prompt_embeds"])
-
-    def transition(self, eta: float) -> DDIM:
-        return DDIM.from_scheduler(self.scheduler, eta)
-
-    def steps(self, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return unet.ddim_steps(self.scheduler, num_inference_steps)
-
-    def add_lora(self, rank: int, seed: int) -> list[nn.Parameter]:
-        return list(lora.add(self.unet, rank, seed, lora.TARGETS).values())
-
-    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        """Write the layout that `pipe.load_lora_weights(folder)` reads."""
-        self.pipeline.save_lora_weights(folder, unet_lora_layers=state, safe_serialization=True)
-
-    def load_lora(self, folder: Path) -> None:
-        """Load and switch on an adapter written by `save_lora`."""
-        unet.load_lora(self.pipeline, self.unet, folder)
+        return unets.down_and_mid(self.unet, latents.to(self.dtype), t, conditioning.tensors["prompt_embeds"])
 
 
 def load(
@@ -112,13 +91,4 @@ def load(
 
     Raises LpoError where the folder is none, or its scheduler's settings are unsupported.
     """
-    scheduler = parts.scheduler(DDIMScheduler, path)
-    check_scheduler(scheduler.config)
-    shorten = unet.drop_up_blocks if reward else parts.whole
-    net = parts.module(UNet2DConditionModel, *parts.either(denoiser, path, "unet"), dtype, device, shorten)
-    codec = load_codec(*parts.either(vae, path, "vae"), dtype, device, weights=not reward)
-    check_channels(codec, net.config.in_channels, path)
-    text_encoder = parts.module(CLIPTextModel, path, "text_encoder", dtype, device)
-    tokenizer = parts.tokenizer(CLIPTokenizer, path, "tokenizer", device)
-    pixels = resolution or net.config.sample_size * codec.pixels_per_latent
-    return SD(net, text_encoder, tokenizer, scheduler, codec, pixels, device, dtype)
+    return SD(**unets.load(path, device, dtype, reward, vae, denoiser, resolution))

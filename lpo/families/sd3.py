@@ -16,10 +16,9 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderMo
 from lpo.diffusion.transitions import Flow
 from lpo.families import family, lora, parts, transformer
 from lpo.families.conditioning import Conditioning
-from lpo.families.latent_space import Codec, check_channels, load_codec
+from lpo.families.latent_space import Codec
 
 T5_TOKENS = 256
-LORA_TARGETS = [*lora.TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # those of Flow-GRPO
 
 
 @dataclass
@@ -43,14 +42,17 @@ class SD3:
 
     name = "sd3"
     pipeline = StableDiffusion3Pipeline
+    lora_targets = [*lora.TARGETS, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # those of Flow-GRPO
 
     latent_shape = property(family.latent_shape)
     pixels_per_latent = property(family.pixels_per_latent)
     encode_prompts = family.encode_prompts
+    null = family.null
     encode_images = family.encode_images
     scale = family.scale
     decode = family.decode
     guided = family.guided
+    add_lora = family.add_lora
     reference = family.reference
     lora_state = family.lora_state
     load_lora_state = family.load_lora_state
@@ -59,7 +61,7 @@ class SD3:
     def reward_targets(self) -> str:
         """What a reward runs: the first `layer` blocks."""
         blocks = "|".join(str(i) for i in range(self.layer or 0))
-        names = "|".join(LORA_TARGETS).replace(".", r"\.")
+        names = "|".join(self.lora_targets).replace(".", r"\.")
         return rf"transformer_blocks\.({blocks})\..*\.({names})"
 
     denoiser = property(lambda self: self.transformer)
@@ -103,9 +105,6 @@ class SD3:
             pooled = torch.cat([embeds, (t5 * words).sum(1) / words.sum(1).clamp(min=1)], dim=-1)
         return Conditioning({"prompt_embeds": torch.cat([states, t5], dim=1), "pooled": embeds}, pooled)
 
-    def null(self) -> Conditioning:
-        return self.encode_prompts([""])
-
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """The velocity eps - x0."""
         states, pooled = conditioning.tensors["prompt_embeds"], conditioning.tensors["pooled"]
@@ -124,9 +123,6 @@ class SD3:
     def steps(self, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
         return transformer.flow_steps(self.scheduler, num_inference_steps)
 
-    def add_lora(self, rank: int, seed: int) -> list[nn.Parameter]:
-        return list(lora.add(self.transformer, rank, seed, LORA_TARGETS).values())
-
     def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         self.pipeline.save_lora_weights(folder, transformer_lora_layers=state, safe_serialization=True)
 
@@ -141,15 +137,14 @@ def load(
 ) -> SD3:  # fmt: skip
     """Load a diffusers folder (or hub id). See `sd.load`; `reward` also leaves out the layers after `layer`."""
     scheduler = transformer.check_scheduler(parts.scheduler(FlowMatchEulerDiscreteScheduler, path))
-    shorten = transformer.keep(layer) if reward else parts.whole
-    net = parts.module(SD3Transformer2DModel, *parts.either(denoiser, path, "transformer"), dtype, device, shorten)
-    codec = load_codec(*parts.either(vae, path, "vae"), dtype, device, weights=not reward)
-    check_channels(codec, net.config.in_channels, path)
+    net, codec, pixels = family.load_denoiser(
+        SD3Transformer2DModel, "transformer", path, device, dtype, reward, transformer.keep(layer), vae, denoiser,
+        resolution,
+    )  # fmt: skip
     clip, t5 = (CLIPTextModelWithProjection, CLIPTokenizer), (T5EncoderModel, T5TokenizerFast)
     encoders, words = {}, {}
     for number, (kind, words_kind) in {"": clip, "_2": clip, "_3": t5}.items():
         if number != "_3" or parts.has(path, "text_encoder_3"):
             encoders[f"text_encoder{number}"] = parts.module(kind, path, f"text_encoder{number}", dtype, device)
             words[f"tokenizer{number}"] = parts.tokenizer(words_kind, path, f"tokenizer{number}", device)
-    pixels = resolution or net.config.sample_size * codec.pixels_per_latent
     return SD3(net, encoders, words, scheduler, codec, pixels, form, layer, device, dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionM
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from lpo.diffusion.schedule import check_scheduler
-from lpo.diffusion.transitions import DDIM
-from lpo.families import family, lora, parts, unet
+from lpo.families import family, lora, parts
+from lpo.families import unet as unets
 from lpo.families.conditioning import Conditioning
-from lpo.families.latent_space import Codec, check_channels, load_codec
+from lpo.families.latent_space import Codec
 
 
 @dataclass
@@ -39,6 +37,7 @@ class SDXL:
     dtype: torch.dtype
 
     name = "sdxl"
+    lora_targets = lora.TARGETS
     reward_targets = lora.HALF_UNET
     pipeline = StableDiffusionXLPipeline
 
@@ -49,17 +48,17 @@ class SDXL:
     scale = family.scale
     decode = family.decode
     guided = family.guided
+    transition = unets.transition
+    steps = unets.steps
+    add_lora = family.add_lora
     reference = family.reference
     lora_state = family.lora_state
     load_lora_state = family.load_lora_state
+    save_lora = unets.save_lora
+    load_lora = unets.load_lora
 
-    @property
-    def denoiser(self) -> UNet2DConditionModel:
-        return self.unet
-
-    @property
-    def tokens(self) -> int:
-        return self.text_encoder.config.max_position_embeddings
+    denoiser = property(lambda self: self.unet)
+    tokens = property(lambda self: self.text_encoder.config.max_position_embeddings)
 
     @property
     def token_columns(self) -> int:
@@ -106,22 +105,7 @@ class SDXL:
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Pooled down block and mid block features, see `down_and_mid`."""
         states = conditioning.tensors["prompt_embeds"]
-        return unet.down_and_mid(self.unet, latents.to(self.dtype), t, states, self.added(conditioning))
-
-    def transition(self, eta: float) -> DDIM:
-        return DDIM.from_scheduler(self.scheduler, eta)
-
-    def steps(self, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return unet.ddim_steps(self.scheduler, num_inference_steps)
-
-    def add_lora(self, rank: int, seed: int) -> list[nn.Parameter]:
-        return list(lora.add(self.unet, rank, seed, lora.TARGETS).values())
-
-    def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
-        self.pipeline.save_lora_weights(folder, unet_lora_layers=state, safe_serialization=True)
-
-    def load_lora(self, folder: Path) -> None:
-        unet.load_lora(self.pipeline, self.unet, folder)
+        return unets.down_and_mid(self.unet, latents.to(self.dtype), t, states, self.added(conditioning))
 
 
 def load(
@@ -129,17 +113,9 @@ def load(
     denoiser: str | None = None, resolution: int | None = None,
 ) -> SDXL:  # fmt: skip
     """Load a diffusers folder (or hub id). See `sd.load`."""
-    scheduler = parts.scheduler(DDIMScheduler, path)
-    check_scheduler(scheduler.config)
-    shorten = unet.drop_up_blocks if reward else parts.whole
-    net = parts.module(UNet2DConditionModel, *parts.either(denoiser, path, "unet"), dtype, device, shorten)
-    codec = load_codec(*parts.either(vae, path, "vae"), dtype, device, weights=not reward)
-    check_channels(codec, net.config.in_channels, path)
     return SDXL(
-        unet=net, text_encoder=parts.module(CLIPTextModel, path, "text_encoder", dtype, device),
+        **unets.load(path, device, dtype, reward, vae, denoiser, resolution),
         text_encoder_2=parts.module(CLIPTextModelWithProjection, path, "text_encoder_2", dtype, device),
-        tokenizer=parts.tokenizer(CLIPTokenizer, path, "tokenizer", device),
-        tokenizer_2=parts.tokenizer(CLIPTokenizer, path, "tokenizer_2", device), scheduler=scheduler, codec=codec,
-        pixels=resolution or net.config.sample_size * codec.pixels_per_latent,
-        zero_null=parts.pipeline_config(path).get("force_zeros_for_empty_prompt", True), device=device, dtype=dtype,
-    )  # fmt: skip
+        tokenizer_2=parts.tokenizer(CLIPTokenizer, path, "tokenizer_2", device),
+        zero_null=parts.pipeline_config(path).get("force_zeros_for_empty_prompt", True),
+    )

@@ -1,5 +1,5 @@
 """What the families with a UNet2DConditionModel share: its first half, which a latent reward model reads (LPO paper,
-section 3.2), its sampler's steps, and loading a LoRA into it."""
+section 3.2), its sampler's steps, its LoRA, and loading its parts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
-from lpo.families import lora
+from lpo.diffusion.schedule import check_scheduler, ddim_timesteps, previous_timesteps
+from lpo.diffusion.transitions import DDIM
+from lpo.families import lora, parts
+from lpo.families.family import Family, load_denoiser
 
 
 def down_and_mid(
@@ -51,14 +54,44 @@ def drop_up_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
-def load_lora(pipeline: Any, unet: UNet2DConditionModel, folder: Path) -> None:
+def load(
+    path: str, device: torch.device, dtype: torch.dtype, reward: bool, vae: str | None, denoiser: str | None,
+    resolution: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The fields that `SD` and `SDXL` both have, by name. See `sd.load`."""
+    scheduler = parts.scheduler(DDIMScheduler, path)
+    check_scheduler(scheduler.config)
+    net, codec, pixels = load_denoiser(
+        UNet2DConditionModel, "unet", path, device, dtype, reward, drop_up_blocks, vae, denoiser, resolution
+    )
+    return {
+        "unet": net, "text_encoder": parts.module(CLIPTextModel, path, "text_encoder", dtype, device),
+        "tokenizer": parts.tokenizer(CLIPTokenizer, path, "tokenizer", device), "scheduler": scheduler,
+        "codec": codec, "pixels": pixels, "device": device, "dtype": dtype,
+    }  # fmt: skip
+
+
+# The methods that are the same for both families, taken in as those of `lpo.families.family` are.
+
+
+def transition(family: Family, eta: float) -> DDIM:
+    return DDIM.from_scheduler(family.scheduler, eta)
+
+
+def steps(family: Family, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(t, s) of the sampler's steps, (n,) long each; s = -1 after the last."""
+    scheduler = family.scheduler
+    return ddim_timesteps(scheduler, num_inference_steps), previous_timesteps(scheduler, num_inference_steps)
+
+
+def save_lora(family: Family, folder: Path, state: dict[str, torch.Tensor]) -> None:
+    family.pipeline.save_lora_weights(folder, unet_lora_layers=state, safe_serialization=True)
+
+
+def load_lora(family: Family, folder: Path) -> None:
     """Load and switch on the U-Net's adapter of a folder or a file, in diffusers' layout or in kohya's."""
     where, name = lora.find(folder)
+    pipeline, unet = family.pipeline, family.denoiser
     state, alphas = pipeline.lora_state_dict(where, weight_name=name, unet_config=unet.config)
     pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, adapter_name=lora.POLICY)
     lora.activate(unet, lora.POLICY)
-
-
-def ddim_steps(scheduler: DDIMScheduler, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(t, s) of the sampler's steps, (n,) long each; s = -1 after the last."""
-    return ddim_timesteps(scheduler, num_inference_steps), previous_timesteps(scheduler, num_inference_steps)

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
 from lpo.errors import LpoError
-from lpo.rewards.weights import read_weights
+from lpo.rewards.published_files import from_pretrained, read_weights
 
 
 class Aesthetic:
@@ -43,12 +43,8 @@ def load(model: str, head: str | None, device: torch.device, dtype: torch.dtype)
     Raises:
         LpoError: if one of them is not here or does not fit the other.
     """
-    try:
-        vision = CLIPVisionModelWithProjection.from_pretrained(model, dtype=dtype).to(device).eval()
-        processor = AutoImageProcessor.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        remedy = "name a folder, or allow the hub with HF_HUB_OFFLINE=0"
-        raise LpoError(f"no CLIP vision model: {error}", model, remedy) from error
+    vision = from_pretrained(CLIPVisionModelWithProjection, model, dtype=dtype).to(device).eval()
+    processor = from_pretrained(AutoImageProcessor, model)
     layers = make_head(read_weights(head) if head else read_weights(model, "layers."), head or model)
     if layers[0].in_features != vision.config.projection_dim:
         what = f"the head reads {layers[0].in_features} numbers, the model makes {vision.config.projection_dim}"

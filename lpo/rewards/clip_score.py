@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoProcessor, CLIPModel
 
-from lpo.errors import LpoError
+from lpo.rewards.published_files import from_pretrained
 
 
 class ClipScore:
@@ -36,9 +36,5 @@ class ClipScore:
 
 def load(model: str, device: torch.device, dtype: torch.dtype) -> ClipScore:
     """A CLIP folder or hub id. Raises LpoError where it is not."""
-    try:
-        clip = CLIPModel.from_pretrained(model, dtype=dtype).to(device).eval().requires_grad_(False)
-        return ClipScore(clip, AutoProcessor.from_pretrained(model))
-    except (OSError, ValueError) as error:
-        remedy = "name a folder, or allow the hub with HF_HUB_OFFLINE=0"
-        raise LpoError(f"no CLIP model: {error}", model, remedy) from error
+    clip = from_pretrained(CLIPModel, model, dtype=dtype).to(device).eval().requires_grad_(False)
+    return ClipScore(clip, from_pretrained(AutoProcessor, model))

@@ -7,14 +7,11 @@ tokenizers, scheduler and VAE, is the base model's. Both were trained with enhan
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lpo.config import Model
@@ -22,6 +19,7 @@ from lpo.errors import LpoError
 from lpo.families import DTYPES, device_of, latent_space_of, load_family, parts
 from lpo.rewards import lrm
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.published_files import find, weights_of
 
 GUIDANCE_SCALE = 7.5
 
@@ -69,19 +67,10 @@ def read_state(source: str) -> dict[str, Any]:
     """state_dict.pt, read so that it can hold tensors only. Raises LpoError for anything else."""
     root, inside = parts.split_source(source)
     name = f"{inside}/state_dict.pt".lstrip("/")
-    try:
-        file = Path(root) / name if Path(root).is_dir() else Path(hf_hub_download(root, name))
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        raise LpoError(
-            f"no latent reward model here: {error}", source, "name a folder with config.json or state_dict.pt"
-        ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise LpoError(
-            "state_dict.pt holds more than tensors, or is broken; nothing of it was run",
-            f"{source}/state_dict.pt",
-            "take the file from its author again",
-        ) from error
+    file = find(root, name)
+    if file is None:
+        raise LpoError("no latent reward model here", source, "name a folder with config.json or state_dict.pt")
+    state = weights_of(file)
     missing = {"visual_projection", "logit_scale"} - set(state if isinstance(state, dict) else ())
     if missing:
         raise LpoError(f"state_dict.pt lacks {', '.join(sorted(missing))}", source, "take a published reward model")

@@ -29,7 +29,7 @@ from transformers import (
 )  # fmt: skip
 
 from lpo.errors import LpoError
-from lpo.rewards.weights import read_weights
+from lpo.rewards.published_files import read_weights
 
 QUESTION, ANSWER = 'Does this figure show "{}"? Please answer yes or no.', "Yes"
 SYSTEM = (  # what the published model was trained with, before and after the picture

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_iter
 from transformers import CLIPTextModelWithProjection
 
 from lpo.config import Model, Params
@@ -65,31 +65,39 @@ def local(source: str | None) -> str | None:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of storages that are made inside and still alive; `peak` is the most at one time."""
+    """Counts the bytes of storages that operations make inside and that are alive; `peak` is the most at one time.
+
+    On any device. A view of what was there before costs nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self.seen:
+                self.count(storage)
         return out
 
     def count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self.seen:
-            return
-        self.seen.add(storage)
-        size = storage.nbytes()
+        key, size = storage._cdata, storage.nbytes()
+        self.seen.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self.free, size)
+        weakref.finalize(storage, self.free, key, size)
 
-    def free(self, size: int) -> None:
+    def free(self, key: int, size: int) -> None:
+        self.seen.discard(key)
         self.now -= size
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
 
 
 class _Fused(torch.autograd.Function):
@@ -105,23 +113,23 @@ class _Fused(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return _Fused.apply(query, key, value)
+
+
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Inside, attention keeps what a fused kernel keeps. A mode would miss what checkpointing computes again."""
-
-    def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return _Fused.apply(query, key, value)
-
-    whole, F.scaled_dot_product_attention = F.scaled_dot_product_attention, fused
+def attention_as(function: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Inside, `function` is torch's attention. A mode of torch would miss what checkpointing computes again."""
+    before, F.scaled_dot_product_attention = F.scaled_dot_product_attention, function
     try:
         yield
     finally:
-        F.scaled_dot_product_attention = whole
+        F.scaled_dot_product_attention = before
 
 
 def peak(step: Callable[[], torch.Tensor], backward: bool = False) -> int:
     """Bytes that a step makes, at most at one time; with `backward` through its result."""
-    with fused_attention(), Alive() as alive, torch.set_grad_enabled(backward):
+    with attention_as(_fused), Alive() as alive, torch.set_grad_enabled(backward):
         result = step()
         if backward:
             result.float().sum().backward()
@@ -187,7 +195,7 @@ def of_reward(params: Params) -> Need:
         return model.visual(latents, t, text[rows], text[:1])  # the projections are too small to count
 
     activations = peak(step, backward=bool(trained))
-    gradients = sum(p.numel() * p.element_size() for part in trained for p in part.parameters())
+    gradients = bytes_of(*trained)
     copies = 0 if config.dtype == "fp32" else 2 * weights
     stored = 8 * weights + count * (8 + 4)  # the artifact; weights, moments and best of a checkpoint
     return Need("lrm", 4 * weights + copies + count * (ADAM + 4), activations - gradients, stored)

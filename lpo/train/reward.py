@@ -59,6 +59,13 @@ def load_pairs(frame: pd.DataFrame, latents: Latents, weighted: bool) -> Pairs:
     )
 
 
+def verdicts(difference: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
+    """Right (1), wrong (0) or tie (NaN) of differences of scores (B,) under labels (B, 2), (B,)."""
+    sign = (labels[:, 0] - labels[:, 1]).sign()
+    right = (difference.cpu().sign() == sign).double()
+    return torch.where(sign == 0, torch.nan, right).numpy()
+
+
 class RewardTrainer:
     """The state of a training: model, optimiser, best weights so far. `run` goes from wherever it stands to the end."""
 
@@ -75,11 +82,15 @@ class RewardTrainer:
         self.best: dict[str, torch.Tensor] = {}
         self.best_accuracy, self.misses = -1.0, 0
 
+    def moments(self, pairs: Pairs, rows: torch.Tensor) -> torch.Tensor:
+        """Stored moments of the first images of pairs `rows`, then of the second ones, (2 B, 2 C, h, w)."""
+        return torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
+
     def noised(
         self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
         """Latents (2, B, C, h, w) of both images of pairs `rows`, noised to t (B,); noise drawn from `generator`."""
-        moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
+        moments = self.moments(pairs, rows)
         shape = (len(moments), *self.latents.shape)
         x0 = sample_latents(moments, torch.randn(shape, generator=generator))
         x0 = self.model.backbone.scale(x0)
@@ -151,7 +162,8 @@ class RewardTrainer:
         """Train to the end or to `patience` validations without improvement; the best weights are left in the model."""
         config = self.config
         done = self.resume(folder)
-        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc="lrm", mininterval=2,
+        name = "spm" if isinstance(config, Spm) else "lrm"
+        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc=name, mininterval=2,
                    disable=not processes.is_first())  # fmt: skip
         for step in bar:
             if self.misses >= config.patience:
@@ -190,15 +202,13 @@ class RewardTrainer:
         steps = self.transition.num_train_timesteps
         self.model.eval()
         result = np.full((bins, len(pairs)), np.nan)
-        sign = (pairs.labels[:, 0] - pairs.labels[:, 1]).sign()
         for k in range(bins):
             for start in range(0, len(pairs), batch_size):
                 rows = torch.arange(start, min(start + batch_size, len(pairs)))
                 generator = checkpoint.generator(self.seed, f"lrm validation {k}", start)
                 t = torch.randint(k * steps // bins, (k + 1) * steps // bins, (len(rows),), generator=generator)
                 first, second = self.scores(pairs, rows, t, self.noised(pairs, rows, t, generator))
-                right = ((first - second).cpu().sign() == sign[rows]).double()
-                result[k, rows.numpy()] = torch.where(sign[rows] == 0, torch.nan, right).numpy()
+                result[k, rows.numpy()] = verdicts(first - second, pairs.labels[rows])
         return result
 
     @torch.no_grad()
@@ -208,10 +218,9 @@ class RewardTrainer:
         """Right, wrong or tie of every pair, (pairs,), by the mean score over timesteps and draws of noise."""
         self.model.eval()
         result = np.full(len(pairs), np.nan)
-        sign = (pairs.labels[:, 0] - pairs.labels[:, 1]).sign()
         for start in range(0, len(pairs), batch_size):
             rows = torch.arange(start, min(start + batch_size, len(pairs)))
-            moments = torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
+            moments = self.moments(pairs, rows)
             x0 = self.model.backbone.scale(sample_latents(moments, torch.zeros(len(moments), *self.latents.shape)))
             conditioning, null = self.text(pairs.captions[rows])
             score = ensemble_score(
@@ -219,8 +228,7 @@ class RewardTrainer:
                 conditioning, null, checkpoint.generator(self.seed, "lrm ensemble", start),
             )  # fmt: skip
             first, second = score.cpu().chunk(2)
-            right = ((first - second).sign() == sign[rows]).double()
-            result[rows.numpy()] = torch.where(sign[rows] == 0, torch.nan, right).numpy()
+            result[rows.numpy()] = verdicts(first - second, pairs.labels[rows])
         return result
 
     def save(self, folder: Path, step: int) -> None:

@@ -13,6 +13,15 @@ import torch
 Batch = TypeVar("Batch", "Steps", "NoisyPairs")
 
 
+def length(batch: Steps | NoisyPairs) -> int:
+    return len(batch.t)
+
+
+def take(batch: Batch, index: torch.Tensor) -> Batch:
+    """The rows `index` of every tensor."""
+    return type(batch)(*(getattr(batch, f.name)[index] for f in fields(batch)))
+
+
 @dataclass(frozen=True)
 class Steps:
     """N steps x_t -> x_s of the sampler with M chosen candidates each, the best one first and the worst one last.
@@ -29,11 +38,8 @@ class Steps:
     s: torch.Tensor
     prompt: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def __getitem__(self, index: torch.Tensor) -> Steps:
-        return take(self, index)
+    __len__ = length
+    __getitem__ = take
 
     def to(self, device: torch.device) -> Steps:
         return Steps(*(getattr(self, f.name).to(device) for f in fields(self)))
@@ -58,16 +64,8 @@ class NoisyPairs:
     t: torch.Tensor
     prompt: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.t)
-
-    def __getitem__(self, index: torch.Tensor) -> NoisyPairs:
-        return take(self, index)
-
-
-def take(batch: Batch, index: torch.Tensor) -> Batch:
-    """The rows `index` of every tensor."""
-    return type(batch)(*(getattr(batch, f.name)[index] for f in fields(batch)))
+    __len__ = length
+    __getitem__ = take
 
 
 def concatenate(parts: list[Steps]) -> Steps:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.compare import Ours, Theirs, assert_equal
-from benchmarks.meters import Flops, LiveBytes
+from benchmarks.meters import Flops
 from benchmarks.models import iteration
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -24,19 +24,6 @@ def test_flops_are_two_a_multiplication_and_addition(device):
     with Flops() as flops:
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
     assert flops.total == 2 * (2 * 2 * 64**2 * 16)
-
-
-@pytest.mark.parametrize("device", [CPU, META])
-def test_the_peak_is_what_was_alive_at_once(device):
-    """Two tensors of 4000 bytes, of which the first is gone when a third one comes."""
-    with LiveBytes() as memory:
-        a = torch.ones(1000, device=device)
-        b = a + 1
-        del a
-        c = b + 1
-    assert memory.peak == 8000 and memory.now == 8000
-    del b, c
-    assert memory.now == 0
 
 
 def test_the_published_recipe_makes_the_same_pairs_losses_and_weights(tiny, tiny_reward):

@@ -359,3 +359,45 @@ def test_a_stage_is_one_command_over_files_that_exist(stage: str) -> None:
     assert STAGES[stage]["cmd"] == f"lpo {stage}"
     code = [name for name in names(STAGES[stage]["deps"]) if name.startswith("lpo")]
     assert code and [name for name in code if not (REPOSITORY / name).exists()] == []
+
+
+NO_RESULT = {  # what a stage imports and does not owe its result to: checks, names, logs, reports
+    "lpo/config.py", "lpo/errors.py", "lpo/files.py", "lpo/tracking.py", "lpo/data/registry.py",
+    "lpo/evaluate/card.py", "lpo/evaluate/reward_card.py", "lpo/stages/models.py", "lpo/train/checkpoint.py",
+}  # fmt: skip
+BESIDE = {  # of a module that decides results elsewhere, a stage takes a constant, a device or a file format
+    "score": {"lpo/families/__init__.py",  # the device
+              "lpo/data/sources.py", "lpo/data/sources_table.py"},  # for the other half of lpo/stages/data.py
+    "evaluate": {"lpo/data/simulated.py"},  # pictures as PNG
+    "flips": {"lpo/stages/lrm.py"},  # where the pairs lie
+}
+
+
+def imported(file: Path) -> set[Path]:
+    """The files of lpo that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lpo":
+            parts = [REPOSITORY.joinpath(*node.module.split("."))]
+            parts = [parts[0] / alias.name for alias in node.names] + parts
+            files = [path for part in parts for path in (part.with_suffix(".py"), part / "__init__.py")]
+            found |= {path for path in files if path.exists()}
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_names_the_code_that_decides_its_result(stage: str) -> None:
+    """What its module imports, and what modules of lpo/train and lpo/stages that it names import in their turn."""
+    named = [REPOSITORY / name for name in names(STAGES[stage]["deps"]) if name.startswith("lpo")]
+    left_out = {REPOSITORY / name for name in NO_RESULT | BESIDE.get(stage, set())}
+    todo, missing = [REPOSITORY / f"lpo/stages/{stage}.py"], set()
+    seen = set(todo)
+    while todo:
+        for file in imported(todo.pop()) - seen - left_out:
+            seen.add(file)
+            empty = file.name == "__init__.py" and not imported(file)
+            if not empty and not any(file.is_relative_to(name) for name in named):
+                missing.add(file.relative_to(REPOSITORY).as_posix())
+            if file.parent.name in ("train", "stages"):
+                todo.append(file)
+    assert missing == set()

@@ -36,8 +36,8 @@ from transformers import (
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
 from lpo.rewards import aesthetic, clip_score, vqa
+from lpo.rewards.published_files import read_weights
 from lpo.rewards.published_scorers import Published, load_scorers, to_pictures
-from lpo.rewards.weights import read_weights
 
 CPU, SIDE = torch.device("cpu"), 16
 VISION = {
@@ -242,7 +242,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not_run(
     torch.save({"weight": Boom()}, "zip.pth")
     Path("head.safetensors").write_bytes(Path("head.pth").read_bytes())  # a pickle under the name of safetensors
     for name in ("head.pth", "zip.pth", "head.safetensors"):
-        with pytest.raises(LpoError, match="no plain weights"):
+        with pytest.raises(LpoError, match="no weights can be read"):
             aesthetic.load(str(folders.predictor), name, CPU, torch.float32)
     assert not Path("ran").exists()
 
@@ -265,5 +265,5 @@ def test_sharded_weights_are_read_by_prefix(tmp_path: Path) -> None:
     places = {"a.x": "model-00001-of-00002.safetensors", "b.y": "model-00002-of-00002.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     assert list(read_weights(str(tmp_path), "a.")) == ["a.x"]
-    with pytest.raises(LpoError, match="no plain weights"):
+    with pytest.raises(LpoError, match="no weights can be read"):
         read_weights(str(tmp_path), "b.")

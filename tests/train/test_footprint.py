@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lpo.config import load_params
-from lpo.train.footprint import META, bytes_of, needs, peak
+from lpo.train.footprint import META, Alive, bytes_of, needs, peak
 
 
 def test_a_chain_keeps_two_tensors_at_a_time_and_training_all_that_it_needs() -> None:
@@ -56,6 +56,25 @@ def test_a_view_costs_nothing_and_freed_memory_counts_no_more() -> None:
         return x.view(10, 100)
 
     assert peak(step) == 4000
+
+
+def test_weights_that_were_there_before_are_not_counted_again() -> None:
+    """A linear layer reads a transposed view of its weight, 400 * 4 bytes; it makes its output, 40 * 4."""
+    layer, x = torch.nn.Linear(40, 10, bias=False, device=META), torch.empty(4, 40, device=META)
+    assert peak(lambda: layer(x)) == 4 * 10 * 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_peak_is_what_was_alive_at_once(device: str) -> None:
+    """Two tensors of 4000 bytes, of which the first is gone when a third one comes."""
+    with Alive() as memory:
+        a = torch.ones(1000, device=device)
+        b = a + 1
+        del a
+        c = b + 1
+    assert memory.peak == 8000 and memory.now == 8000
+    del b, c
+    assert memory.now == 0
 
 
 @pytest.mark.parametrize("base", ["tiny_base", "tiny_sdxl_base", "tiny_sd3_t5_base"])

@@ -154,7 +154,9 @@ def spm_trainer_of(tiny_base, latents, config, tmp_path):
     return RewardTrainer(model, latents, config, seed=0)
 
 
-def test_the_pixel_reward_learns_in_the_same_trainer_and_resumes_bit_for_bit(repository, tiny_base, stored, tmp_path):
+def test_the_pixel_reward_learns_in_the_same_trainer_and_resumes_bit_for_bit(
+    repository, tiny_base, stored, tmp_path, capsys
+):
     config = replace(
         load_params(repository / "params.yaml").spm, steps=6, warmup_steps=1, batch_size=8, learning_rate=1e-3,
         validate_every=3, checkpoint_every=2, patience=10,
@@ -166,6 +168,7 @@ def test_the_pixel_reward_learns_in_the_same_trainer_and_resumes_bit_for_bit(rep
     straight = spm_trainer_of(tiny_base, latents, config, tmp_path)
     before = {k: v.clone() for k, v in straight.model.state_dict().items()}
     straight.run(pairs, pairs, tmp_path / "straight", Silent())
+    assert "spm: " in (bar := capsys.readouterr().err) and "lrm" not in bar
     assert not torch.equal(before["clip.visual_projection.weight"], straight.best["clip.visual_projection.weight"])
     killed = spm_trainer_of(tiny_base, latents, config, tmp_path)
     step = killed.step
