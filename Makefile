@@ -37,7 +37,7 @@ down: .venv  ## stop what up started
 	@$(BIN)/python -m flows.service down
 
 test: .venv/.tools lint types  ## lint, types and tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: .venv  ## speed, memory and FLOPs beside the published recipe: benchmarks/README.md
 	$(BIN)/python -m benchmarks

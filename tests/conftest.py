@@ -33,6 +33,11 @@ settings.load_profile("lpo")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that of two processes one does it while the other does the rest."""
+    items.sort(key=lambda item: item.get_closest_marker("prefect") is None)
+
+
 @pytest.fixture
 def repository() -> Path:
     """The folder of the repository; tests read there and write elsewhere."""

@@ -1,23 +1,30 @@
-"""The real server, a real worker, the small pipeline: states, artifacts, files, queues, refusals."""
+"""The real server, a real worker, the small pipeline: states, artifacts, files, queues, refusals, nights, kills."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
-from service import Service, processes
-from workspace import contents, git, hashes, run
+from service import Service, drop, processes
+from test_kill import progress
+from workspace import commit, contents, git, hashes, run
 
 from tasks.graph import read_graph
 
-pytestmark = [pytest.mark.prefect, pytest.mark.xdist_group("prefect")]  # one server for both files
+pytestmark = pytest.mark.prefect
+KILLED_STEPS = 120  # several a second: long enough to be interrupted four times
 STAGES = ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
 GPU = {"lrm", "lpo", "evaluate"}
 FROZEN = {"data/base", "data/scorers", "metrics/base.json"}  # `dvc repro` notes them, the flow lets them be
@@ -194,6 +201,73 @@ def a_night_after_a_promotion(service: Service, clone: Path) -> None:
     assert sorted(service.children(run_id)) == ["evaluate", "report"]
     assert len((clone / "models/ledger.jsonl").read_text().splitlines()) == 1
     assert "promoted model already" in service.artifacts(run_id)["summary"]["data"]
+
+
+def stage_process(folder: Path) -> list[psutil.Process]:
+    return [p for p in processes(folder, "bin/lpo lrm") if "guard.py" not in " ".join(p.cmdline())]
+
+
+def dvc_process(folder: Path) -> list[psutil.Process]:
+    return [p for p in processes(folder, "dvc repro") if "guard.py" not in " ".join(p.cmdline())]
+
+
+def wait_until_quiet(service: Service) -> None:
+    service.wait(lambda: not (processes(service.folder, "dvc repro") or processes(service.folder, "bin/lpo")))
+
+
+def test_interrupted_everywhere_ends_with_the_same_bytes(
+    service: Service, first: dict[str, Any], tmp_path: Path
+) -> None:
+    """One training of the reward is cancelled, its stage killed, its dvc killed, its worker killed; in the end it has
+    the bytes of a training that nobody touched."""
+    folder = service.folder
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["lrm"] |= {"steps": KILLED_STEPS, "patience": KILLED_STEPS, "validate_every": KILLED_STEPS}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    commit(folder)
+    drop(folder, "lrm")
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole, ignore=shutil.ignore_patterns(".prefect", ".checkpoints"))
+    run(whole, "dvc", "repro", "--single-item", "lrm")
+    expected = hashes(whole)["data/lrm"]
+
+    def interrupted(interrupt: Callable[[str], None], kind: str | None) -> None:
+        """Start a run, interrupt it when it has made some more steps, and see that nothing goes on."""
+        begun = progress(folder, "lrm")
+        run_id = service.start(stages={"from": "lrm", "until": "lrm"})
+        service.wait(lambda: progress(folder, "lrm") >= begun + 3)
+        interrupt(run_id)
+        wait_until_quiet(service)
+        if kind:
+            service.finish(run_id, kind)
+        done = progress(folder, "lrm")
+        assert begun < done < KILLED_STEPS, "it ended before it was interrupted"
+        time.sleep(1)
+        assert progress(folder, "lrm") == done, "something goes on training"
+
+    def cancel(run_id: str) -> None:
+        service.call("prefect", "flow-run", "cancel", run_id)
+        before = time.monotonic()
+        wait_until_quiet(service)
+        seconds = time.monotonic() - before
+        print(f"\ncancelled: quiet after {seconds:.1f} s")
+        assert seconds < 15
+
+    def kill_worker(run_id: str) -> None:
+        os.killpg(int(yaml.safe_load((folder / ".prefect/worker.pid").read_text())["pid"]), signal.SIGKILL)
+
+    interrupted(cancel, "CANCELLED")
+    interrupted(lambda run_id: stage_process(folder)[0].kill(), "FAILED")
+    interrupted(lambda run_id: dvc_process(folder)[0].kill(), "FAILED")
+    interrupted(kill_worker, None)
+    assert "worker: started" in service.up()
+    run_id = service.start(stages={"from": "lrm", "until": "lrm"})
+    service.finish(run_id)
+    child = service.children(run_id)["lrm"]
+    logs = service.filter("logs", logs={"flow_run_id": {"any_": [child["id"]]}}, limit=200)
+    assert child["state"]["message"].startswith("ran")
+    assert not any(f" 0/{KILLED_STEPS} " in line["message"] for line in logs), "it began again instead of going on"
+    assert hashes(folder)["data/lrm"] == expected
 
 
 def test_down_stops_what_up_started_and_nothing_else(service: Service) -> None:
