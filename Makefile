@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run study study-quick bench test lint types up down clean
+.PHONY: help run study study-quick study-methods bench test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,9 @@ run: .venv  ## run what is not up to date, then print the figures and where the 
 
 study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, then write studies/results
 	$(BIN)/python studies/run.py quick
+
+study-methods: .venv  ## the same with three seeds, of data, reward and tuning; hours
+	$(BIN)/python studies/run.py methods
 
 study: .venv  ## all methods and ablations with three seeds; takes hours, goes on where it was stopped
 	$(BIN)/python studies/run.py full

@@ -1,7 +1,6 @@
 """Run a study of studies/study.yaml: every cell a DVC experiment, then table and page.
 
-    python studies/run.py quick            what `make study-quick` runs
-    python studies/run.py full             what `make study` runs
+    python studies/run.py quick            what `make study-quick` runs; so for methods and full
     python studies/run.py full --dry       list the cells, say which are done
 
 A cell is an arm and a seed. `dvc exp run --temp` trains it in a copy of the project (what is not committed goes with
@@ -122,7 +121,7 @@ def run(cell: Cell) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", choices=["quick", "full"])
+    parser.add_argument("study", choices=["quick", "methods", "full"])
     parser.add_argument("--dry", action="store_true", help="only list the cells")
     asked = parser.parse_args(arguments)
     study = yaml.safe_load((ROOT / "studies/study.yaml").read_text())

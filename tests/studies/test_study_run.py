@@ -30,7 +30,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["quick", "full"])
+@pytest.mark.parametrize("name", ["quick", "methods", "full"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, ""):
         tree = yaml.safe_load((ROOT / "params.yaml").read_text())
