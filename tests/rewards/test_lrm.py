@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,20 @@ def test_a_score_depends_on_its_own_row_only(tiny_reward):
     for i in range(2):
         alone = tiny_reward.score(latents()[i : i + 1], T[i : i + 1], text[i : i + 1], null)
         torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-5, atol=1e-5)
+
+
+def test_heads_and_scale_are_float32_on_a_half_precision_backbone(tiny_base):
+    """Near 25 bfloat16 knows steps of 0.125 only; scores of slightly different latents differ by less."""
+    torch.manual_seed(1)
+    backbone = sd.load(str(tiny_base), torch.device("cpu"), torch.bfloat16, reward=True)
+    reward = LatentRewardModel(backbone, embedding_dim=8, guidance_scale=1.0, features="multi_scale")
+    noisy = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reward.logit_scale.fill_(math.log(100.0))
+        text, null = reward.encode_prompts(["a cat"] * 64), reward.encode_prompts([""])
+        scores = reward.score(noisy, torch.full((64,), 500), text, null)
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())
 
 
 def test_widths_are_probed(tiny_base):

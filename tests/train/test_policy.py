@@ -47,6 +47,34 @@ def test_winner_and_loser_start_from_the_same_latents_and_the_reward_ranks_them(
     assert len(conditioning) == len(PROMPTS)
 
 
+def test_prompts_are_encoded_once_a_rollout(tiny, tiny_reward, config, monkeypatch):
+    """For the policy and for the reward: the prompts, and the empty prompt that guidance and enhancement need."""
+    asked = []
+    for model in (tiny, tiny_reward):
+        seen = []
+
+        def counted(prompts, encode=model.encode_prompts, seen=seen):
+            seen.append(tuple(prompts))
+            return encode(prompts)
+
+        monkeypatch.setattr(model, "encode_prompts", counted)
+        asked.append(seen)
+    pairs_of(tiny, tiny_reward, config)
+    for seen in asked:
+        assert seen.count(tuple(PROMPTS)) == 1 and set(seen) <= {tuple(PROMPTS), ("",)} and seen.count(("",)) <= 1
+
+
+def test_clamped_ratios_are_written_by_timestep(tiny, tiny_reward, config):
+    """With a clamp far away none is; with one of almost nothing, those of an adapter that has learned are."""
+    trainer, shares = PolicyTrainer(tiny, tiny_reward, config, 0), {}
+    for epsilon in (0.99, 1e-9):
+        trainer.config = replace(config, clip_epsilon=epsilon)
+        found = trainer.update(*pairs_of(tiny, tiny_reward, config)[:2], checkpoint.generator(0, "u"))
+        shares[epsilon] = {t: row["clipped"] for t, row in found["by_timestep"].items()}
+    assert set(shares[0.99]) == {751, 501, 251, 1} and set(shares[0.99].values()) == {0.0}
+    assert min(shares[1e-9].values()) > 0.5
+
+
 def test_every_pair_is_a_step_of_the_policy(tiny, tiny_reward, config):
     """Both candidates lie about one standard deviation a dimension from the mean that x_t, t and the prompt give."""
     pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)

@@ -104,6 +104,24 @@ def test_patience_stops_a_training_that_no_longer_improves(tiny_base, stored, co
     assert max(h["step"] for h in trainer.history) <= 4
 
 
+def test_the_weights_of_the_best_validation_are_kept(tiny_base, stored, config, tmp_path, monkeypatch):
+    """Validations after steps 4, 8 and 12, whose means are 0.6, 0.9 and 0.7; the second's bins differ, to 0.9."""
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=True)
+    trainer, seen = trainer_of(tiny_base, latents, config), []
+    values = iter([np.full((10, 20), 0.6), np.tile([[1.0], [0.8]], (5, 20)), np.full((10, 20), 0.7)])
+
+    def accuracy(_):
+        seen.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+        return next(values)
+
+    monkeypatch.setattr(trainer, "accuracy", accuracy)
+    trainer.run(pairs, pairs, tmp_path, Silent())
+    kept = trainer.model.state_dict()
+    same = [all(torch.equal(kept[k], state[k]) for k in kept) for state in seen]
+    assert same == [False, True, False] and trainer.best_accuracy == pytest.approx(0.9)
+
+
 def test_a_frozen_backbone_stays_as_it_was(tiny_base, stored, config, tmp_path):
     latents, frame = stored
     pairs = load_pairs(frame, latents, weighted=True)
