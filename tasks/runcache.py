@@ -28,10 +28,8 @@ def find(repo: Repo, stage: Any) -> None:
         current = not stage.changed()
     if current:
         print("current")
-        return
-    key = _key(stage)
-    cached = _cached(repo, stage) if key else None
-    print("cached" if cached and cached.outs_cached() else "absent")
+    else:
+        _tell(repo, stage, _key(stage))
 
 
 def fetch(repo: Repo, stage: Any) -> None:
@@ -42,9 +40,17 @@ def fetch(repo: Repo, stage: Any) -> None:
             repo.pull([stage.addressing])
         except (CheckoutError, DownloadError) as error:
             print(f"not in the remote by dvc.lock: {error}")
-    elif key := _key(stage):
+        find(repo, stage)
+        return
+    if key := _key(stage):
         _fetch_entry(repo, stage, key)
-    find(repo, stage)
+    _tell(repo, stage, key)
+
+
+def _tell(repo: Repo, stage: Any, key: str | None) -> None:
+    """After `_key`, which writes today's inputs into `stage`: asked now, the stage would say that nothing changed."""
+    cached = _cached(repo, stage) if key else None
+    print("cached" if cached and cached.outs_cached() else "absent")
 
 
 def push(repo: Repo, stage: Any) -> None:

@@ -67,6 +67,18 @@ def test_through_a_folder(tmp_path: Path) -> None:
     through(tmp_path, f"remote add --default store {tmp_path / 'remote'}")
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_result_that_lies_there_is_not_that_of_changed_inputs(tmp_path: Path, remote: bool) -> None:
+    one = project(tmp_path / "one", f"remote add --default store {tmp_path / 'remote'}")
+    assert repro(one) == "ran"
+    reproduce.push(one, "double")
+    (one / "in").write_text("other\n")
+    assert reproduce.restore(one, "double", remote) == ""
+    assert repro(one) == "ran" and (one / "out/text").read_text() == "other\nother\n"
+    (one / "in").write_text("text\n")
+    assert reproduce.restore(one, "double", remote) == "fetched" and (one / "out/text").read_text() == "text\ntext\n"
+
+
 def test_an_entry_of_other_inputs_is_not_taken(tmp_path: Path) -> None:
     remote = f"remote add --default store {tmp_path / 'remote'}"
     one, other = project(tmp_path / "one", remote), project(tmp_path / "other", remote)
