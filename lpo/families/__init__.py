@@ -44,6 +44,8 @@ def load_family(
         LpoError: if the model isn't there, or is of another family.
     """
     dtype, device = dtype or DTYPES[model.dtype], device or device_of(model)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, which convolutions there take by default
     found = parts.pipeline_config(model.path).get("_class_name", PIPELINES[model.family])
     if found != PIPELINES[model.family]:
         names = {pipeline: name for name, pipeline in PIPELINES.items()}

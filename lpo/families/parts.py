@@ -8,7 +8,8 @@ read from safetensors only: a pickle can run code when it is loaded. On the meta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -87,7 +88,22 @@ def module(
     absent = sorted(set(missing) & set(model.state_dict()))
     if absent:
         raise LpoError(f"{len(absent)} weights are missing, such as {absent[0]}", label, "take a whole model")
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions, in place
     return model.to(device).requires_grad_(False).eval()
+
+
+@contextmanager
+def away(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Inside, what is on a CUDA device waits in host memory. Of other devices nothing is moved."""
+    moved = modules if device.type == "cuda" else []
+    for part in moved:
+        part.to("cpu")
+    try:
+        yield
+    finally:
+        for part in moved:
+            part.to(device)
 
 
 def _empty(cls: type[M], root: str, where: dict[str, str]) -> M:

@@ -94,6 +94,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
         index, name = key.split("/", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, slots in optimizer.state.items():  # a file has no strides, and a fused step wants those of the weight
+        for name, value in slots.items():
+            if value.shape == weight.shape and value.stride() != weight.stride():
+                slots[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 @torch.no_grad()

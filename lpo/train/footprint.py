@@ -186,12 +186,13 @@ def of_reward(params: Params) -> Need:
         part.requires_grad_(True)
     weights = sum(p.numel() for p in model.parameters())
     count = sum(p.numel() for part in trained for p in part.parameters())
-    latents, t, _ = inputs(backbone, 2 * config.batch_size)
-    ids = torch.zeros(config.batch_size + 1, backbone.token_columns, dtype=torch.long, device=META)
+    pairs = min(config.batch_size, config.micro_batch_size)
+    latents, t, _ = inputs(backbone, 2 * pairs)
+    ids = torch.zeros(pairs + 1, backbone.token_columns, dtype=torch.long, device=META)
 
     def step() -> torch.Tensor:
         text = backbone.encode_tokens(ids)
-        rows = torch.arange(2 * config.batch_size, device=META) % config.batch_size
+        rows = torch.arange(2 * pairs, device=META) % pairs
         return model.visual(latents, t, text[rows], text[:1])  # the projections are too small to count
 
     activations = peak(step, backward=bool(trained))
@@ -206,14 +207,18 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     config = params.lpo
     base = configured(replace(params.model, path=params.lrm.base or params.model.path, denoiser=None))
     backbone = load_family(base, reward=True, layer=params.lrm.layer, device=META)
-    latents, t, text = inputs(family, config.prompts_per_rollout)
+    at_once = config.num_candidates * config.micro_batch_size  # rows of a forward without gradients
+    latents, t, text = inputs(family, min(config.prompts_per_rollout, at_once))
     rollout = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale))
-    seen, when, words = inputs(backbone, config.prompts_per_rollout * config.num_candidates)
+    seen, when, words = inputs(backbone, min(config.prompts_per_rollout * config.num_candidates, at_once))
     scored = peak(lambda: backbone.features(seen, when, words)[1])
     adapter = sum(p.numel() for p in family.add_lora(config.lora_rank, seed=0))
-    latents, t, text = inputs(family, config.batch_size)
+    latents, t, text = inputs(family, min(config.batch_size, config.micro_batch_size))
     update = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale), backward=True)
     weights = everything + bytes_of(*backbone.modules().values()) + adapter * (4 + ADAM + 8)
+    encoders = [part for each in (family, backbone) for part in list(each.modules().values())[1:]]
+    assert family.codec.vae is not None
+    update -= bytes_of(*encoders, family.codec.vae)  # they are away meanwhile
     return Need("lpo", weights, max(rollout, scored, update), adapter * (4 + 4 + 8 + 8))
 
 

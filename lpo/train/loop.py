@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ def cosine(step: int, total: int, warmup: int = 100) -> float:
 def numpy_rng(seed: int, stream: str, step: int = 0) -> np.random.Generator:
     """The numpy twin of `checkpoint.generator`."""
     return np.random.default_rng(checkpoint.generator(seed, stream, step).initial_seed())
+
+
+def adamw(weights: Sequence[torch.Tensor], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; on CUDA a step is one kernel over all weights, elsewhere torch chooses."""
+    fused = True if weights[0].device.type == "cuda" else None
+    return torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def optimizer_step(

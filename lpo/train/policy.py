@@ -22,10 +22,12 @@ from lpo.config import Lpo
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
+from lpo.families.parts import away
+from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train import checkpoint, guard, processes
-from lpo.train.loop import apply_gradients
+from lpo.train.loop import adamw, apply_gradients
 from lpo.train.methods import METHODS
 from lpo.train.offline import StoredPairs, draw
 from lpo.train.rollout import StepStatistics, log_probs, rollout
@@ -48,7 +50,7 @@ class PolicyTrainer:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
         self.method, self.pairs = METHODS[config.method], pairs
         self.weights = family.add_lora(config.lora_rank, seed)
-        self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = adamw(self.weights, config.learning_rate, config.weight_decay)
         self.trained = family.lora_state()  # shares its memory with the weights: made once, not after every step
         self.ema = {k: v.clone() for k, v in self.trained.items()}
         self.best = {k: v.clone() for k, v in self.ema.items()}
@@ -65,6 +67,13 @@ class PolicyTrainer:
     def stopped(self) -> bool:
         """Whether the guard ended the training before its prompts were used up."""
         return self.config.guard.action == "stop" and bool(self.history) and "warnings" in self.history[-1]
+
+    def idle(self) -> list[torch.nn.Module]:
+        """What no update runs: the text encoders, of the policy and of a latent reward, and the VAE."""
+        rewards = [self.reward.backbone] if isinstance(self.reward, LatentRewardModel) else []
+        parts = [part for family in [self.family, *rewards] for part in list(family.modules().values())[1:]]
+        assert self.family.codec.vae is not None
+        return [*parts, self.family.codec.vae]
 
     def log_probs(self, batch: Steps | NoisyPairs, conditioning: Conditioning) -> torch.Tensor:
         """log p (N, M) of what was chosen under the model as it stands, from one forward (guided, for steps).
@@ -185,7 +194,8 @@ class PolicyTrainer:
             generator = checkpoint.generator(self.seed, "lpo rollout", r)
             pairs, conditioning, seen, used = self.collect(prompts, r, generator)
             entry: dict[str, Any] = {"rollout": r + 1, "prompts": used, "pairs": len(pairs)}
-            learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
+            with away(self.idle(), self.family.device):
+                learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
             entry |= learned | {"by_timestep": _by_timestep(seen, learned["by_timestep"])}
             entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1) if seen else 1.0
             last = r + 1 == self.rollouts

@@ -28,7 +28,7 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
 from lpo.train import checkpoint, processes
-from lpo.train.loop import apply_gradients
+from lpo.train.loop import adamw, apply_gradients
 
 BINS = 10  # of the timestep axis, in validation
 
@@ -76,7 +76,7 @@ class RewardTrainer:
         self.transition = model.backbone.transition(1.0)
         self.device = model.backbone.device
         self.weights = [p.requires_grad_(True) for p in model.trained(config.trainable)]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = adamw(self.weights, config.learning_rate, config.weight_decay)
         self.tokens, self.null = model.backbone.tokenize(latents.captions), model.backbone.tokenize([""])
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}

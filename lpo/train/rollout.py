@@ -88,7 +88,8 @@ def explore(
     """All steps of this process's share of a batch of prompts, and the conditioning of the whole batch.
 
     The loop reads nothing back from the device, so that the host runs ahead of it: all noise is drawn beforehand, and
-    what depends on scores (which pair is kept) is marked, not carried out.
+    what depends on scores (which pair is kept) is marked, not carried out. However many prompts there are, the model
+    and the reward are given K micro_batch_size rows at a time: without gradients these take less than an update's.
     """
     device, k = family.device, config.num_candidates
     mine = processes.share(torch.arange(len(prompts)))
@@ -102,19 +103,21 @@ def explore(
     x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in plan], generator)
     sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
     own_text, every = conditioning[rows], torch.arange(count, device=device)
+    parts, scored_parts = (consecutive(n, k * config.micro_batch_size) for n in (count, count * k))
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
     for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
         t = torch.full((count,), now, device=device)
         s = torch.full((count,), after, device=device)
-        prediction = family.guided(x, t, own_text, null, config.guidance_scale)
+        prediction = torch.cat([family.guided(x[p], t[p], own_text[p], null, config.guidance_scale) for p in parts])
         mean, std = transition.mean_std(prediction, x, t, s)
         if not scored:
             x = mean + std * noise
             continue
         candidates = mean[:, None] + std[:, None] * noise
         shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
-        scores = reward.score(candidates.flatten(0, 1), shown, text, text_null).view(count, k)
+        flat = candidates.flatten(0, 1)
+        scores = torch.cat([reward.score(flat[p], shown[p], text[p], text_null) for p in scored_parts]).view(count, k)
         limit = _limit(config, scores, sigmas, index, now)
         chosen, advantage, keep, gap = select(scores, limit)
         x_s = candidates[every[:, None], chosen]
@@ -123,6 +126,11 @@ def explore(
         x = candidates[every, following if config.continue_from == "random" else scores.argmax(dim=1)]
     stacked = [torch.stack(column) for column in zip(*outcomes, strict=True)]
     return Trajectory(concatenate(found), *stacked), conditioning
+
+
+def consecutive(count: int, size: int) -> list[slice]:
+    """Rows 0 to `count` in parts of `size`, the last one perhaps smaller."""
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lpo.config import Model, load_params
 from lpo.errors import LpoError
 from lpo.families import load_family, sd3, sdxl
 from lpo.families.family import Family
+from lpo.families.parts import away
 
 PROMPTS = ["a cat", "two dogs"]
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -247,3 +249,22 @@ def test_weights_that_are_missing_are_refused_and_pickles_are_not_read(tiny_sdxl
     torch.save(weights | {"conv_in.weight": removed}, folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(LpoError, match="safetensors"):
         sdxl.load(str(folder), CPU, F32)
+
+
+@pytest.mark.parametrize("error", [None, ValueError])
+def test_what_is_away_comes_back(error: type[Exception] | None) -> None:
+    class Part(torch.nn.Module):
+        def to(self, *where: Any) -> Part:
+            went.append(where[0])
+            return self
+
+    went: list[Any] = []
+    with away([Part()], CPU):
+        pass
+    assert went == []
+    cuda = torch.device("cuda")
+    with pytest.raises(error) if error else nullcontext(), away([Part()], cuda):
+        assert went == ["cpu"]
+        if error:
+            raise error
+    assert went == ["cpu", cuda]

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lpo.train import checkpoint
-from lpo.train.loop import cosine, numpy_rng, optimizer_step
+from lpo.train.loop import adamw, cosine, numpy_rng, optimizer_step
 
 
 def test_a_generator_depends_on_its_three_arguments_alone():
@@ -68,6 +68,18 @@ def test_an_optimiser_goes_on_as_if_never_stopped():
     for k in range(3, 6):
         step(second, fresh, k)
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), second.parameters(), strict=True))
+
+
+def test_moments_take_the_strides_of_their_weights():
+    """A file is row-major; a fused step wants weight, gradient and moments in one order."""
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer, fresh = adamw(list(layer.parameters()), 0.1, 0.0), adamw(list(layer.parameters()), 0.1, 0.0)
+    optimizer_step(optimizer, layer(torch.ones(1, 3, 5, 5)).square().mean(), 0.1)
+    stored = {k: v.contiguous() for k, v in checkpoint.optimizer_tensors(optimizer).items()}
+    checkpoint.load_optimizer(fresh, stored)
+    for weight, slots in fresh.state.items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert slots[name].stride() == weight.stride() and torch.equal(slots[name], optimizer.state[weight][name])
 
 
 def test_ema_is_the_formula():

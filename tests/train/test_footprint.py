@@ -87,9 +87,14 @@ def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest
     small = {need.stage: need for need in needs(params)}
     assert list(small) == ["encode", "lrm", "lpo", "evaluate"]
     lpo, lrm, encode = params.lpo, params.lrm, params.encode
-    doubled = replace(
+    batches = replace(
         params, lpo=replace(lpo, batch_size=2 * lpo.batch_size, prompts_per_rollout=2 * lpo.prompts_per_rollout),
         lrm=replace(lrm, batch_size=2 * lrm.batch_size), encode=replace(encode, batch_size=2 * encode.batch_size),
+    )  # fmt: skip
+    assert {need.stage: need for need in needs(batches)}["lrm"].step == small["lrm"].step  # a micro-batch bounds it
+    doubled = replace(
+        batches, lpo=replace(batches.lpo, micro_batch_size=2 * lpo.micro_batch_size),
+        lrm=replace(batches.lrm, micro_batch_size=2 * lrm.micro_batch_size),
     )  # fmt: skip
     for need in needs(doubled):
         before = small[need.stage]

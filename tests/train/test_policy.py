@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from lpo.config import load_params
 from lpo.errors import LpoError
 from lpo.preference.losses import lpo_loss
-from lpo.train import checkpoint
+from lpo.train import checkpoint, policy
 from lpo.train.methods import METHODS
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import explore, rollout
@@ -84,6 +85,38 @@ def test_every_pair_is_a_step_of_the_policy(tiny, tiny_reward, config):
     mean, std = transition.mean_std(prediction, pairs.x_t, pairs.t, pairs.s)
     for x in (pairs.best, pairs.worst):
         assert float(((x - mean) / std).std()) == pytest.approx(1, abs=0.1)
+
+
+def test_a_rollout_in_parts_is_the_rollout(tiny, tiny_reward, config, monkeypatch):
+    """Of 4 prompts with 4 candidates the model and the reward see 4 rows at a time, or 16."""
+    seen, score = [], tiny_reward.score
+    monkeypatch.setattr(tiny_reward, "score", lambda x, *more: seen.append(len(x)) or score(x, *more))
+    whole, parts = (
+        explore(tiny, tiny_reward, METHODS["lpo"].select, PROMPTS, replace(config, micro_batch_size=size),
+                checkpoint.generator(0, "test"))[0] for size in (4, 1)
+    )  # fmt: skip
+    assert seen == [16] * 4 + [4] * 16
+    torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts.steps.x_s, whole.steps.x_s, rtol=1e-4, atol=1e-4)
+
+
+def test_an_update_runs_nothing_that_is_away(tiny, tiny_reward, config, tmp_path, monkeypatch):
+    """Text encoders and the VAE leave a GPU during updates; here they break instead."""
+    calls, parts = [], {id(tiny.text_encoder), id(tiny_reward.backbone.text_encoder), id(tiny.codec.vae)}
+
+    @contextmanager
+    def broken(modules, device):
+        assert {id(part) for part in modules} == parts
+        calls.append(device)
+        hooks = [part.register_forward_pre_hook(lambda *_: pytest.fail("it is away")) for part in modules]
+        yield
+        for hook in hooks:
+            hook.remove()
+
+    monkeypatch.setattr(policy, "away", broken)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    trainer.run(PROMPTS * 3, lambda: {"validation": 0.0, "reward": 0.0, "diversity": 1.0}, tmp_path, Silent())
+    assert calls == [torch.device("cpu")] * 3
 
 
 def test_a_threshold_keeps_only_what_is_above_it(tiny, tiny_reward, config):
@@ -168,6 +201,20 @@ def test_a_batch_in_parts_is_the_batch(tiny, tiny_reward, config):
         found[size] = [w.grad for w in trainer.weights], losses, statistics["correct"]
     for size in (3, 1):
         torch.testing.assert_close(found[size], found[16], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_in_the_order_of_a_gpu_make_the_same_pairs_and_losses(tiny, tiny_reward, config):
+    """On CUDA convolutions are loaded channels_last; nothing may depend on strides."""
+    found = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        family, reward = copy.deepcopy(tiny), copy.deepcopy(tiny_reward)
+        for part in (family.unet, family.codec.vae, reward.backbone.unet):
+            part.to(memory_format=order)
+        made, conditioning, _ = pairs_of(family, reward, config)
+        losses, _ = PolicyTrainer(family, reward, config, seed=0).learn(made, conditioning)
+        found.append((made.x_s, losses, family.decode(made.best)))
+    assert not family.unet.conv_in.weight.is_contiguous()
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 
 def test_an_update_raises_winners_over_losers(tiny, tiny_reward, config):
