@@ -3,7 +3,7 @@
     python studies/run.py quick            what `make study-quick` runs; so for methods and full
     python studies/run.py full --dry       list the cells, say which are done
 
-A cell is an arm and a seed. `dvc exp run --temp` trains it in a copy of the project (what is not committed goes with
+A cell is an arm and a seed, of the whole pipeline or of the tuning alone. `dvc exp run --temp` trains it in a copy of the project (what is not committed goes with
 it), with DVC's cache for everything that arms share. Its results are copied to studies/cells/STUDY/ARM-SEED/, with a
 key of all that made them: a cell whose key is there already is not run again, so a study that was killed goes on where
 it was, and one whose code or parameters changed starts anew. A cell that fails is told, the others go on, and the exit
@@ -66,7 +66,7 @@ def cells_of(study: dict[str, Any], name: str, fingerprint: str) -> list[Cell]:
     found = []
     for seed in plan["seeds"]:
         for arm, (question, changes) in arms.items():
-            everything = study["common"] | plan["set"] | changes | {"seed": seed}
+            everything = study["common"] | plan["set"] | changes | {plan.get("seeds_of", "seed"): seed}
             text = json.dumps(everything, sort_keys=True) + fingerprint
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
             found.append(Cell(name, arm, question, seed, everything, key))
@@ -102,7 +102,10 @@ def export(cell: Cell, ref: str) -> None:
     for name, path in (FILES | ({"reward.json": reward} if reward else {})).items():
         (cell.folder / name).write_bytes(_git("show", f"{ref}:{path}"))
     revision = _git("rev-parse", "--short=12", f"{ref}^").decode().strip()
-    about = {"arm": cell.arm, "question": cell.question, "seed": cell.seed, "changes": cell.changes, "key": cell.key}
+    about = {
+        "arm": cell.arm, "question": cell.question, "seed": cell.seed, "changes": cell.changes, "key": cell.key,
+        "seeds_of": "tuning" if "study.seed" in cell.changes else "pipeline",
+    }  # fmt: skip
     (cell.folder / "cell.json").write_text(json.dumps(about | {"revision": revision}, indent=2, sort_keys=True) + "\n")
 
 

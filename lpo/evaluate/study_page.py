@@ -19,6 +19,11 @@ HOW = (
     "run(s) the upper level {coarse}. p is corrected by Holm's method over the arms of a question. The reward's own "
     "training is not on the clock: its seconds, estimated from a few of its steps on the same machine, stand beside."
 )
+SEEDS = {
+    "pipeline": "A run has its own seed from the data on.",
+    "tuning": "A run has its own seed of the tuning; data and reward are the same in all runs, so what they add to the "
+    "differences between runs is not in the intervals.",
+}
 
 HEAD = (
     "arm", "overall, %", "alignment, %", "aesthetics, %", "ties", "less the reference", "p (Holm)", "seconds",
@@ -29,13 +34,14 @@ HEAD = (
 def render(
     rows: pd.DataFrame, curves: Sequence[Mapping[str, Any]], accuracy: Sequence[Mapping[str, Any]],
     flips: Sequence[Mapping[str, Any]], titles: Mapping[str, str], paper: Mapping[str, Any], revisions: Sequence[str],
+    seeds_of: Sequence[str],
 ) -> str:  # fmt: skip
     """HTML of the study.
 
     Args:
         rows: the table, see `study.comparison`. curves: see `study.curves`. flips: see `study.flip_rates`.
         accuracy: reward, t, value, low, high. titles: of questions. paper: columns, and figures by arm.
-        revisions: commits that the cells were made with.
+        revisions: commits that the cells were made with. seeds_of: what the seeds are of, see SEEDS.
     """
     runs = int(rows["runs"].max())
     coarse = "does not exist: differences between seeds are not in the interval" if runs == 1 else "is coarse"
@@ -43,6 +49,7 @@ def render(
         "<header><h1>The study</h1>",
         text(conclusion(rows), "lead"),
         text(HOW.format(runs=runs, coarse=coarse)),
+        *(text(SEEDS[kind]) for kind in seeds_of),
         text(f"Made with revision {', '.join(revisions)}.", "soft"),
         "</header><main>",
     ]

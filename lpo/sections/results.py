@@ -77,6 +77,7 @@ class Study:
     seconds: Positive
     snapshots: Annotated[int, Range(at_least=1)]
     prompts: Count
+    seed: ZeroOrMore | None
     flip_pairs: Count
 
 

@@ -83,6 +83,8 @@ def run(params: Params) -> None:
     """Train `lpo.method` for `study.seconds`, then judge the base and `study.snapshots` adapters."""
     table = pd.read_parquet(PROMPTS)
     test = table.query("split == 'test'").head(params.study.prompts)
+    if params.study.seed is not None:
+        params = replace(params, seed=params.study.seed)
     family = load_family(params.model)
     frames = [assess(family, test, params).assign(snapshot=-1, rollout=0, prompts=0, seconds=0.0)]
     # The clock is looked at every `validate_every` rollouts; what the stage lpo would validate is not drawn.

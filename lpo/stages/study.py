@@ -45,7 +45,9 @@ def run(cells: Path, out: Path) -> Path:
     methods = [REFERENCE, *declared["questions"]["methods"]["arms"]]
     flips = flip_rates(pd.read_parquet(FLIPS)) if FLIPS.exists() else []
     titles = {name: question["title"] for name, question in declared["questions"].items()}
-    html = render(table, curves(frame, methods), accuracies(found, about), flips, titles, declared["paper"], revisions)
+    seeds_of = sorted({cell["seeds_of"] for cell in about})
+    drawn, rewards = curves(frame, methods), accuracies(found, about)
+    html = render(table, drawn, rewards, flips, titles, declared["paper"], revisions, seeds_of)
     with atomic_folder(out) as folder:
         write_parquet(folder / "table.parquet", table)
         write_text(folder / "table.csv", table.round(5).to_csv(index=False))

@@ -109,11 +109,12 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
     assert "LPO is not told apart from it" in said
     html = render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
-        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"],
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"],
     )  # fmt: skip
     assert "&lt;b&gt;Methods" in html and "<b>Methods" not in html and "21.69" in html
+    assert "data and reward are the same in all runs" in html
     assert "does not exist: differences between seeds" in html and "Not measured" in html
     assert html == render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
-        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"],
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"],
     )  # fmt: skip

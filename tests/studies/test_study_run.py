@@ -50,6 +50,9 @@ def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(
     arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
     assert len(full) == len(arms) * 3 and [cell.seed for cell in full[: len(arms)]] == [42] * len(arms)
     assert len({cell.experiment for cell in full}) == len(full)
+    methods = runner.cells_of(STUDY, "methods", "")
+    assert [cell.changes["study.seed"] for cell in methods] == [42] * 4 + [43] * 4 + [44] * 4
+    assert all("seed" not in cell.changes for cell in methods) and {cell.changes["seed"] for cell in quick} == {42}
     assert set(STUDY["paper"]) - {"columns", "base"} <= arms
 
 
