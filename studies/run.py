@@ -3,11 +3,11 @@
     python studies/run.py quick            what `make study-quick` runs; so for methods and full
     python studies/run.py full --dry       list the cells, say which are done
 
-A cell is an arm and a seed, of the whole pipeline or of the tuning alone. `dvc exp run --temp` trains it in a copy of the project (what is not committed goes with
-it), with DVC's cache for everything that arms share. Its results are copied to studies/cells/STUDY/ARM-SEED/, with a
-key of all that made them: a cell whose key is there already is not run again, so a study that was killed goes on where
-it was, and one whose code or parameters changed starts anew. A cell that fails is told, the others go on, and the exit
-code is 1.
+A cell is an arm and a seed, of the whole pipeline or of the tuning alone. `dvc exp run --temp` trains it in a copy of
+the project (what is not committed goes with it), with DVC's cache for everything that arms share. Its results are
+copied to studies/cells/STUDY/ARM-SEED/, with a key of all that made them: a cell whose key is there already is not run
+again, so a study that was killed goes on where it was, and one whose code or parameters changed starts anew. A cell
+that fails is told, the others go on, and the exit code is 1.
 """
 
 from __future__ import annotations
