@@ -1,8 +1,8 @@
 """A study's cells -> its table: win rates over the base with intervals over prompts and over runs.
 
-A run is a seed, of the whole pipeline or of the tuning. The pictures of a run share prompts and seeds among the base and
-all arms, so every comparison is paired. Two levels are drawn again: runs with replacement, and within each drawn run its
-prompts.
+A run is a seed, of the whole pipeline or of the tuning. The pictures of a run share prompts and seeds among the base
+and all arms, so every comparison is paired. Two levels are drawn again: runs with replacement, and within each drawn
+run its prompts.
 
     win_i  = 1 where the arm's picture i is better than the base's, 1/2 where equal, 0 else      (ties count half)
     value  = mean over runs of the mean over prompts of win_i
