@@ -10,6 +10,8 @@ run its prompts.
     p_holm = Holm's correction over all arms of one question
 
 difference_*: the same of win_i(arm) - win_i(reference arm), p against 0. With three runs the upper level is coarse.
+gain_*, gain_difference_*: the same of gain_i, the axis of the arm's picture i less that of the base's. A win rate says
+how often, a gain how much: an adapter that changes hardly anything can win most prompts.
 Sources: Davison and Hinkley 1997, 3.8 (nested bootstrap); Holm 1979.
 """
 
@@ -62,8 +64,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def wins(cell: pd.DataFrame, snapshot: int, axis: str) -> NDArray[np.float64]:
-    """win_i of one snapshot over the base of its own run, in the order of seeds.
+def gains(cell: pd.DataFrame, snapshot: int, axis: str) -> NDArray[np.float64]:
+    """gain_i of one snapshot over the base of its own run, in the order of seeds.
 
     Raises LpoError where the two have not drawn the same prompts with the same seeds.
     """
@@ -71,7 +73,12 @@ def wins(cell: pd.DataFrame, snapshot: int, axis: str) -> NDArray[np.float64]:
     base, arm = (cell[cell["snapshot"] == k].sort_values("seed").reset_index(drop=True) for k in (-1, snapshot))
     if len(base) == 0 or not base[keys].equals(arm[keys]):
         raise LpoError(f"snapshot {snapshot} and the base have other prompts or seeds", "studies/cells", "run it again")
-    return (np.sign(arm[axis].to_numpy(float) - base[axis].to_numpy(float)) + 1) / 2
+    return arm[axis].to_numpy(float) - base[axis].to_numpy(float)
+
+
+def wins(gained: NDArray[np.float64]) -> NDArray[np.float64]:
+    """win_i of gain_i."""
+    return (np.sign(gained) + 1) / 2
 
 
 def last_within(cell: pd.DataFrame, column: str, limit: float) -> int | None:
@@ -105,23 +112,28 @@ def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: s
     taken = {arm: [last_within(by_cell[arm, run], equal, limit) for run in runs] for arm in dict.fromkeys(complete)}
     rows: list[dict[str, Any]] = []
     for axis in AXES:
-        found = {
-            arm: [wins(by_cell[arm, run], k, axis) for run, k in zip(runs, places, strict=True) if k is not None]
+        gained = {
+            arm: [gains(by_cell[arm, run], k, axis) for run, k in zip(runs, places, strict=True) if k is not None]
             for arm, places in taken.items()
             if None not in places
         }
-        for arm, values in found.items():
+        for arm, changes in gained.items():
+            values = [wins(of_run) for of_run in changes]
             used = [by_cell[arm, run].query("snapshot == @k").iloc[0] for run, k in zip(runs, taken[arm], strict=True)]
             row: dict[str, Any] = {"question": question, "arm": arm, "equal": equal, "limit": limit, "axis": axis}
             ties = float(np.mean(np.concatenate(values) == CHANCE))
             row |= {"runs": len(runs), "pictures": sum(len(v) for v in values), "ties": ties}
             row |= {name: float(np.mean([u[name] for u in used])) for name in ("seconds", "reward_seconds", "prompts")}
             row |= interval(values, CHANCE)
-            if arm != REFERENCE and REFERENCE in found:
-                gaps = [mine - other for mine, other in zip(values, found[REFERENCE], strict=True)]
-                row |= {f"difference_{name}": v for name, v in interval(gaps, 0.0).items()}
+            row |= {f"gain_{name}": v for name, v in interval(changes, 0.0).items()}
+            if arm != REFERENCE and REFERENCE in gained:
+                both = list(zip(changes, gained[REFERENCE], strict=True))
+                less = interval([wins(mine) - wins(other) for mine, other in both], 0.0)
+                row |= {f"difference_{name}": v for name, v in less.items()}
+                less = interval([mine - other for mine, other in both], 0.0)
+                row |= {f"gain_difference_{name}": v for name, v in less.items()}
             rows.append(row)
-        for name in ("p", "difference_p"):
+        for name in ("p", "difference_p", "gain_p", "gain_difference_p"):
             these = [row for row in rows if row["axis"] == axis and name in row]
             for row, adjusted in zip(these, holm([row[name] for row in these]), strict=True):
                 row[f"{name}_holm"] = adjusted
@@ -135,7 +147,7 @@ def curves(cells: pd.DataFrame, arms: Sequence[str]) -> list[dict[str, Any]]:
         for k in sorted(cell.loc[cell["snapshot"] >= 0, "snapshot"].unique()):
             first = cell[cell["snapshot"] == k].iloc[0]
             row = {"arm": arm, "run": run, "snapshot": int(k), "seconds": first["seconds"], "prompts": first["prompts"]}
-            rows.append(row | {axis: float(wins(cell, k, axis).mean()) for axis in AXES})
+            rows.append(row | {axis: float(wins(gains(cell, k, axis)).mean()) for axis in AXES})
     return rows
 
 

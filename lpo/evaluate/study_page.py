@@ -15,9 +15,11 @@ from lpo.evaluate.study import AXES, REFERENCE
 HOW = (
     "Every arm trains on the same clock; validation and judging are not on it. Its pictures are compared with those "
     "that the base draws from the same prompts and seeds, by the judge, which no arm was trained on or selected with. "
-    "A win rate counts a tie half. Intervals are 95 %, from drawing runs and, within runs, prompts again; with {runs} "
-    "run(s) the upper level {coarse}. p is corrected by Holm's method over the arms of a question. The reward's own "
-    "training is not on the clock: its seconds, estimated from a few of its steps on the same machine, stand beside."
+    "A win rate counts a tie half. It says how often and not how much: an adapter that changes hardly anything can win "
+    "most prompts. The gain is the mean change of the judge's utility. Intervals are 95 %, from drawing runs and, "
+    "within runs, prompts again; with {runs} run(s) the upper level {coarse}. p is corrected by Holm's method over the "
+    "arms of a question. The reward's own training is not on the clock: its seconds, estimated from a few of its steps "
+    "on the same machine, stand beside."
 )
 SEEDS = {
     "pipeline": "A run has its own seed from the data on.",
@@ -26,8 +28,8 @@ SEEDS = {
 }
 
 HEAD = (
-    "arm", "overall, %", "alignment, %", "aesthetics, %", "ties", "less the reference", "p (Holm)", "seconds",
-    "of its reward", "prompts",
+    "arm", "overall, %", "alignment, %", "aesthetics, %", "ties", "less the reference", "p (Holm)", "gain",
+    "less the reference's", "p (Holm)", "seconds", "of its reward", "prompts",
 )  # fmt: skip
 
 
@@ -71,20 +73,28 @@ def render(
 
 
 def conclusion(rows: pd.DataFrame) -> str:
-    """One sentence on equal time: whether LPO is above Diffusion-DPO and SPO, and whether the intervals carry it."""
+    """On equal time: is LPO above Diffusion-DPO and SPO, by win rate and by gain, and do the intervals carry it?"""
     found = rows[(rows["question"] == "methods") & (rows["equal"] == "seconds") & (rows["axis"] == "utility")]
     by_arm = {row["arm"]: row for _, row in found.iterrows()}
     others = [arm for arm in ("diffusion_dpo", "spo") if arm in by_arm]
     if REFERENCE not in by_arm or not others:
         return "The methods were not compared at equal time."
+    return f"{_verdicts(by_arm, others, 'difference')} {_verdicts(by_arm, others, 'gain_difference')}"
+
+
+def _verdicts(by_arm: Mapping[str, Any], others: Sequence[str], kind: str) -> str:
+    """LPO against the others at equal time by win rate ("difference") or by gain ("gain_difference")."""
     mine = by_arm[REFERENCE]
-    said = [f"On equal clocks LPO ({mine['seconds']:.0f} s) wins {_interval(mine)} over the base"]
+    by_wins = kind == "difference"
+    show, change = (_interval, _points) if by_wins else (_gained, _units)
+    start = "On equal clocks LPO ({:.0f} s) wins {} over the base" if by_wins else "By mean gain LPO ({:.0f} s) has {}"
+    said = [start.format(mine["seconds"], show(mine))]
     for arm in others:
         row = by_arm[arm]
-        low, high = -row["difference_high"], -row["difference_low"]
+        low, high = -row[f"{kind}_high"], -row[f"{kind}_low"]
         verdict = "above it" if low > 0 else "below it" if high < 0 else "not told apart from it"
-        difference = f"difference {_points(low)} to {_points(high)}"
-        said.append(f"{arm} ({row['seconds']:.0f} s) {_interval(row)}: LPO is {verdict} ({difference})")
+        difference = f"difference {change(low)} to {change(high)}"
+        said.append(f"{arm} ({row['seconds']:.0f} s) {show(row)}: LPO is {verdict} ({difference})")
     return "; ".join(said) + "."
 
 
@@ -108,7 +118,7 @@ def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
             by_axis = {row["axis"]: row for _, row in part[part["arm"] == arm].iterrows()}
             main = by_axis["utility"]
             line = [str(arm).replace("_", " "), *(_short(by_axis[axis]) for axis in AXES)]
-            line += [percent(main["ties"]), _difference(main), _p(main)]
+            line += [percent(main["ties"]), _difference(main), _p(main, "difference"), *_gain(main)]
             line += [f"{main[name]:.0f}" for name in ("seconds", "reward_seconds", "prompts")]
             known = list(paper.get(arm, []))
             lines.append(line + [plain(value) for value in known] + [""] * (len(columns) - len(known)))
@@ -162,8 +172,24 @@ def _difference(row: Mapping[str, Any] | pd.Series) -> str:
     return f"{_points(row['difference_value'])} ({_points(row['difference_low'])} to {_points(row['difference_high'])})"
 
 
-def _p(row: Mapping[str, Any] | pd.Series) -> str:
-    return "" if row["arm"] == REFERENCE else f"{row['difference_p_holm']:.3f}"
+def _p(row: Mapping[str, Any] | pd.Series, kind: str) -> str:
+    return "" if row["arm"] == REFERENCE else f"{row[f'{kind}_p_holm']:.3f}"
+
+
+def _gained(row: Mapping[str, Any] | pd.Series) -> str:
+    return f"{_units(row['gain_value'])} ({_units(row['gain_low'])} to {_units(row['gain_high'])})"
+
+
+def _gain(row: Mapping[str, Any] | pd.Series) -> list[str]:
+    """Three cells: the gain, less the reference's, p."""
+    if row["arm"] == REFERENCE:
+        return [_gained(row), "reference", ""]
+    low, value, high = (_units(row[f"gain_difference_{name}"]) for name in ("low", "value", "high"))
+    return [_gained(row), f"{value} ({low} to {high})", _p(row, "gain_difference")]
+
+
+def _units(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _points(value: float) -> str:

@@ -7,7 +7,18 @@ import pandas as pd
 import pytest
 
 from lpo.errors import LpoError
-from lpo.evaluate.study import comparison, curves, flip_rates, holm, interval, last_within, limit_of, nested_draws, wins
+from lpo.evaluate.study import (
+    comparison,
+    curves,
+    flip_rates,
+    gains,
+    holm,
+    interval,
+    last_within,
+    limit_of,
+    nested_draws,
+    wins,
+)
 from lpo.evaluate.study_page import conclusion, render
 
 
@@ -52,12 +63,13 @@ def test_draws_of_one_run_have_the_standard_error_of_its_prompts() -> None:
 
 def test_wins_are_paired_with_the_base_and_ties_are_halves() -> None:
     frame = cell("lpo", 1, [(10, 32, 0.75)])
-    assert wins(frame, 0, "utility").mean() == 0.75
-    assert wins(frame.sample(frac=1, random_state=0), 0, "alignment").tolist() == [0.5] * 40
+    gained = gains(frame, 0, "utility")
+    assert wins(gained).mean() == 0.75 and gained.mean() == 0.5
+    assert wins(gains(frame.sample(frac=1, random_state=0), 0, "alignment")).tolist() == [0.5] * 40
     broken = frame.copy()
     broken.loc[broken.index[-1], "seed"] = 999
     with pytest.raises(LpoError, match="other prompts or seeds"):
-        wins(broken, 0, "utility")
+        gains(broken, 0, "utility")
 
 
 def test_equal_time_takes_the_last_snapshot_and_equal_data_the_last_within_the_least() -> None:
@@ -107,6 +119,7 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
     said = conclusion(rows)
     assert "LPO (99 s) wins 90" in said and "spo (95 s) 50" in said and "LPO is above it" in said
     assert "LPO is not told apart from it" in said
+    assert "By mean gain LPO (99 s) has +0.800" in said and "spo (95 s) +0.000" in said
     html = render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
         {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"],
