@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -86,7 +86,8 @@ def _verdicts(by_arm: Mapping[str, Any], others: Sequence[str], kind: str) -> st
     """LPO against the others at equal time by win rate ("difference") or by gain ("gain_difference")."""
     mine = by_arm[REFERENCE]
     by_wins = kind == "difference"
-    show, change = (_interval, _points) if by_wins else (_gained, _units)
+    show: Callable[[Any], str] = _interval if by_wins else _gained
+    change = _points if by_wins else _units
     start = "On equal clocks LPO ({:.0f} s) wins {} over the base" if by_wins else "By mean gain LPO ({:.0f} s) has {}"
     said = [start.format(mine["seconds"], show(mine))]
     for arm in others:
