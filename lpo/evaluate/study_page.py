@@ -155,7 +155,8 @@ def _open(rows: pd.DataFrame, flips: Sequence[Mapping[str, Any]]) -> list[str]:
         if found.empty:
             bodies.append(text(f"Not measured: the study had no arm {arm}.", "missing"))
         for _, row in found.iterrows():
-            bodies.append(text(f"{row['axis']}: {arm} less the reference {_difference(row)}, p {_p(row, 'difference')}."))
+            less = f"{_difference(row)}, p {_p(row, 'difference')}"
+            bodies.append(text(f"{row['axis']}: {arm} less the reference {less}."))
     return bodies
 
 
