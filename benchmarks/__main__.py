@@ -17,11 +17,11 @@ import torch
 
 from benchmarks import compare, others, report
 from benchmarks.meters import bandwidth, matmul_rate
+from benchmarks.models import SIZES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MICRO_BATCH = {"sd15": 10, "sdxl": 1}  # pairs whose activations are alive at once in ours
-GROWTH = {  # one thing at a time, at SD1.5 shapes
-    "num_candidates": (2, 4, 8), "prompts_per_rollout": (4, 8, 16), "side": (32, 64, 96),
+GROWTH = {  # one thing at a time, at SD1.5 shapes; the second value is the usual one
+    "num_candidates": (2, 4, 8), "prompts_per_rollout": (2, 4, 8), "side": (32, 64, 96),
     "num_inference_steps": (10, 20, 40),
 }  # fmt: skip
 
@@ -40,14 +40,13 @@ def main() -> None:
     dtype = DTYPES[given.dtype or ("bf16" if device.type == "cuda" else "fp32")]
     result: dict[str, Any] = {"machine": machine(device, dtype)}
     if not given.no_meta:
-        result["meta"] = {size: compare.on_meta(size, micro_batch_size=n) for size, n in MICRO_BATCH.items()}
-        result["one_backbone"] = {size: compare.on_meta(size, one_backbone=True, micro_batch_size=n)
-                                  for size, n in MICRO_BATCH.items()}  # fmt: skip
-        result["step"] = {size: others.step_flops(size) for size in MICRO_BATCH}
-        result["diffusion_dpo"] = {size: others.diffusion_dpo_flops(size) for size in MICRO_BATCH}
-        result["reward_training"] = {size: others.reward_training_flops(size) for size in MICRO_BATCH}
-        result["growth"] = {name: {value: compare.on_meta("sd15", **{name: value})["ours"]["flops"] for value in values}
-                            for name, values in GROWTH.items()}  # fmt: skip
+        result["meta"] = {size: compare.on_meta(size) for size in SIZES}
+        result["step"] = {size: others.step_flops(size) for size in SIZES}
+        result["diffusion_dpo"] = {size: others.diffusion_dpo_flops(size) for size in SIZES}
+        result["reward_training"] = {size: others.reward_training_flops(size) for size in SIZES}
+        usual = result["meta"]["sd15"]["ours"]["ours"]["flops"]
+        result["growth"] = {name: {value: compare.flops_at(**{name: value}) if value != values[1] else usual
+                                   for value in values} for name, values in GROWTH.items()}  # fmt: skip
     result["timed"] = compare.timed(given.size, device, dtype, given.repeats, given.side)
     given.out.mkdir(parents=True, exist_ok=True)
     name = f"{given.size}-{device.type}"
