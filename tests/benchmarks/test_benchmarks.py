@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from benchmarks.compare import Ours, Theirs, assert_equal
+from benchmarks import models, report
+from benchmarks.compare import Ours, Theirs, assert_equal, on_meta
 from benchmarks.meters import Flops, peak_bytes
 from benchmarks.models import iteration
 from lpo.train.checkpoint import generator
@@ -47,6 +49,25 @@ def test_bytes_of_an_update_do_not_keep_what_checkpointing_makes_anew(tiny, tiny
         batch = theirs.first(theirs.rollout(["a cat", "two dogs"] * 4, generator(0, "bytes")), 8)
         found.append(peak_bytes(lambda one=theirs, rows=batch: one.update(rows, generator(1, "bytes"))))
     assert found[1] < 0.8 * found[0]
+
+
+def test_a_size_is_counted_in_three_settings(monkeypatch):
+    """Recomputing costs FLOPs of updates and saves their bytes, one backbone saves weights; the rollout is the same."""
+    unet = {"sample_size": 16, "cross_attention_dim": 32, "attention_head_dim": 2, "block_out_channels": (32, 64),
+            "down_block_types": (models.ATTENTION_DOWN, "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", models.ATTENTION_UP)}  # fmt: skip
+    words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    size = models.Size(unet, (words,), 32, 1.0, 4, 4, 4, 1, True)
+    monkeypatch.setitem(models.SIZES, "tiny", size)
+    found = on_meta("tiny")
+    ours, recomputed, one = (found[name]["ours"] for name in ("ours", "recomputed", "one_backbone"))
+    assert ours["flops"]["rollout"] == recomputed["flops"]["rollout"]
+    assert ours["flops"]["update"] < recomputed["flops"]["update"] < found["ours"]["published"]["flops"]["update"]
+    assert recomputed["bytes"]["update"] < ours["bytes"]["update"]
+    assert one["bytes"]["weights"] < ours["bytes"]["weights"]
+    assert found["ours"]["ratio"]["flops"]["update"] < 0.5
+    text = report.table({"machine": defaultdict(int), "meta": {"tiny": found}})
+    assert "| tiny, 4 prompts, one_backbone: GiB, all |" in text
 
 
 def test_an_iteration_takes_other_numbers():
