@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def main() -> None:
     options.add_argument("--dtype", choices=DTYPES, default=None, help="of what is timed; bf16 on a GPU, else fp32")
     options.add_argument("--repeats", type=int, default=2, help="of which the fastest counts")
     options.add_argument("--side", type=int, default=None, help="of the latents that are timed, if not the size's own")
+    options.add_argument("--steps", type=int, default=20, help="of the sampler in what is timed")
     options.add_argument("--no-meta", action="store_true", help="leave out FLOPs and bytes")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = options.parse_args()
@@ -47,7 +49,7 @@ def main() -> None:
         usual = result["meta"]["sd15"]["ours"]["ours"]["flops"]
         result["growth"] = {name: {value: compare.flops_at(**{name: value}) if value != values[1] else usual
                                    for value in values} for name, values in GROWTH.items()}  # fmt: skip
-    result["timed"] = compare.timed(given.size, device, dtype, given.repeats, given.side)
+    result["timed"] = compare.timed(given.size, device, dtype, given.repeats, given.side, given.steps)
     given.out.mkdir(parents=True, exist_ok=True)
     name = f"{given.size}-{device.type}"
     (given.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -64,10 +66,10 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "device": name, "threads": torch.get_num_threads(), "matmul_flops_per_second": matmul_rate(device, dtype),
-        "bytes_per_second": bandwidth(device), "dtype": compare.name_of(dtype), "python": platform.python_version(),
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__,
-        "peft": peft.__version__,
+        "device": name, "threads": torch.get_num_threads(), "load_before": round(os.getloadavg()[0], 2),
+        "matmul_flops_per_second": matmul_rate(device, dtype), "bytes_per_second": bandwidth(device),
+        "dtype": compare.name_of(dtype), "python": platform.python_version(), "torch": torch.__version__,
+        "diffusers": diffusers.__version__, "transformers": transformers.__version__, "peft": peft.__version__,
     }  # fmt: skip
 
 

@@ -205,9 +205,9 @@ def ratios(ours: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
 
 
 def timed(size: str, device: torch.device, dtype: torch.dtype, repeats: int, side: int | None = None,
-          **changes: Any) -> dict[str, Any]:  # fmt: skip
+          steps: int = 20) -> dict[str, Any]:  # fmt: skip
     """Wall time of an iteration, ours and the published by turns, after both were found equal."""
-    config = models.iteration(size, **changes)
+    config = models.iteration(size, num_inference_steps=steps)
     words = models.prompts(config.prompts_per_rollout)
     ours, theirs = build_both(size, device, dtype, config, side)
     equal = assert_equal(ours, theirs, words)
@@ -217,7 +217,8 @@ def timed(size: str, device: torch.device, dtype: torch.dtype, repeats: int, sid
             found = measure(recipe, words, lambda f: seconds(f, device))
             best[name] = {k: min(v, best.get(name, found)[k]) for k, v in found.items()}
     result: dict[str, Any] = {"size": size, "device": str(device), "dtype": name_of(dtype),
-                              "prompts": len(words), "equal": equal}  # fmt: skip
+                              "prompts": len(words), "steps": steps, "side": ours.family.latent_shape[-1],
+                              "equal": equal}  # fmt: skip
     for name, found in best.items():
         result[name] = {"seconds": found | {"all": sum(found.values())}}
     return result | {"ratio": ratios(result["ours"], result["published"])}

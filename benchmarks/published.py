@@ -12,6 +12,7 @@ code with the library but the models.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Published:
 
     def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Lpo, seed: int, recompute: bool) -> None:
         self.config, self.reward, self.prompt_encoder = config, reward, family
-        policy = copy.deepcopy(family)
+        policy = replace(family, unet=copy.deepcopy(family.unet))
         self.reference = copy.deepcopy(family.unet)
         self.weights = policy.add_lora(config.lora_rank, seed)
         self.unet = policy.unet
