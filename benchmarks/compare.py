@@ -60,7 +60,9 @@ class Ours:
     def memory(self) -> dict[str, int]:
         """Bytes that are there all the time; gradients belong to an update."""
         rewards = self.reward.backbone.modules().values()  # those of the family where the reward is an adapter of it
-        kept = size_of(*self.family.modules().values(), *rewards, self.reward)
+        vae = self.family.codec.vae
+        assert vae is not None
+        kept = size_of(*self.family.modules().values(), vae, *rewards, self.reward)
         return {"weights": kept, "optimizer": 8 * sum(p.numel() for p in self.trainer.weights)}
 
     @property
