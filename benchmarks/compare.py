@@ -63,7 +63,8 @@ class Ours:
         vae = self.family.codec.vae
         assert vae is not None
         kept = size_of(*self.family.modules().values(), vae, *rewards, self.reward)
-        return {"weights": kept, "optimizer": 8 * sum(p.numel() for p in self.trainer.weights)}
+        trained = sum(p.numel() for p in self.trainer.weights)
+        return {"weights": kept, "optimizer": (8 + 8) * trained}  # two moments, the average and the best so far
 
     @property
     def away(self) -> int:
