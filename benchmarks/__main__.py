@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ import torch
 
 from benchmarks import compare, others, report
 from benchmarks.meters import bandwidth, matmul_rate
+from benchmarks.models import SIZES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-MICRO_BATCH = {"sd15": 10, "sdxl": 1}  # pairs whose activations are alive at once in ours
-GROWTH = {  # one thing at a time, at SD1.5 shapes
-    "num_candidates": (2, 4, 8), "prompts_per_rollout": (4, 8, 16), "side": (32, 64, 96),
+GROWTH = {  # one thing at a time, at SD1.5 shapes; the second value is the usual one
+    "num_candidates": (2, 4, 8), "prompts_per_rollout": (2, 4, 8), "side": (32, 64, 96),
     "num_inference_steps": (10, 20, 40),
 }  # fmt: skip
 
@@ -33,6 +34,7 @@ def main() -> None:
     options.add_argument("--dtype", choices=DTYPES, default=None, help="of what is timed; bf16 on a GPU, else fp32")
     options.add_argument("--repeats", type=int, default=2, help="of which the fastest counts")
     options.add_argument("--side", type=int, default=None, help="of the latents that are timed, if not the size's own")
+    options.add_argument("--steps", type=int, default=20, help="of the sampler in what is timed")
     options.add_argument("--no-meta", action="store_true", help="leave out FLOPs and bytes")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = options.parse_args()
@@ -40,15 +42,14 @@ def main() -> None:
     dtype = DTYPES[given.dtype or ("bf16" if device.type == "cuda" else "fp32")]
     result: dict[str, Any] = {"machine": machine(device, dtype)}
     if not given.no_meta:
-        result["meta"] = {size: compare.on_meta(size, micro_batch_size=n) for size, n in MICRO_BATCH.items()}
-        result["one_backbone"] = {size: compare.on_meta(size, one_backbone=True, micro_batch_size=n)
-                                  for size, n in MICRO_BATCH.items()}  # fmt: skip
-        result["step"] = {size: others.step_flops(size) for size in MICRO_BATCH}
-        result["diffusion_dpo"] = {size: others.diffusion_dpo_flops(size) for size in MICRO_BATCH}
-        result["reward_training"] = {size: others.reward_training_flops(size) for size in MICRO_BATCH}
-        result["growth"] = {name: {value: compare.on_meta("sd15", **{name: value})["ours"]["flops"] for value in values}
-                            for name, values in GROWTH.items()}  # fmt: skip
-    result["timed"] = compare.timed(given.size, device, dtype, given.repeats, given.side)
+        result["meta"] = {size: compare.on_meta(size) for size in SIZES}
+        result["step"] = {size: others.step_flops(size) for size in SIZES}
+        result["diffusion_dpo"] = {size: others.diffusion_dpo_flops(size) for size in SIZES}
+        result["reward_training"] = {size: others.reward_training_flops(size) for size in SIZES}
+        usual = result["meta"]["sd15"]["ours"]["ours"]["flops"]
+        result["growth"] = {name: {value: compare.flops_at(**{name: value}) if value != values[1] else usual
+                                   for value in values} for name, values in GROWTH.items()}  # fmt: skip
+    result["timed"] = compare.timed(given.size, device, dtype, given.repeats, given.side, given.steps)
     given.out.mkdir(parents=True, exist_ok=True)
     name = f"{given.size}-{device.type}"
     (given.out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -65,10 +66,10 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "device": name, "threads": torch.get_num_threads(), "matmul_flops_per_second": matmul_rate(device, dtype),
-        "bytes_per_second": bandwidth(device), "dtype": compare.name_of(dtype), "python": platform.python_version(),
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__,
-        "peft": peft.__version__,
+        "device": name, "threads": torch.get_num_threads(), "load_before": round(os.getloadavg()[0], 2),
+        "matmul_flops_per_second": matmul_rate(device, dtype), "bytes_per_second": bandwidth(device),
+        "dtype": compare.name_of(dtype), "python": platform.python_version(), "torch": torch.__version__,
+        "diffusers": diffusers.__version__, "transformers": transformers.__version__, "peft": peft.__version__,
     }  # fmt: skip
 
 

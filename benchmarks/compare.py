@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks import models
-from benchmarks.meters import Flops, seconds, size_of
+from benchmarks.meters import Flops, peak_bytes, seconds, size_of
 from benchmarks.published import Published
 from lpo.config import Lpo
 from lpo.families.conditioning import Conditioning
@@ -27,7 +27,7 @@ from lpo.train.rollout import explore
 from lpo.train.steps import Steps
 
 SHARE = 4  # one pair of so many is kept
-PARTS = ("rollout", "update")
+META = torch.device("meta")
 
 
 class Ours:
@@ -58,14 +58,24 @@ class Ours:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes that are there all the time."""
+        """Bytes that are there all the time; gradients belong to an update."""
         rewards = self.reward.backbone.modules().values()  # those of the family where the reward is an adapter of it
-        kept = size_of(*self.family.modules().values(), *rewards, self.reward)
-        return {"weights": kept, "optimizer": 12 * sum(p.numel() for p in self.trainer.weights)}
+        vae = self.family.codec.vae
+        assert vae is not None
+        kept = size_of(*self.family.modules().values(), vae, *rewards, self.reward)
+        trained = sum(p.numel() for p in self.trainer.weights)
+        return {"weights": kept, "optimizer": (8 + 8) * trained}  # two moments, the average and the best so far
+
+    @property
+    def away(self) -> int:
+        """Bytes that wait in host memory during updates, on a GPU."""
+        return size_of(*self.trainer.idle())
 
 
 class Theirs(Published):
     """The published recipe, with the same two calls."""
+
+    away = 0
 
     def rollout(self, prompts: list[str], draws: torch.Generator) -> list[dict[str, Any]]:  # type: ignore[override]
         kept = len(prompts) // SHARE if self.prompt_encoder.device.type == "meta" else None
@@ -83,20 +93,23 @@ class Theirs(Published):
         encoders = [e for f in (family, self.reward.backbone) for e in list(f.modules().values())[1:]]
         kept = size_of(self.unet, self.reference, self.lrm, *encoders, *heads)
         vae = size_of(family.codec.vae)
-        return {"weights": kept + vae, "optimizer": 12 * sum(p.numel() for p in self.weights)}
+        return {"weights": kept + vae, "optimizer": 8 * sum(p.numel() for p in self.weights)}
 
 
 def build_both(
-    size: str, device: torch.device, dtype: torch.dtype, config: Lpo, side: int | None, one_backbone: bool = False
+    size: str, device: torch.device, dtype: torch.dtype, config: Lpo, side: int | None = None
 ) -> tuple[Ours, Theirs]:
     """On one set of weights; the published recipe makes its copies of them."""
     family, reward = (make(size, device, dtype, side=side) for make in (models.build, models.build_reward))
     recompute = size in models.SIZES and models.SIZES[size].recompute
     theirs = Theirs(family, reward, config, 0, recompute)
-    if one_backbone:
-        reward = models.build_reward(size, device, dtype, side, family)
+    return ours_of(family, reward, config), theirs
+
+
+def ours_of(family: SD | SDXL, reward: LatentRewardModel, config: Lpo) -> Ours:
+    device = family.device
     with device if device.type == "meta" else nullcontext():  # peft makes a second adapter on the CPU
-        return Ours(family, reward, config, 0), theirs
+        return Ours(family, reward, config, 0)
 
 
 def assert_equal(ours: Ours, theirs: Theirs, prompts: list[str]) -> dict[str, float]:
@@ -125,54 +138,79 @@ def measure(recipe: Ours | Theirs, prompts: list[str], meter: Callable[[Callable
     return {"rollout": rollout, "update": meter(lambda: recipe.update(made[-1], generator(3, "measure")))}
 
 
-def on_meta(
-    size: str, dtype: torch.dtype = torch.bfloat16, side: int | None = None, one_backbone: bool = False, **changes: Any
-) -> dict[str, Any]:
-    """FLOPs and bytes of an iteration at full size. Nothing is computed, so it takes seconds.
+def on_meta(size: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, dict[str, Any]]:
+    """FLOPs and bytes of an iteration at full size, of three settings of ours beside the published recipe.
+
+    ours          nothing is computed twice, micro-batches bound the activations
+    recomputed    activations are computed again in backward, as in the published recipe (where it does so)
+    one_backbone  the reward an adapter of the policy's model; recomputed where the published recipe does so
+    """
+    config, recompute = models.iteration(size), models.SIZES[size].recompute
+    ours, theirs = build_both(size, META, dtype, config)
+    published = count(theirs, config)
+    settings = {"ours": count(ours, config)}
+    if recompute:
+        ours.family.denoiser.enable_gradient_checkpointing()
+        settings["recomputed"] = count(ours, config)
+    family = models.build(size, META, dtype)
+    if recompute:
+        family.denoiser.enable_gradient_checkpointing()
+    reward = models.build_reward(size, META, dtype, None, family)
+    settings["one_backbone"] = count(ours_of(family, reward, config), config)
+    named: dict[str, Any] = {"size": size, "dtype": name_of(dtype), "prompts": config.prompts_per_rollout}
+    return {
+        name: named | {"ours": found, "published": published, "ratio": ratios(found, published)}
+        for name, found in settings.items()
+    }
+
+
+def flops_at(**changes: int) -> dict[str, int]:
+    """FLOPs of our iteration at SD1.5 shapes, with another number of something, or another side of the latents."""
+    side = changes.pop("side", None)
+    config = models.iteration("sd15", **changes)
+    family, reward = (make("sd15", META, torch.bfloat16, side=side) for make in (models.build, models.build_reward))
+    return count(ours_of(family, reward, config), config)["flops"]
+
+
+def count(recipe: Ours | Theirs, config: Lpo) -> dict[str, dict[str, int]]:
+    """FLOPs and bytes of an iteration on the meta device. Nothing is computed, so it takes seconds.
 
     Both are linear in the number of steps, so one step and two tell all; a batch tells all updates.
     """
-    config = models.iteration(size, **changes)
     words, steps = models.prompts(config.prompts_per_rollout), config.num_inference_steps
-    result: dict[str, Any] = {"size": size, "dtype": name_of(dtype), "prompts": len(words)}
-    pair = build_both(size, torch.device("meta"), dtype, config, side, one_backbone)
-    for name, recipe in zip(("ours", "published"), pair, strict=True):
-        flops, live = [], []
-        for n in (1, 2):
-            recipe.config = replace(config, num_inference_steps=n)
-            with Flops() as counted, Alive() as memory:
-                made = recipe.rollout(words, generator(2, "measure"))
-            flops.append(counted.total)
-            live.append(memory.peak)
-        recipe.config = config
-        batch = recipe.first(made, config.batch_size)
+    flops, live = [], []
+    for n in (1, 2):
+        recipe.config = replace(config, num_inference_steps=n)
         with Flops() as counted, Alive() as memory:
-            recipe.update(batch, generator(3, "measure"))
-        updates = len(words) * steps / SHARE / config.batch_size
-        found = {"rollout": flops[0] + (steps - 1) * (flops[1] - flops[0]), "update": int(counted.total * updates)}
-        peaks = {"rollout": live[0] + (steps - 1) * (live[1] - live[0]), "update": memory.peak}
-        kept = recipe.memory
-        result[name] = {
-            "flops": found | {"all": sum(found.values())},
-            "bytes": kept | peaks | {"all": sum(kept.values()) + max(peaks.values())},
-        }
-    return result | {"ratio": ratios(result)}
+            made = recipe.rollout(words, generator(2, "measure"))
+        flops.append(counted.total)
+        live.append(memory.peak)
+    recipe.config = config
+    batch: Any = recipe.first(made, config.batch_size)  # type: ignore[arg-type]
+    with Flops() as counted:
+        recipe.update(batch, generator(3, "measure"))
+    updates = len(words) * steps / SHARE / config.batch_size
+    found = {"rollout": flops[0] + (steps - 1) * (flops[1] - flops[0]), "update": int(counted.total * updates)}
+    peaks = {"rollout": live[0] + (steps - 1) * (live[1] - live[0]),
+             "update": peak_bytes(lambda: recipe.update(batch, generator(3, "measure")))}  # fmt: skip
+    kept = recipe.memory
+    most = max(peaks["rollout"], peaks["update"] - recipe.away)
+    return {"flops": found | {"all": sum(found.values())}, "bytes": kept | peaks | {"all": sum(kept.values()) + most}}
 
 
 def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def ratios(result: dict[str, Any]) -> dict[str, Any]:
-    ours, published = result["ours"], result["published"]
+def ratios(ours: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
     return {kind: {k: round(ours[kind][k] / published[kind][k], 4) for k in ours[kind] if published[kind].get(k)}
             for kind in ours}  # fmt: skip
 
 
 def timed(size: str, device: torch.device, dtype: torch.dtype, repeats: int, side: int | None = None,
-          **changes: Any) -> dict[str, Any]:  # fmt: skip
+          steps: int = 20) -> dict[str, Any]:  # fmt: skip
     """Wall time of an iteration, ours and the published by turns, after both were found equal."""
-    config = models.iteration(size, **changes)
+    config = models.iteration(size, num_inference_steps=steps)
     words = models.prompts(config.prompts_per_rollout)
     ours, theirs = build_both(size, device, dtype, config, side)
     equal = assert_equal(ours, theirs, words)
@@ -182,7 +220,8 @@ def timed(size: str, device: torch.device, dtype: torch.dtype, repeats: int, sid
             found = measure(recipe, words, lambda f: seconds(f, device))
             best[name] = {k: min(v, best.get(name, found)[k]) for k, v in found.items()}
     result: dict[str, Any] = {"size": size, "device": str(device), "dtype": name_of(dtype),
-                              "prompts": len(words), "equal": equal}  # fmt: skip
+                              "prompts": len(words), "steps": steps, "side": ours.family.latent_shape[-1],
+                              "equal": equal}  # fmt: skip
     for name, found in best.items():
         result[name] = {"seconds": found | {"all": sum(found.values())}}
-    return result | {"ratio": ratios(result)}
+    return result | {"ratio": ratios(result["ours"], result["published"])}

@@ -60,14 +60,15 @@ class Size:
     lora_rank: int
     prompts: int  # of one rollout: the published batch of one GPU, less where a quarter of it would be no number
     batch_size: int  # of one update
+    micro_batch_size: int  # of ours: pairs whose activations are alive at once
     recompute: bool  # the published recipe checkpoints activations at this size
 
 
 SIZES = {
-    "sd15": Size(SD15_UNET, (CLIP_L,), 768, 0.18215, 4, 4, 10, False),
-    "sdxl": Size(SDXL_UNET, (CLIP_L, CLIP_BIGG), 1280, 0.13025, 64, 4, 4, True),
+    "sd15": Size(SD15_UNET, (CLIP_L,), 768, 0.18215, 4, 4, 10, 10, False),
+    "sdxl": Size(SDXL_UNET, (CLIP_L, CLIP_BIGG), 1280, 0.13025, 64, 4, 4, 1, True),
 }
-EMOJI = Size({}, (), 128, 1.0, 4, 8, 10, False)
+EMOJI = Size({}, (), 128, 1.0, 4, 8, 10, 10, False)
 
 
 def iteration(size: str, **changes: Any) -> Lpo:
@@ -75,12 +76,13 @@ def iteration(size: str, **changes: Any) -> Lpo:
     shape = SIZES.get(size, EMOJI)
     config = load_params(ROOT / "params.yaml").lpo
     rule = replace(config.threshold, schedule="quantile", low=0.75, high=0.75)
-    return replace(
+    usual = replace(
         config, prompts=shape.prompts, prompts_per_rollout=shape.prompts, num_inference_steps=20, eta=1.0,
         guidance_scale=5.0, num_candidates=4, continue_from="random", reward_timestep="current", threshold=rule,
         beta=500.0, clip_epsilon=0.1, lora_rank=shape.lora_rank, batch_size=shape.batch_size, epochs_per_rollout=1,
-        timestep_range=(0, 1000), **changes,
+        timestep_range=(0, 1000), micro_batch_size=shape.micro_batch_size,
     )  # fmt: skip
+    return replace(usual, **changes)
 
 
 def build(

@@ -12,6 +12,7 @@ code with the library but the models.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Published:
 
     def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Lpo, seed: int, recompute: bool) -> None:
         self.config, self.reward, self.prompt_encoder = config, reward, family
-        policy = copy.deepcopy(family)
+        policy = replace(family, unet=copy.deepcopy(family.unet))
         self.reference = copy.deepcopy(family.unet)
         self.weights = policy.add_lora(config.lora_rank, seed)
         self.unet = policy.unet
@@ -40,7 +41,7 @@ class Published:
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=False
         )
-        self.pixels = family.pixels
+        self.pixels, self.predicts_v = family.pixels, family.scheduler.config.prediction_type == "v_prediction"
         self.alphas = family.scheduler.alphas_cumprod.to(family.device)
         self.final = family.scheduler.final_alpha_cumprod.to(family.device)
 
@@ -58,11 +59,16 @@ class Published:
         uncond, cond = unet(torch.cat([x, x]), torch.cat([t, t]), **self.arguments(twice)).sample.chunk(2)
         return uncond + self.config.guidance_scale * (cond - uncond)
 
+    def noise(self, prediction: torch.Tensor, x: torch.Tensor, a_t: torch.Tensor) -> torch.Tensor:
+        """What a U-Net predicts, as noise; the embedded world's predicts v = sqrt(a_t) noise - sqrt(1 - a_t) x_0."""
+        return a_t**0.5 * prediction + (1 - a_t) ** 0.5 * x if self.predicts_v else prediction
+
     def mean_std(self, prediction: torch.Tensor, x: torch.Tensor, t: int, s: int) -> tuple[torch.Tensor, torch.Tensor]:
         a_t, a_s = self.alphas[t], self.alphas[s] if s >= 0 else self.final
         std = ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 0.5
-        x0 = (x - (1 - a_t) ** 0.5 * prediction) / a_t**0.5
-        return a_s**0.5 * x0 + (1 - a_s - std**2) ** 0.5 * prediction, std
+        noise = self.noise(prediction, x, a_t)
+        x0 = (x - (1 - a_t) ** 0.5 * noise) / a_t**0.5
+        return a_s**0.5 * x0 + (1 - a_s - std**2) ** 0.5 * noise, std
 
     def features(self, x: torch.Tensor, t: torch.Tensor, text: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
         unet, given = self.lrm, self.arguments(text)
@@ -131,7 +137,8 @@ class Published:
         a_t, a_s, column = self.alphas[batch["t"]], batch["a_s"], (-1, 1, 1, 1)
         std = (((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)) ** 0.5).view(column)
         a_t, a_s, x = a_t.view(column), a_s.view(column), batch["x"].float()
-        mean = a_s**0.5 * (x - (1 - a_t) ** 0.5 * prediction) / a_t**0.5 + (1 - a_s - std**2) ** 0.5 * prediction
+        noise = self.noise(prediction, x, a_t)
+        mean = a_s**0.5 * (x - (1 - a_t) ** 0.5 * noise) / a_t**0.5 + (1 - a_s - std**2) ** 0.5 * noise
         return torch.distributions.Normal(mean, std, validate_args=False).log_prob(x_s.float()).mean(dim=(1, 2, 3))
 
     def update(self, pairs: list[dict[str, Any]], generator: torch.Generator) -> torch.Tensor:

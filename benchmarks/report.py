@@ -18,10 +18,9 @@ def table(result: dict[str, Any]) -> str:
         "| what | ours | published recipe | ratio |",
         "| --- | --- | --- | --- |",
     ]
-    for found in result.get("meta", {}).values():
-        lines += compared(found, f"{found['size']}, {found['prompts']} prompts")
-    for found in result.get("one_backbone", {}).values():
-        lines += compared({k: v for k, v in found.items()}, f"{found['size']}, one backbone")
+    for size, settings in result.get("meta", {}).items():
+        for name, found in settings.items():
+            lines += compared(found, f"{size}, {found['prompts']} prompts, {name}")
     if "timed" in result:
         lines += compared(result["timed"], f"{result['timed']['size']}, {result['timed']['prompts']} prompts")
     for size, step in result.get("step", {}).items():
