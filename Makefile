@@ -27,7 +27,7 @@ run: .venv  ## run what is not up to date, then print the figures and where the 
 study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, then write studies/results
 	$(BIN)/python studies/run.py quick
 
-study-methods: .venv  ## the same with three seeds, of data, reward and tuning; hours
+study-methods: .venv  ## the same with three seeds of the tuning, on one data set and reward
 	$(BIN)/python studies/run.py methods
 
 study: .venv  ## all methods and ablations with three seeds; takes hours, goes on where it was stopped

@@ -79,10 +79,13 @@ def restore(folder: Path, stage: str, remote: bool) -> str:
     return {"current": "fetched" if remote else "unchanged"}.get(found, "")
 
 
-def pull(folder: Path, stages: Iterable[str]) -> None:
-    """Fetch what these stages made, as the workspace's dvc.lock has it."""
-    if names := list(stages):
-        _dvc(folder, "pull", "--force", *names)
+def pull(folder: Path, names: Iterable[str], remote: bool = True) -> None:
+    """Fetch what these stages made, as the workspace's dvc.lock has it, or what .dvc files name.
+
+    Without `remote` out of the cache alone.
+    """
+    if wanted := list(names):
+        _dvc(folder, "pull" if remote else "checkout", "--force", *wanted)
 
 
 def add(folder: Path, paths: Iterable[str], remote: bool) -> None:
@@ -91,11 +94,6 @@ def add(folder: Path, paths: Iterable[str], remote: bool) -> None:
     _dvc(folder, "add", *names)
     if remote:
         _dvc(folder, "push", *(f"{name}.dvc" for name in names))
-
-
-def checkout(folder: Path, notes: Iterable[str], remote: bool) -> None:
-    """Bring what these .dvc files name, out of the cache, and of the remote if `remote`."""
-    _dvc(folder, "pull" if remote else "checkout", "--force", *notes)
 
 
 def push(folder: Path, stage: str) -> None:

@@ -26,7 +26,7 @@ def keep(folder: Path) -> None:
     """
     if missing := [path for pattern in INPUTS for path in notes(folder, pattern) if not path.with_suffix("").exists()]:
         _fetch(folder, missing)
-    if found := [path for pattern in KEPT for path in sorted(folder.glob(pattern)) if path.suffix != ".dvc"]:
+    if found := [path for pattern in KEPT for path in sorted(folder.glob(pattern))]:
         _add(folder, found)
 
 
@@ -47,7 +47,7 @@ def notes(folder: Path, pattern: str) -> list[Path]:
 
 @task(name="fetch tracked files", **RETRIED)
 def _fetch(folder: Path, paths: list[Path]) -> None:
-    reproduce.checkout(folder, _names(folder, paths), remote=has_remote())
+    reproduce.pull(folder, _names(folder, paths), remote=has_remote())
 
 
 @task(name="track files", **RETRIED)
