@@ -66,7 +66,7 @@ def render(
         bodies.append(section(str(question), title, *_question(found, paper)))
     if accuracy:
         uri = study_plots.lines(accuracy, "t", "reward", "held-out pairs ranked right", 0.5)
-        caption = "Accuracy of each reward by timestep, on test pairs of people; the band is its interval over prompts."
+        caption = "Accuracy of each reward by timestep, on test pairs; the band is its interval over prompts."
         bodies.append(section("rewards", "The rewards", figure(uri, "Accuracy by timestep", caption)))
     bodies.append(section("open", "Open questions", *_open(rows, flips)))
     return page("The study", "\n".join(bodies) + "</main>")
@@ -106,7 +106,7 @@ def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
         if part.empty:
             continue
         bodies.append(
-            heading(f"At equal {'time' if equal == 'seconds' else 'data'}: {part['limit'].iloc[0]:.0f} {unit}")
+            heading(f"At equal {'time' if equal == 'seconds' else 'data'}: at most {part['limit'].iloc[0]:.0f} {unit}")
         )
         utility = part[part["axis"] == "utility"]
         shown: list[tuple[str, Mapping[str, Any]]] = [(str(row["arm"]), row.to_dict()) for _, row in utility.iterrows()]
