@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run study study-quick study-methods bench test lint types up down clean
+.PHONY: help run study study-quick study-methods study-ablations bench test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,9 @@ study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, t
 
 study-methods: .venv  ## the same with three seeds of the tuning, on one data set and reward
 	$(BIN)/python studies/run.py methods
+
+study-ablations: .venv  ## every change of parameters against the default, one seed, a short clock; about two hours
+	$(BIN)/python studies/run.py ablations
 
 study: .venv  ## all methods and ablations with three seeds; takes hours, goes on where it was stopped
 	$(BIN)/python studies/run.py full

@@ -2,6 +2,7 @@
 
     python studies/run.py quick            what `make study-quick` runs; so for methods and full
     python studies/run.py full --dry       list the cells, say which are done
+    python studies/run.py ablations --arms lpo beta_20    some arms alone
 
 A cell is an arm and a seed, of the whole pipeline or of the tuning alone. `dvc exp run --temp` trains it in a copy of
 the project (what is not committed goes with it), with DVC's cache for everything that arms share. Its results are
@@ -13,10 +14,12 @@ that fails is told, the others go on, and the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,13 @@ ROOT = Path(__file__).resolve().parents[1]
 CELLS = ROOT / "studies" / "cells"
 FILES = {"results.parquet": "studies/cell/results.parquet", "summary.json": "studies/cell/summary.json"}
 REWARDS = {"data/lrm": "metrics/lrm.json", "data/spm": "studies/spm.json"}
+DEFAULT_REWARD = "data/lrm"
 REFERENCE = "lpo"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """study, arm: their names. changes: of params.yaml, by path. key: of changes, parameters and code."""
+    """study, arm: their names. changes: of params.yaml, by path. key: of changes and `fingerprint`."""
 
     study: str
     arm: str
@@ -56,8 +60,8 @@ class Cell:
         return file.exists() and json.loads(file.read_text())["key"] == self.key
 
 
-def cells_of(study: dict[str, Any], name: str, fingerprint: str) -> list[Cell]:
-    """The cells of a study, seeds outermost, so that whole runs are finished first."""
+def cells_of(study: dict[str, Any], name: str, fingerprint: Callable[[str], str]) -> list[Cell]:
+    """The cells of a study, seeds outermost, so that whole runs are finished first. `fingerprint`: by reward."""
     plan = study[name]
     chosen = study["questions"] if plan["questions"] == "all" else plan["questions"]
     arms = {REFERENCE: ("reference", {})}
@@ -67,19 +71,47 @@ def cells_of(study: dict[str, Any], name: str, fingerprint: str) -> list[Cell]:
     for seed in plan["seeds"]:
         for arm, (question, changes) in arms.items():
             everything = study["common"] | plan["set"] | changes | {plan.get("seeds_of", "seed"): seed}
-            text = json.dumps(everything, sort_keys=True) + fingerprint
+            text = json.dumps(everything, sort_keys=True) + fingerprint(changes.get("lpo.reward", DEFAULT_REWARD))
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
             found.append(Cell(name, arm, question, seed, everything, key))
     return found
 
 
-def fingerprint() -> str:
-    """SHA-256 of parameters, stages and code."""
-    digest = hashlib.sha256()
-    files = [ROOT / "params.yaml", ROOT / "dvc.yaml", ROOT / "studies/dvc.yaml", *sorted((ROOT / "lpo").rglob("*.py"))]
-    for file in files:
-        digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+@functools.cache
+def fingerprint(reward: str) -> str:
+    """SHA-256 of what decides the results of a cell with this reward, beside its changes.
+
+    That is what the stage `cell` names, and the stages that it stands on: code, parameters, and files that no stage
+    makes anew, such as the base. What only draws pages is not among it.
+    """
+    stages = {}
+    for file in ("studies/dvc.yaml", "dvc.yaml"):
+        stages |= yaml.safe_load((ROOT / file).read_text().replace("${lpo.reward}", reward))["stages"]
+    makers = {_name(out): name for name, stage in stages.items() if not stage.get("frozen") for out in stage["outs"]}
+    tree, digest = yaml.safe_load((ROOT / "params.yaml").read_text()), hashlib.sha256()
+    wanted, seen = ["cell"], set()
+    while wanted:
+        stage = wanted.pop()
+        if stage in seen:
+            continue
+        seen.add(stage)
+        digest.update(stages[stage]["cmd"].encode() + b"\0")
+        for path in stages[stage]["params"]:
+            value = functools.reduce(lambda section, key: section[key], path.split("."), tree)
+            digest.update(f"{path}={json.dumps(value, sort_keys=True)}".encode() + b"\0")
+        for dep in stages[stage]["deps"]:
+            if dep in makers:
+                wanted.append(makers[dep])
+                continue
+            for file in sorted(f for f in ((ROOT / dep).rglob("*") if (ROOT / dep).is_dir() else [ROOT / dep])):
+                if file.is_file() and "__pycache__" not in file.parts:
+                    digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _name(out: Any) -> str:
+    """The path of an output of dvc.yaml, which may have options."""
+    return next(iter(out)) if isinstance(out, dict) else str(out)
 
 
 def command(cell: Cell) -> list[str]:
@@ -124,14 +156,16 @@ def run(cell: Cell) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", choices=["quick", "methods", "full"])
+    parser.add_argument("study", choices=["quick", "methods", "ablations", "full"])
+    parser.add_argument("--arms", nargs="+", help="run these alone; the page shows all that are there")
     parser.add_argument("--dry", action="store_true", help="only list the cells")
     asked = parser.parse_args(arguments)
     study = yaml.safe_load((ROOT / "studies/study.yaml").read_text())
-    cells, failed = cells_of(study, asked.study, fingerprint()), []
+    cells, failed = cells_of(study, asked.study, fingerprint), []
     for i, cell in enumerate(cells):
         print(f"[{i + 1}/{len(cells)}] {cell.arm}, seed {cell.seed}: {'done' if cell.done else 'to run'}", flush=True)
-        if not asked.dry and not cell.done and not run(cell):
+        chosen = not asked.arms or cell.arm in asked.arms
+        if chosen and not asked.dry and not cell.done and not run(cell):
             print(f"FAILED: {cell.arm}, seed {cell.seed}", file=sys.stderr, flush=True)
             failed.append(cell)
     if asked.dry:

@@ -50,6 +50,7 @@ class Lrm(RewardTraining):
 class Spm(RewardTraining):
     clip: str
     trainable: Literal["full", "frozen"]
+    validation_pairs: Count
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ def run(params: Params) -> None:
     }  # fmt: skip
     folder = checkpoint.folder("spm", identity)
     splits = {name: kept[kept["split"] == name].reset_index(drop=True) for name in ("train", "validation", "test")}
+    checked = min(config.validation_pairs, len(splits["validation"]))  # each costs 20 pictures drawn and looked at
+    splits["validation"] = splits["validation"].sample(checked, random_state=params.seed)
     pairs = {name: load_pairs(frame, latents, config.example_weights) for name, frame in splits.items()}
     torch.manual_seed(params.seed)
     model = start(config.clip, load_family(params.model), config.guidance_scale)
