@@ -17,6 +17,7 @@ import argparse
 import functools
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,7 +146,8 @@ def run(cell: Cell) -> bool:
     """Whether the cell is there now."""
     ref = reference(cell)
     if ref is None:
-        if subprocess.run(command(cell), cwd=ROOT).returncode != 0:
+        # The copy's own code, whatever is edited here meanwhile: its commands start in its folder.
+        if subprocess.run(command(cell), cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}).returncode != 0:
             return False
         ref = reference(cell)
     if ref is None:
