@@ -11,10 +11,13 @@ import argparse
 import json
 import os
 import platform
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from benchmarks import compare, others, report
 from benchmarks.meters import bandwidth, matmul_rate
@@ -42,13 +45,7 @@ def main() -> None:
     dtype = DTYPES[given.dtype or ("bf16" if device.type == "cuda" else "fp32")]
     result: dict[str, Any] = {"machine": machine(device, dtype)}
     if not given.no_meta:
-        result["meta"] = {size: compare.on_meta(size) for size in SIZES}
-        result["step"] = {size: others.step_flops(size) for size in SIZES}
-        result["diffusion_dpo"] = {size: others.diffusion_dpo_flops(size) for size in SIZES}
-        result["reward_training"] = {size: others.reward_training_flops(size) for size in SIZES}
-        usual = result["meta"]["sd15"]["ours"]["ours"]["flops"]
-        result["growth"] = {name: {value: compare.flops_at(**{name: value}) if value != values[1] else usual
-                                   for value in values} for name, values in GROWTH.items()}  # fmt: skip
+        result |= counted()
     result["timed"] = compare.timed(given.size, device, dtype, given.repeats, given.side, given.steps)
     given.out.mkdir(parents=True, exist_ok=True)
     name = f"{given.size}-{device.type}"
@@ -56,6 +53,28 @@ def main() -> None:
     (given.out / f"{name}.md").write_text(report.table(result))
     report.plot(result, given.out / f"{name}.png")
     print(report.table(result))
+
+
+def counted() -> dict[str, Any]:
+    """What is counted on the meta device: not timed, so that two processes share it."""
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        wait = {("meta", size): pool.submit(compare.on_meta, size) for size in reversed(SIZES)}  # the longest first
+        wait |= {("growth", name, value): pool.submit(compare.flops_at, **{name: value})
+                 for name, values in GROWTH.items() for value in values if value != values[1]}  # fmt: skip
+        for size in SIZES:
+            wait |= {("step", size): pool.submit(others.step_flops, size),
+                     ("diffusion_dpo", size): pool.submit(others.diffusion_dpo_flops, size),
+                     ("reward_training", size): pool.submit(others.reward_training_flops, size)}  # fmt: skip
+        for _ in tqdm(as_completed(wait.values()), "counting", len(wait)):
+            pass
+    found = {key: future.result() for key, future in wait.items()}
+    kinds = ("meta", "step", "diffusion_dpo", "reward_training")
+    result: dict[str, Any] = {kind: {size: found[kind, size] for size in SIZES} for kind in kinds}
+    usual = result["meta"]["sd15"]["ours"]["ours"]["flops"]
+    result["growth"] = {
+        name: {value: found.get(("growth", name, value), usual) for value in values} for name, values in GROWTH.items()
+    }
+    return result
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

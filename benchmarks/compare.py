@@ -23,7 +23,7 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.train.checkpoint import generator
 from lpo.train.footprint import Alive
 from lpo.train.policy import PolicyTrainer
-from lpo.train.rollout import explore
+from lpo.train.rollout import explore, idle
 from lpo.train.steps import Steps
 
 SHARE = 4  # one pair of so many is kept
@@ -68,14 +68,22 @@ class Ours:
 
     @property
     def away(self) -> int:
-        """Bytes that wait in host memory during updates, on a GPU."""
-        return size_of(*self.trainer.idle())
+        """Bytes that wait in host memory during the steps of a rollout and updates, on a GPU."""
+        return size_of(*idle(self.family, self.reward))
+
+    def encode(self, prompts: list[str]) -> None:
+        """What a rollout does while nothing is away."""
+        self.family.encode_prompts(prompts)
+        self.reward.encode_prompts(prompts)
 
 
 class Theirs(Published):
     """The published recipe, with the same two calls."""
 
     away = 0
+
+    def encode(self, prompts: list[str]) -> None:
+        """Part of each step, so the peak of the rollout holds it."""
 
     def rollout(self, prompts: list[str], draws: torch.Generator) -> list[dict[str, Any]]:  # type: ignore[override]
         kept = len(prompts) // SHARE if self.prompt_encoder.device.type == "meta" else None
@@ -169,16 +177,27 @@ def flops_at(**changes: int) -> dict[str, int]:
     side = changes.pop("side", None)
     config = models.iteration("sd15", **changes)
     family, reward = (make("sd15", META, torch.bfloat16, side=side) for make in (models.build, models.build_reward))
-    return count(ours_of(family, reward, config), config)["flops"]
+    return walked(ours_of(family, reward, config), config)[0]
 
 
 def count(recipe: Ours | Theirs, config: Lpo) -> dict[str, dict[str, int]]:
-    """FLOPs and bytes of an iteration on the meta device. Nothing is computed, so it takes seconds.
+    """FLOPs and bytes of an iteration on the meta device; a batch tells the bytes of all updates."""
+    flops, peak, batch = walked(recipe, config)
+    peaks = {"rollout": peak, "update": peak_bytes(lambda: recipe.update(batch, generator(3, "measure")))}
+    kept, words = recipe.memory, models.prompts(config.prompts_per_rollout)
+    with torch.no_grad():
+        encoding = peak_bytes(lambda: recipe.encode(words))
+    most = max(encoding, max(peaks.values()) - recipe.away)
+    return {"flops": flops, "bytes": kept | peaks | {"all": sum(kept.values()) + most}}
 
-    Both are linear in the number of steps, so one step and two tell all; a batch tells all updates.
+
+def walked(recipe: Ours | Theirs, config: Lpo) -> tuple[dict[str, int], int, Any]:
+    """FLOPs of an iteration, the most bytes alive in its rollout, and a batch of its pairs.
+
+    Both are linear in the number of steps, so one step and two tell all; a batch tells the FLOPs of all updates.
     """
     words, steps = models.prompts(config.prompts_per_rollout), config.num_inference_steps
-    flops, live = [], []
+    flops, live, made = [], [], None
     for n in (1, 2):
         recipe.config = replace(config, num_inference_steps=n)
         with Flops() as counted, Alive() as memory:
@@ -191,11 +210,7 @@ def count(recipe: Ours | Theirs, config: Lpo) -> dict[str, dict[str, int]]:
         recipe.update(batch, generator(3, "measure"))
     updates = len(words) * steps / SHARE / config.batch_size
     found = {"rollout": flops[0] + (steps - 1) * (flops[1] - flops[0]), "update": int(counted.total * updates)}
-    peaks = {"rollout": live[0] + (steps - 1) * (live[1] - live[0]),
-             "update": peak_bytes(lambda: recipe.update(batch, generator(3, "measure")))}  # fmt: skip
-    kept = recipe.memory
-    most = max(peaks["rollout"], peaks["update"] - recipe.away)
-    return {"flops": found | {"all": sum(found.values())}, "bytes": kept | peaks | {"all": sum(kept.values()) + most}}
+    return found | {"all": sum(found.values())}, live[0] + (steps - 1) * (live[1] - live[0]), batch
 
 
 def name_of(dtype: torch.dtype) -> str:

@@ -218,8 +218,10 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     weights = everything + bytes_of(*backbone.modules().values()) + adapter * (4 + ADAM + 8)
     encoders = [part for each in (family, backbone) for part in list(each.modules().values())[1:]]
     assert family.codec.vae is not None
-    update -= bytes_of(*encoders, family.codec.vae)  # they are away meanwhile
-    return Need("lpo", weights, max(rollout, scored, update), adapter * (4 + 4 + 8 + 8))
+    away = bytes_of(*encoders, family.codec.vae)  # in host memory but for prompts and validations
+    validation = drawing(family, params.evaluate.batch_size, params.evaluate.guidance_scale)
+    step = max(validation, max(rollout, scored, update) - away)
+    return Need("lpo", weights, step, adapter * (4 + 4 + 8 + 8))
 
 
 def downloads(params: Params) -> dict[str, int]:

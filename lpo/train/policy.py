@@ -23,14 +23,13 @@ from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.families.parts import away
-from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train import checkpoint, guard, processes
 from lpo.train.loop import adamw, apply_gradients
 from lpo.train.methods import METHODS
 from lpo.train.offline import StoredPairs, draw
-from lpo.train.rollout import StepStatistics, log_probs, rollout
+from lpo.train.rollout import StepStatistics, idle, log_probs, rollout
 from lpo.train.steps import NoisyPairs, Steps
 
 log = logging.getLogger(__name__)
@@ -67,13 +66,6 @@ class PolicyTrainer:
     def stopped(self) -> bool:
         """Whether the guard ended the training before its prompts were used up."""
         return self.config.guard.action == "stop" and bool(self.history) and "warnings" in self.history[-1]
-
-    def idle(self) -> list[torch.nn.Module]:
-        """What no update runs: the text encoders, of the policy and of a latent reward, and the VAE."""
-        rewards = [self.reward.backbone] if isinstance(self.reward, LatentRewardModel) else []
-        parts = [part for family in [self.family, *rewards] for part in list(family.modules().values())[1:]]
-        assert self.family.codec.vae is not None
-        return [*parts, self.family.codec.vae]
 
     def log_probs(self, batch: Steps | NoisyPairs, conditioning: Conditioning) -> torch.Tensor:
         """log p (N, M) of what was chosen under the model as it stands, from one forward (guided, for steps).
@@ -194,7 +186,7 @@ class PolicyTrainer:
             generator = checkpoint.generator(self.seed, "lpo rollout", r)
             pairs, conditioning, seen, used = self.collect(prompts, r, generator)
             entry: dict[str, Any] = {"rollout": r + 1, "prompts": used, "pairs": len(pairs)}
-            with away(self.idle(), self.family.device):
+            with away(idle(self.family, self.reward), self.family.device):
                 learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
             entry |= learned | {"by_timestep": _by_timestep(seen, learned["by_timestep"])}
             entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1) if seen else 1.0

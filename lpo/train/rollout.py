@@ -18,6 +18,7 @@ from lpo.diffusion.transitions import Transition
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
+from lpo.families.parts import away
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
@@ -90,6 +91,7 @@ def explore(
     The loop reads nothing back from the device, so that the host runs ahead of it: all noise is drawn beforehand, and
     what depends on scores (which pair is kept) is marked, not carried out. However many prompts there are, the model
     and the reward are given K micro_batch_size rows at a time: without gradients these take less than an update's.
+    What only prompts need is away meanwhile (`idle`).
     """
     device, k = family.device, config.num_candidates
     mine = processes.share(torch.arange(len(prompts)))
@@ -106,26 +108,38 @@ def explore(
     parts, scored_parts = (consecutive(n, k * config.micro_batch_size) for n in (count, count * k))
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
-    for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
-        t = torch.full((count,), now, device=device)
-        s = torch.full((count,), after, device=device)
-        prediction = torch.cat([family.guided(x[p], t[p], own_text[p], null, config.guidance_scale) for p in parts])
-        mean, std = transition.mean_std(prediction, x, t, s)
-        if not scored:
-            x = mean + std * noise
-            continue
-        candidates = mean[:, None] + std[:, None] * noise
-        shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
-        flat = candidates.flatten(0, 1)
-        scores = torch.cat([reward.score(flat[p], shown[p], text[p], text_null) for p in scored_parts]).view(count, k)
-        limit = _limit(config, scores, sigmas, index, now)
-        chosen, advantage, keep, gap = select(scores, limit)
-        x_s = candidates[every[:, None], chosen]
-        found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
-        outcomes.append((scores, keep, gap, limit))
-        x = candidates[every, following if config.continue_from == "random" else scores.argmax(dim=1)]
+    with away(idle(family, reward), device):
+        for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
+            t = torch.full((count,), now, device=device)
+            s = torch.full((count,), after, device=device)
+            prediction = torch.cat([family.guided(x[p], t[p], own_text[p], null, config.guidance_scale) for p in parts])
+            mean, std = transition.mean_std(prediction, x, t, s)
+            if not scored:
+                x = mean + std * noise
+                continue
+            candidates = mean[:, None] + std[:, None] * noise
+            shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
+            flat = candidates.flatten(0, 1)
+            scored_rows = [reward.score(flat[p], shown[p], text[p], text_null) for p in scored_parts]
+            scores = torch.cat(scored_rows).view(count, k)
+            limit = _limit(config, scores, sigmas, index, now)
+            chosen, advantage, keep, gap = select(scores, limit)
+            x_s = candidates[every[:, None], chosen]
+            found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
+            outcomes.append((scores, keep, gap, limit))
+            x = candidates[every, following if config.continue_from == "random" else scores.argmax(dim=1)]
     stacked = [torch.stack(column) for column in zip(*outcomes, strict=True)]
     return Trajectory(concatenate(found), *stacked), conditioning
+
+
+def idle(family: Family, reward: Reward) -> list[torch.nn.Module]:
+    """What neither the steps of a rollout nor updates run: the text encoders of the policy and of a latent reward, and
+    the VAE. A reward of pixels decodes, so then the VAE stays."""
+    encoders = list(family.modules().values())[1:]
+    if not isinstance(reward, LatentRewardModel):
+        return encoders
+    assert family.codec.vae is not None
+    return [*encoders, *list(reward.backbone.modules().values())[1:], family.codec.vae]
 
 
 def consecutive(count: int, size: int) -> list[slice]:

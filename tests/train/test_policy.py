@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from lpo.config import load_params
 from lpo.errors import LpoError
 from lpo.preference.losses import lpo_loss
 from lpo.train import checkpoint, policy
+from lpo.train import rollout as rollouts
 from lpo.train.methods import METHODS
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import explore, rollout
@@ -100,8 +102,8 @@ def test_a_rollout_in_parts_is_the_rollout(tiny, tiny_reward, config, monkeypatc
     torch.testing.assert_close(parts.steps.x_s, whole.steps.x_s, rtol=1e-4, atol=1e-4)
 
 
-def test_an_update_runs_nothing_that_is_away(tiny, tiny_reward, config, tmp_path, monkeypatch):
-    """Text encoders and the VAE leave a GPU during updates; here they break instead."""
+def test_steps_and_updates_run_nothing_that_is_away(tiny, tiny_reward, config, tmp_path, monkeypatch):
+    """Text encoders and the VAE leave a GPU during a rollout's steps and updates; here they break instead."""
     calls, parts = [], {id(tiny.text_encoder), id(tiny_reward.backbone.text_encoder), id(tiny.codec.vae)}
 
     @contextmanager
@@ -114,9 +116,15 @@ def test_an_update_runs_nothing_that_is_away(tiny, tiny_reward, config, tmp_path
             hook.remove()
 
     monkeypatch.setattr(policy, "away", broken)
+    monkeypatch.setattr(rollouts, "away", broken)
     trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
     trainer.run(PROMPTS * 3, lambda: {"validation": 0.0, "reward": 0.0, "diversity": 1.0}, tmp_path, Silent())
-    assert calls == [torch.device("cpu")] * 3
+    assert calls == [torch.device("cpu")] * 6
+
+
+def test_a_reward_of_pixels_keeps_the_vae(tiny, tiny_reward):
+    assert tiny.codec.vae in rollouts.idle(tiny, tiny_reward)
+    assert rollouts.idle(tiny, SimpleNamespace()) == [tiny.text_encoder]
 
 
 def test_a_threshold_keeps_only_what_is_above_it(tiny, tiny_reward, config):
