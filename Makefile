@@ -30,7 +30,7 @@ study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, t
 study-methods: .venv  ## the same with three seeds of the tuning, on one data set and reward
 	$(BIN)/python studies/run.py methods
 
-study-ablations: .venv  ## every change of parameters against the default, one seed, a short clock; about two hours
+study-ablations: .venv  ## every change of parameters against the default, one seed, as many prompts each
 	$(BIN)/python studies/run.py ablations
 
 study: .venv  ## all methods and ablations with three seeds; takes hours, goes on where it was stopped
