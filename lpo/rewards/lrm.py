@@ -99,6 +99,8 @@ class LatentRewardModel(nn.Module):
         modules = list(self.backbone.modules().values())  # the denoiser first
         own = {"full": modules, "denoiser": modules[:1], "frozen": []}
         backbone = [self.adapter] if trainable == "adapter" else own[trainable]
+        if trainable == "adapter":  # on in backward too, where checkpointing runs blocks again
+            lora.activate(self.backbone.denoiser, lora.REWARD)
         trained = [self.visual_projection, self.text_projection, *backbone]
         return [*(p for module in trained for p in module.parameters()), self.logit_scale]
 
