@@ -148,7 +148,7 @@ def needs(params: Params) -> Iterator[Need]:
     picture = torch.empty(params.encode.batch_size, 3, family.pixels, family.pixels, device=META, dtype=family.dtype)
     channels, height, width = family.latent_shape
     disk = 1000 * 2 * channels * height * width * 2  # mean and log variance in float16
-    yield Need("encode", everything, peak(lambda: family.codec.encode(picture)), disk)
+    yield Need("encode", bytes_of(family.codec.vae), peak(lambda: family.codec.encode(picture)), disk)
     yield of_reward(params)
     yield of_policy(params, family, everything)
     config = params.evaluate
