@@ -51,7 +51,7 @@ def load_family(
         remedy = f"set it to {names[found]}" if found in names else "take a model of the families sd, sdxl or sd3"
         raise LpoError(f"{model.path} is a {found}", f"params.yaml: model.family is {model.family}", remedy)
     of_flow = {"form": model.flow_step, "layer": layer} if model.family == "sd3" else {}
-    parts_of = {"vae": model.vae, "denoiser": model.denoiser, "resolution": model.resolution}
+    parts_of = {"vae": model.vae, "denoiser": model.denoiser, "resolution": model.resolution, "shard": model.shard}
     family = LOADERS[model.family](model.path, device, dtype, reward, **parts_of, **of_flow)
     if model.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()
