@@ -122,7 +122,8 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
     if values.get("model.shard"):
         trainable = values.get("lrm.trainable")
         if values.get("lrm.pretrained", "") is None and trainable not in (None, "adapter"):
-            yield f"lrm.trainable: must be adapter where model.shard is true (no trained weights are), is {trainable!r}"
+            needed = "must be adapter where model.shard is true (what else is trained or saved is whole)"
+            yield f"lrm.trainable: {needed}, is {trainable!r}"
         if values.get("model.compile"):
             yield "model.compile: must be false where model.shard is true, is true"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
