@@ -19,8 +19,9 @@ from lpo.config import Params, check_params, load_params
 from lpo.data.latents import write_captions, write_moments, write_space
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import ConfigError
-from lpo.families import sharding
+from lpo.families import latent_space_of, sharding
 from lpo.rewards import small
+from lpo.rewards.lrm import LatentRewardModel
 from lpo.schema import parse_yaml
 from lpo.stages import lpo as stage
 from lpo.stages import lrm
@@ -59,8 +60,8 @@ for number, (rank, denoiser) in enumerate(held):
 """
 
 
-@pytest.fixture
-def params(project: Path, tiny_base: Path, tiny, tiny_reward) -> Params:  # type: ignore[no-untyped-def]
+@pytest.fixture(params=["sd"])
+def params(project: Path, request: pytest.FixtureRequest, tiny_reward: LatentRewardModel) -> Params:
     """What both stages read, in the working directory; shares of 2 and 1 everywhere, and parts of one row."""
     data = Path("data")
     (data / "lrm").mkdir(parents=True)
@@ -75,7 +76,11 @@ def params(project: Path, tiny_base: Path, tiny, tiny_reward) -> Params:  # type
     (data / "latents").mkdir()
     write_moments(data / "latents", [(uids, moments)], 100)
     write_captions(data / "latents", PROMPTS)
-    write_space(data / "latents", tiny.codec.space())
+    family = request.param
+    base = request.getfixturevalue("tiny_base" if family == "sd" else "tiny_sd3_base")
+    found = load_params("params.yaml")
+    model = replace(found.model, family=family, path=str(base), device="cpu", gradient_checkpointing=True)
+    write_space(data / "latents", latent_space_of(model))
     (data / "filtered").mkdir()
     rows = [
         (name, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1)
@@ -83,14 +88,14 @@ def params(project: Path, tiny_base: Path, tiny, tiny_reward) -> Params:  # type
     ]
     columns = ["split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt"]
     pd.DataFrame(rows, columns=columns).to_parquet(data / "filtered" / "kept.parquet")
-    found = load_params("params.yaml")
     return replace(
         found,
-        model=replace(found.model, path=str(tiny_base), device="cpu", gradient_checkpointing=True),
+        model=model,
         tracking=replace(found.tracking, wandb="disabled"),
         evaluate=replace(found.evaluate, num_inference_steps=2, batch_size=1),
         lrm=replace(
-            found.lrm, trainable="adapter", adapter_rank=2, embedding_dim=8, steps=2, warmup_steps=1, batch_size=3,
+            found.lrm, features="multi_scale" if family == "sd" else "mid", layer=None if family == "sd" else 2,
+            trainable="adapter", adapter_rank=2, embedding_dim=8, steps=2, warmup_steps=1, batch_size=3,
             micro_batch_size=1, learning_rate=1e-2, guidance_scale=7.5, validate_every=1, checkpoint_every=1,
         ),
         lpo=replace(
@@ -144,6 +149,7 @@ def test_the_policy_with_a_reward_of_its_own(params: Params, repository: Path) -
     assert not reward[0][2]
 
 
+@pytest.mark.parametrize("params", ["sd3"], indirect=True)
 def test_a_reward_that_is_an_adapter_is_trained_and_used(params: Params, repository: Path) -> None:
     """Reward and policy are two adapters of one sharded model."""
     lrm.run(params)
