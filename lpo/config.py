@@ -119,6 +119,13 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"evaluate.judges: each judge once, is {list(judges)}"
         if "emoji" in judges and len(judges) > 1:
             yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
+    if values.get("model.shard"):
+        trainable = values.get("lrm.trainable")
+        if values.get("lrm.pretrained", "") is None and trainable not in (None, "adapter"):
+            needed = "must be adapter where model.shard is true (what else is trained or saved is whole)"
+            yield f"lrm.trainable: {needed}, is {trainable!r}"
+        if values.get("model.compile"):
+            yield "model.compile: must be false where model.shard is true, is true"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
         yield "dataset.path: must name a folder where dataset.source is folder, is empty"
     if "filter.strategy" in values and "filter.strategies" in values:

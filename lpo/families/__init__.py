@@ -10,7 +10,7 @@ from lpo.config import Model
 from lpo.errors import LpoError
 from lpo.families import parts, sd, sd3, sdxl
 from lpo.families.family import Family
-from lpo.families.latent_space import LatentSpace, load_codec
+from lpo.families.latent_space import Codec, LatentSpace, load_codec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOADERS: dict[str, Callable[..., Family]] = {"sd": sd.load, "sdxl": sdxl.load, "sd3": sd3.load}
@@ -44,15 +44,14 @@ def load_family(
         LpoError: if the model isn't there, or is of another family.
     """
     dtype, device = dtype or DTYPES[model.dtype], device or device_of(model)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, which convolutions there take by default
+    _take_tf32(device)
     found = parts.pipeline_config(model.path).get("_class_name", PIPELINES[model.family])
     if found != PIPELINES[model.family]:
         names = {pipeline: name for name, pipeline in PIPELINES.items()}
         remedy = f"set it to {names[found]}" if found in names else "take a model of the families sd, sdxl or sd3"
         raise LpoError(f"{model.path} is a {found}", f"params.yaml: model.family is {model.family}", remedy)
     of_flow = {"form": model.flow_step, "layer": layer} if model.family == "sd3" else {}
-    parts_of = {"vae": model.vae, "denoiser": model.denoiser, "resolution": model.resolution}
+    parts_of = {"vae": model.vae, "denoiser": model.denoiser, "resolution": model.resolution, "shard": model.shard}
     family = LOADERS[model.family](model.path, device, dtype, reward, **parts_of, **of_flow)
     if model.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()
@@ -61,6 +60,18 @@ def load_family(
     return family
 
 
+def codec_of(model: Model) -> Codec:
+    """The VAE of a model; nothing else of it is loaded."""
+    device = device_of(model)
+    _take_tf32(device)
+    return load_codec(*parts.either(model.vae, model.path, "vae"), DTYPES[model.dtype], device)
+
+
 def latent_space_of(model: Model) -> LatentSpace:
     """The latent space of a model; only its VAE is loaded."""
-    return load_codec(*parts.either(model.vae, model.path, "vae"), DTYPES[model.dtype], device_of(model)).space()
+    return codec_of(model).space()
+
+
+def _take_tf32(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # convolutions there take TF32 by default

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from lpo.diffusion.guidance import classifier_free
 from lpo.diffusion.transitions import Transition
-from lpo.families import lora, parts
+from lpo.families import lora, parts, sharding
 from lpo.families.conditioning import Conditioning, concatenate
 from lpo.families.latent_space import Codec, check_channels, load_codec
 
@@ -197,10 +198,14 @@ def tokenize_side_by_side(parts: Sequence[tuple[Any, int]], prompts: list[str]) 
 
 def load_denoiser(
     cls: type[parts.M], part: str, path: str, device: torch.device, dtype: torch.dtype, reward: bool,
-    shorten: Callable[[Any], Any], vae: str | None, denoiser: str | None, resolution: int | None,
+    shorten: Callable[[Any], Any], vae: str | None, denoiser: str | None, resolution: int | None, shard: bool,
 ) -> tuple[parts.M, Codec, int]:  # fmt: skip
     """(denoiser, codec, side of pictures) of a source. See `sd.load`; `shorten` serves a reward's denoiser."""
-    net: Any = parts.module(cls, *parts.either(denoiser, path, part), dtype, device, shorten if reward else parts.whole)
+    shard = shard and dist.is_initialized()
+    first = torch.device("cpu") if shard else device  # whole, it may be too large for the device
+    net: Any = parts.module(cls, *parts.either(denoiser, path, part), dtype, first, shorten if reward else parts.whole)
+    if shard:
+        sharding.shard(net, device)
     codec = load_codec(*parts.either(vae, path, "vae"), dtype, device, weights=not reward)
     check_channels(codec, net.config.in_channels, path)
     return net, codec, resolution or net.config.sample_size * codec.pixels_per_latent

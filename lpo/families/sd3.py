@@ -133,13 +133,13 @@ class SD3:
 def load(
     path: str, device: torch.device, dtype: torch.dtype, reward: bool = False, vae: str | None = None,
     denoiser: str | None = None, resolution: int | None = None, form: Literal["ddim", "sde"] = "ddim",
-    layer: int | None = None,
+    layer: int | None = None, shard: bool = False,
 ) -> SD3:  # fmt: skip
     """Load a diffusers folder (or hub id). See `sd.load`; `reward` also leaves out the layers after `layer`."""
     scheduler = transformer.check_scheduler(parts.scheduler(FlowMatchEulerDiscreteScheduler, path))
     net, codec, pixels = family.load_denoiser(
         SD3Transformer2DModel, "transformer", path, device, dtype, reward, transformer.keep(layer), vae, denoiser,
-        resolution,
+        resolution, shard,
     )  # fmt: skip
     clip, t5 = (CLIPTextModelWithProjection, CLIPTokenizer), (T5EncoderModel, T5TokenizerFast)
     encoders, words = {}, {}

@@ -56,14 +56,15 @@ def drop_up_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def load(
     path: str, device: torch.device, dtype: torch.dtype, reward: bool, vae: str | None, denoiser: str | None,
-    resolution: int | None,
+    resolution: int | None, shard: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """The fields that `SD` and `SDXL` both have, by name. See `sd.load`."""
     scheduler = parts.scheduler(DDIMScheduler, path)
     check_scheduler(scheduler.config)
     net, codec, pixels = load_denoiser(
-        UNet2DConditionModel, "unet", path, device, dtype, reward, drop_up_blocks, vae, denoiser, resolution
-    )
+        UNet2DConditionModel, "unet", path, device, dtype, reward, drop_up_blocks, vae, denoiser, resolution,
+        shard,
+    )  # fmt: skip
     return {
         "unet": net, "text_encoder": parts.module(CLIPTextModel, path, "text_encoder", dtype, device),
         "tokenizer": parts.tokenizer(CLIPTokenizer, path, "tokenizer", device), "scheduler": scheduler,

@@ -12,8 +12,10 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 
 
-def load_reward(folder: Path, family: Family) -> LatentRewardModel | StepPreferenceModel:
+def load_reward(folder: Path, family: Family, shard: bool = False) -> LatentRewardModel | StepPreferenceModel:
     """What `lpo lrm` or `lpo spm` wrote, frozen. A pixel reward predicts and decodes with `family`.
+
+    shard: leave each of several processes its part of a latent reward's denoiser.
 
     Raises:
         LpoError: where the folder holds no reward, or one that reads other latents than `family` makes.
@@ -21,6 +23,6 @@ def load_reward(folder: Path, family: Family) -> LatentRewardModel | StepPrefere
     file = folder / "config.json"
     if file.exists() and json.loads(file.read_text()).get("kind") == "spm":
         return spm.load(folder, family)
-    reward = lrm.load(folder, family.device, family.dtype, family)
+    reward = lrm.load(folder, family.device, family.dtype, family, shard)
     check_same(reward.latent_space, family.codec.space(), str(folder))
     return reward

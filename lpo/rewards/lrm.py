@@ -99,6 +99,8 @@ class LatentRewardModel(nn.Module):
         modules = list(self.backbone.modules().values())  # the denoiser first
         own = {"full": modules, "denoiser": modules[:1], "frozen": []}
         backbone = [self.adapter] if trainable == "adapter" else own[trainable]
+        if trainable == "adapter":  # on in backward too, where checkpointing runs blocks again
+            lora.activate(self.backbone.denoiser, lora.REWARD)
         trained = [self.visual_projection, self.text_projection, *backbone]
         return [*(p for module in trained for p in module.parameters()), self.logit_scale]
 
@@ -157,9 +159,12 @@ class LatentRewardModel(nn.Module):
 
 
 def load(
-    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, family: Family | None = None
-) -> LatentRewardModel:
+    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32, family: Family | None = None,
+    shard: bool = False,
+) -> LatentRewardModel:  # fmt: skip
     """Load what `save` wrote, frozen. An adapter is attached to `family`, beside the adapters that are there.
+
+    shard: leave each of several processes its part of the backbone's denoiser.
 
     Raises:
         LpoError: where files are missing or don't fit, or an adapter is not one of `family`.
@@ -174,7 +179,9 @@ def load(
             backbone = replace(backbone, **layer)  # type: ignore[type-var]
         else:
             load_backbone = LOADERS[config["family"]]
-            backbone = load_backbone(str(folder), device, dtype, True, resolution=config["resolution"], **layer)
+            backbone = load_backbone(
+                str(folder), device, dtype, True, resolution=config["resolution"], shard=shard, **layer
+            )
         model = LatentRewardModel(
             backbone, config["embedding_dim"], config["guidance_scale"], config["features"],
             "random" if config["text_projection"] else "none", space_of(space) if space else None, rank,

@@ -20,6 +20,7 @@ class Model:
     resolution: Count | None
     gradient_checkpointing: bool
     compile: bool
+    shard: bool
     flow_step: Literal["ddim", "sde"]
 
 

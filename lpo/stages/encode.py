@@ -13,7 +13,7 @@ from lpo.data.images import decode_rgb
 from lpo.data.latents import write_captions, write_moments, write_space
 from lpo.data.schema import iter_images
 from lpo.evaluate.generation import to_tensor
-from lpo.families import load_family
+from lpo.families import codec_of, load_family
 from lpo.files import atomic_folder
 
 PAIRS, KEPT = (Path("data/pairs"), Path("data/collected")), Path("data/filtered/kept.parquet")
@@ -21,15 +21,15 @@ PAIRS, KEPT = (Path("data/pairs"), Path("data/collected")), Path("data/filtered/
 
 def run(params: Params) -> None:
     """Encode what the filter kept, each picture once, in the order of the shards."""
-    family = load_family(params.model)
+    size = load_family(params.model, device=torch.device("meta")).pixels  # of a model that is looked at, and not loaded
+    codec = codec_of(params.model)
     kept = pd.read_parquet(KEPT)
     wanted = set(kept["image_0_uid"]) | set(kept["image_1_uid"])
-    space = family.codec.space()
-    size = family.pixels
+    space = codec.space()
 
     def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
         for uids, data in iter_images(PAIRS, wanted, params.encode.batch_size, "encode"):
-            yield uids, family.encode_images(to_tensor(decode_rgb(data, size)))
+            yield uids, codec.encode(to_tensor(decode_rgb(data, size)))
 
     captions = sorted(set(kept["caption"]))
     with atomic_folder("data/latents") as folder:

@@ -93,7 +93,7 @@ def tune(params: Params) -> None:
 def trainer_of(params: Params, family: Family) -> PolicyTrainer:
     """The trainer of `lpo.method` with its reward. Raises LpoError where the method's name contradicts the reward."""
     config = params.lpo
-    reward = load_reward(Path(config.reward), family)
+    reward = load_reward(Path(config.reward), family, params.model.shard)
     if config.method == "lpo" and reward.space == "pixel":
         raise LpoError(
             "lpo scores noisy latents, and this reward scores pictures",
@@ -131,16 +131,16 @@ class Validation:
         self.before = self.shown
 
     def draw(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
-        """Finished latents (N, C, h, w)."""
+        """Finished latents (N, C, h, w); each of several processes draws its share."""
         config = self.params.evaluate
-        parts = [
-            sample(
-                self.family, prompts[i : i + config.batch_size], seeds[i : i + config.batch_size],
+        parts = [torch.empty(0, *self.family.latent_shape, device=self.family.device, dtype=self.family.dtype)]
+        for rows, counts in processes.batches(len(prompts), config.batch_size):
+            drawn = sample(
+                self.family, [prompts[i] for i in rows], [seeds[i] for i in rows],
                 config.num_inference_steps, config.guidance_scale, config.eta,
-            )
-            for i in range(0, len(prompts), config.batch_size)
-        ]  # fmt: skip
-        return torch.cat(parts)
+            )  # fmt: skip
+            parts += [drawn] if counts else []
+        return torch.cat(processes.gathered(torch.cat(parts).cpu())).to(self.family.device)
 
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) in [-1, 1], rounded as pictures in files are."""

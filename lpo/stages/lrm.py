@@ -51,10 +51,11 @@ def train(params: Params) -> None:
             trainer.run(pairs["train"], pairs["validation"], folder, tracker)
     else:
         trainer.best_accuracy = float(np.nanmean(trainer.accuracy(pairs["validation"])))
+    apart = trainer.accuracy(pairs["test"])
+    together = trainer.ensemble_accuracy(pairs["test"], config.ensemble_timesteps, config.ensemble_draws)
     if not processes.is_first():
         return
-    metrics = measure(trainer.accuracy(pairs["test"]), splits["test"], params.seed)
-    together = trainer.ensemble_accuracy(pairs["test"], config.ensemble_timesteps, config.ensemble_draws)
+    metrics = measure(apart, splits["test"], params.seed)
     metrics["accuracy"]["ensemble"] = interval_of(together, splits["test"]["caption"].to_numpy(), params.seed)
     steps = trainer.history[-1]["step"] if trainer.history else 0
     metrics |= {"steps": steps, "validation": round(trainer.best_accuracy, 5)}
@@ -72,7 +73,7 @@ def reward_model(params: Params, latents: Latents) -> LatentRewardModel:
     if config.base is not None:
         base = replace(base, path=config.base, vae=None, denoiser=None)
     if config.pretrained is not None:
-        model = load_reward(config.pretrained, base)
+        model = load_reward(config.pretrained, replace(base, shard=False))  # it is saved whole
         check_same(model.latent_space, latents.space, config.pretrained)
         return model
     space = latent_space_of(base)

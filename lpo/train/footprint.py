@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_iter
 from transformers import CLIPTextModelWithProjection
 
 from lpo.config import Model, Params
-from lpo.families import DTYPES, load_family
+from lpo.families import DTYPES, load_family, sharding
 from lpo.families.family import Family
 from lpo.families.parts import module, split_source
 from lpo.rewards.lrm import LatentRewardModel
@@ -148,12 +148,19 @@ def needs(params: Params) -> Iterator[Need]:
     picture = torch.empty(params.encode.batch_size, 3, family.pixels, family.pixels, device=META, dtype=family.dtype)
     channels, height, width = family.latent_shape
     disk = 1000 * 2 * channels * height * width * 2  # mean and log variance in float16
-    yield Need("encode", everything, peak(lambda: family.codec.encode(picture)), disk)
+    yield Need("encode", bytes_of(family.codec.vae), peak(lambda: family.codec.encode(picture)), disk)
     yield of_reward(params)
     yield of_policy(params, family, everything)
     config = params.evaluate
     pictures = 3 * config.prompts * config.images_per_prompt * 3 * family.pixels**2  # base twice and tuned, raw
     yield Need("evaluate", everything, drawing(family, config.batch_size, config.guidance_scale), pictures)
+
+
+def elsewhere(params: Params, *denoisers: nn.Module) -> int:
+    """How many weights other GPUs hold: with model.shard all GPUs here, a process each, share out what is frozen."""
+    blocks = [block for denoiser in denoisers for block in sharding.blocks(denoiser)]
+    shared = sum(p.numel() for block in blocks for p in block.parameters() if not p.requires_grad)
+    return shared - shared // max(torch.cuda.device_count(), 1) if params.model.shard else 0
 
 
 def inputs(family: Family, n: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
@@ -199,7 +206,8 @@ def of_reward(params: Params) -> Need:
     gradients = bytes_of(*trained)
     copies = 0 if config.dtype == "fp32" else 2 * weights
     stored = 8 * weights + count * (8 + 4)  # the artifact; weights, moments and best of a checkpoint
-    return Need("lrm", 4 * weights + copies + count * (ADAM + 4), activations - gradients, stored)
+    held = 4 * (weights - elsewhere(params, backbone.denoiser))
+    return Need("lrm", held + copies + count * (ADAM + 4), activations - gradients, stored)
 
 
 def of_policy(params: Params, family: Family, everything: int) -> Need:
@@ -216,6 +224,7 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     latents, t, text = inputs(family, min(config.batch_size, config.micro_batch_size))
     update = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale), backward=True)
     weights = everything + bytes_of(*backbone.modules().values()) + adapter * (4 + ADAM + 8)
+    weights -= elsewhere(params, family.denoiser, backbone.denoiser) * family.dtype.itemsize
     encoders = [part for each in (family, backbone) for part in list(each.modules().values())[1:]]
     assert family.codec.vae is not None
     away = bytes_of(*encoders, family.codec.vae)  # in host memory but for prompts and validations

@@ -103,13 +103,12 @@ class PolicyTrainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[dict[str, torch.Tensor]] = []
-        for rows in processes.share(torch.arange(len(batch))).split(self.config.micro_batch_size):
-            if len(rows) == 0:  # fewer rows than processes
-                break
+        for rows, counts in processes.batches(len(batch), self.config.micro_batch_size):
             part = batch[rows.to(batch.t.device)] if len(rows) < len(batch) else batch
             loss, statistics = self.loss(part, conditioning[part.prompt])
-            (loss.sum() / len(batch)).backward()
-            seen.append({"loss": loss.detach()} | statistics)
+            (loss.sum() / len(batch) * counts).backward()
+            if counts:
+                seen.append({"loss": loss.detach()} | statistics)
         processes.sum_gradients(self.weights)
         apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm)
         self.updates += 1
@@ -162,8 +161,8 @@ class PolicyTrainer:
         """Roll out and update until the prompts are used up; the best adapter by `validate` is left in the model.
 
         `validate` is called with the EMA in the model and returns "validation", a figure to be raised (BASE_VALUE is
-        the base's own), and what else the guard looks at (lpo/train/guard.py). Of several processes the first alone
-        validates, writes checkpoints and has a tracker.
+        the base's own), and what else the guard looks at (lpo/train/guard.py). Several processes all call it; the first
+        one's figures count, and it alone writes checkpoints and has a tracker.
 
         Raises:
             LpoError: if there are more processes than prompts in a rollout.
@@ -222,7 +221,7 @@ class PolicyTrainer:
         """The figures of the EMA adapter; it becomes the best if it is."""
         current = {k: v.detach().clone() for k, v in self.family.lora_state().items()}
         self.family.load_lora_state(self.ema)
-        figures = processes.from_first(validate() if processes.is_first() else {})
+        figures = processes.from_first(validate())
         if figures["validation"] > self.best_value:
             self.best_value, self.best = figures["validation"], {k: v.clone() for k, v in self.ema.items()}
         self.family.load_lora_state(current)

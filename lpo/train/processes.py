@@ -3,7 +3,8 @@
 Every process draws the same random numbers, takes its share of the rows, and holds the same weights: gradients are
 summed over all of them before each step. So N processes make what one makes, up to the order of a sum, no row is
 dropped whatever the shares, and a checkpoint may be resumed by another number of processes. The first process alone
-writes. Without torchrun there is one process, and nothing here does anything.
+writes. With `model.shard` frozen weights are gathered while they are used (lpo/families/sharding.py), so every process
+runs a model as often as the others do. Without torchrun there is one process, and nothing here does anything.
 """
 
 from __future__ import annotations
@@ -51,6 +52,22 @@ def is_first() -> bool:
 def share(rows: torch.Tensor) -> torch.Tensor:
     """This process's part of some rows: the parts differ by one row at most, and may be empty."""
     return rows.tensor_split(count())[rank()]
+
+
+def largest_share(count_of_rows: int) -> int:
+    """The length of the longest `share` of some rows."""
+    return -(-count_of_rows // count())
+
+
+def batches(count_of_rows: int, size: int) -> list[tuple[torch.Tensor, bool]]:
+    """This process's rows of `count_of_rows` in parts of `size` at most, as many parts in every process.
+
+    With each, whether it counts: where a share has fewer parts than another one, row 0 is run and counts for nothing.
+    """
+    mine = share(torch.arange(count_of_rows))
+    parts = [(part, True) for part in mine.split(size) if len(part)]
+    missing = -(-largest_share(count_of_rows) // size) - len(parts)
+    return parts + [(torch.zeros(1, dtype=torch.long), False)] * missing
 
 
 def gathered(value: T) -> list[T]:

@@ -135,13 +135,12 @@ class RewardTrainer:
         noisy = self.noised(pairs, rows, t, generator)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for part in processes.share(torch.arange(len(rows))).split(config.micro_batch_size):
-            if len(part) == 0:  # fewer rows than processes
-                break
+        for part, counts in processes.batches(len(rows), config.micro_batch_size):
             whole = len(part) == len(rows)
             loss = self.loss(pairs, rows[part], t[part], noisy if whole else noisy[:, part.to(self.device)])
-            (loss * (len(part) / len(rows))).backward()
-            total += loss.detach() * (len(part) / len(rows))
+            share = counts * len(part) / len(rows)
+            (loss * share).backward()
+            total += loss.detach() * share
         processes.sum_gradients(self.weights)
         warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
         learning_rate = config.learning_rate * warmup * (1 - step / config.steps)
@@ -177,7 +176,7 @@ class RewardTrainer:
                     tracker.log(step, {"lrm/loss": loss})
             last = step + 1 == config.steps
             if (step + 1) % config.validate_every == 0 or last:
-                right = self.accuracy(validation)
+                right = processes.from_first(self.accuracy(validation))
                 accuracy = float(np.nanmean(right))
                 self.history.append({"step": step + 1, "accuracy": accuracy})
                 if tracker is not None:

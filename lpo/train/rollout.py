@@ -105,7 +105,8 @@ def explore(
     x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in plan], generator)
     sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
     own_text, every = conditioning[rows], torch.arange(count, device=device)
-    parts, scored_parts = (consecutive(n, k * config.micro_batch_size) for n in (count, count * k))
+    longest = processes.largest_share(len(prompts))
+    parts, scored_parts = (consecutive(count * n, k * config.micro_batch_size, longest * n) for n in (1, k))
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
     with away(idle(family, reward), device):
@@ -142,9 +143,13 @@ def idle(family: Family, reward: Reward) -> list[torch.nn.Module]:
     return [*encoders, *list(reward.backbone.modules().values())[1:], family.codec.vae]
 
 
-def consecutive(count: int, size: int) -> list[slice]:
-    """Rows 0 to `count` in parts of `size`, the last one perhaps smaller."""
-    return [slice(start, start + size) for start in range(0, count, size)]
+def consecutive(count: int, size: int, longest: int) -> list[slice]:
+    """Rows 0 to `count` in parts of `size`, the last one perhaps smaller.
+
+    There are as many parts as `longest` rows have: where another process has a part more, the last row is one too.
+    """
+    starts = [min(start, count - 1) for start in range(0, longest, size)]
+    return [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
 
 
 def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:

@@ -154,3 +154,19 @@ def test_a_saved_policy_can_be_loaded_beside_it(saved, tiny_base, tmp_path_facto
     family.load_lora(out)
     torch.testing.assert_close(predict(family), predict(tuned))
     assert torch.equal(score(reward), expected)
+
+
+def test_checkpointing_computes_the_adapter_again_and_not_the_base(tiny_base):
+    """The same gradients, though backward runs the blocks a second time, long after `visual` has returned."""
+    found = []
+    for checkpointing in (False, True):
+        model = shaken(sd.load(str(tiny_base), torch.device("cpu"), torch.float32, reward=True))
+        if checkpointing:
+            model.backbone.denoiser.enable_gradient_checkpointing()
+        weights = [p.requires_grad_(True) for p in model.trained("adapter")]
+        text, null = model.encode_prompts(PROMPTS), model.encode_prompts([""])
+        model.score(latents(), T, text, null).sum().backward()
+        found.append([p.grad for p in weights if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 10
+    for here, there in zip(*found, strict=True):
+        assert torch.equal(here, there)

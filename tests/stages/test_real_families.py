@@ -15,7 +15,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from lpo.config import Params, load_params
+from lpo.data.images import decode_rgb
+from lpo.data.latents import Latents
 from lpo.errors import LpoError
+from lpo.evaluate.generation import to_tensor
 from lpo.families import load_family
 from lpo.rewards import lrm as rewards
 from lpo.stages import encode, generate, lpo, lrm
@@ -98,6 +101,24 @@ def test_from_pictures_to_a_lora_that_diffusers_loads(
     torch.testing.assert_close(theirs.predict(x, t, text), tuned.predict(x, t, text))
     generate.run(params, "a cat", Path("data/lpo"), Path("cat.png"), 3, None, 3, 1, 1)
     assert Image.open("cat.png").size[0] >= 32
+
+
+def test_encode_reads_the_weights_of_the_vae_alone(project: Path, repository: Path, tiny_sdxl_base: Path) -> None:
+    """It needs no others, so a folder without them will do; and the latents are the family's own."""
+    import shutil
+
+    write_pairs(project)
+    params = params_of(repository, "sdxl", tiny_sdxl_base)
+    bare = Path(shutil.copytree(tiny_sdxl_base, project / "bare"))
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for file in (bare / part).glob("*.safetensors"):
+            file.unlink()
+    encode.run(replace(params, model=replace(params.model, path=str(bare))))
+    stored = Latents(project / "data/latents")
+    family = load_family(params.model)
+    picture = to_tensor(decode_rgb([png(0)], family.pixels))
+    expected = family.encode_images(picture).half().float()
+    torch.testing.assert_close(stored.moments(stored.places(pd.Series(["a0"]))), expected, rtol=1e-2, atol=1e-3)
 
 
 def trained_reward(params: Params, project: Path) -> None:

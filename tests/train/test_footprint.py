@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lpo.config import load_params
+from lpo.families import load_family
 from lpo.train.footprint import META, Alive, bytes_of, needs, peak
 
 
@@ -103,11 +104,26 @@ def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest
             assert 1.7 * before.step < need.step <= 2.3 * before.step
     half = {need.stage: need for need in needs(replace(params, model=replace(model, dtype="bf16")))}
     assert half["encode"].weights * 2 == small["encode"].weights
-    from lpo.families import load_family
-
     family = load_family(model, device=META)
     assert family.codec.vae is not None
-    assert small["encode"].weights == bytes_of(*family.modules().values(), family.codec.vae)
+    assert small["encode"].weights == bytes_of(family.codec.vae)
+    assert small["evaluate"].weights == bytes_of(*family.modules().values(), family.codec.vae)
+
+
+def test_two_gpus_hold_half_of_the_blocks_each(
+    repository: Path, tiny_sd3_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32: of the policy's 3 layers and the reward's 2; in the reward's training those of the reward."""
+    params = load_params(repository / "params.yaml")
+    model = replace(params.model, family="sd3", path=str(tiny_sd3_base))
+    params = replace(params, model=model, lrm=replace(params.lrm, layer=2, trainable="adapter"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    whole = {need.stage: need.weights for need in needs(params)}
+    shared = {need.stage: need.weights for need in needs(replace(params, model=replace(model, shard=True)))}
+    layers = load_family(model, device=META).denoiser.transformer_blocks
+    assert whole["lrm"] - shared["lrm"] == bytes_of(*layers[:2]) // 2
+    assert whole["lpo"] - shared["lpo"] == (bytes_of(*layers) + bytes_of(*layers[:2])) // 2
+    assert whole["encode"] == shared["encode"] and whole["evaluate"] == shared["evaluate"]
 
 
 def test_checkpointing_saves_memory_in_training(repository: Path, tiny_sd3_base: Path) -> None:

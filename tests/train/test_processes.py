@@ -16,6 +16,7 @@ from lpo.config import load_params
 from lpo.errors import LpoError
 from lpo.train import processes
 from lpo.train.policy import PolicyTrainer
+from lpo.train.rollout import consecutive
 
 PROGRAM = """
 import json, sys
@@ -88,6 +89,28 @@ def test_rows_are_shared_without_dropping_any(monkeypatch):
         shares.append(processes.share(rows))
     assert torch.equal(torch.cat(shares), rows)
     assert sorted(len(s) for s in shares) == [2, 2, 3]
+
+
+@pytest.mark.parametrize("count, size", [(7, 2), (4, 1), (2, 1), (1, 5), (9, 2), (6, 8)])
+def test_every_process_has_as_many_parts_and_every_row_counts_once(monkeypatch, count, size):
+    """Three processes; parts of `size` at most. Slices of `consecutive` have no stand-ins, and none is empty."""
+    counted, numbers, slices = [], set(), set()
+    monkeypatch.setattr(processes, "count", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        parts = processes.batches(count, size)
+        assert all(1 <= len(rows) <= size for rows, _ in parts)
+        numbers.add(len(parts))
+        counted += [int(i) for rows, counts in parts if counts for i in rows]
+        mine = len(processes.share(torch.arange(count)))
+        for k in (1, 4):  # a rollout has a prompt a process at least, and parts of 4 candidates
+            if mine:
+                found = consecutive(mine * k, 4 * size, processes.largest_share(count) * k)
+                rows = [i for part in found for i in range(mine * k)[part]]
+                assert rows == list(range(mine * k)) and all(range(mine * k)[part] for part in found)
+                slices.add((k, len(found)))
+    assert counted == list(range(count)) and len(numbers) == 1
+    assert len(slices) == 2
 
 
 def test_more_processes_than_prompts_are_refused(tiny, tiny_reward, repository, tmp_path, monkeypatch):

@@ -1,0 +1,184 @@
+"""Two processes that hold half of the frozen weights each make what one process with all of them makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lpo.config import Params, check_params, load_params
+from lpo.data.latents import write_captions, write_moments, write_space
+from lpo.emoji.vocabulary import make_tokenizer
+from lpo.errors import ConfigError
+from lpo.families import latent_space_of, sharding
+from lpo.rewards import small
+from lpo.rewards.lrm import LatentRewardModel
+from lpo.schema import parse_yaml
+from lpo.stages import lpo as stage
+from lpo.stages import lrm
+
+PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
+
+PROGRAM = """
+import json, pickle, sys
+from pathlib import Path
+import torch
+from torch.distributed.tensor import DTensor
+from lpo.families import sharding
+from lpo.stages import lpo, lrm
+from lpo.train import processes
+import torch.distributed as dist
+
+torch.set_num_threads(1)
+shard, held = sharding.shard, []
+
+def counted(denoiser, device):
+    shard(denoiser, device)
+    held.append((processes.rank(), denoiser))
+
+sharding.shard = counted
+params = pickle.loads(Path("params.pickle").read_bytes())
+with processes.joined(torch.device("cpu")):
+    for name in sys.argv[1:]:
+        {"lpo": lpo.tune, "lrm": lrm.train}[name](params)
+        dist.barrier()
+for number, (rank, denoiser) in enumerate(held):
+    weights = [p for block in sharding.blocks(denoiser) for p in block.parameters()]
+    parts = [p for p in weights if isinstance(p, DTensor)]
+    others = [list(p.shape) for p in weights if not isinstance(p, DTensor)]
+    here, whole = sum(p.to_local().numel() for p in parts), sum(p.numel() for p in parts)
+    Path(f"held-{number}-{rank}.json").write_text(json.dumps([here, whole, others]))
+"""
+
+
+@pytest.fixture(params=["sd"])
+def params(project: Path, request: pytest.FixtureRequest, tiny_reward: LatentRewardModel) -> Params:
+    """What both stages read, in the working directory; shares of 2 and 1 everywhere, and parts of one row."""
+    data = Path("data")
+    (data / "lrm").mkdir(parents=True)
+    tiny_reward.save(data / "lrm")
+    torch.manual_seed(4)
+    (data / "scorers").mkdir()
+    small.Scorers(make_tokenizer()).save(data / "scorers")
+    split = ["train"] * 4 + ["validation"] * 4
+    pd.DataFrame({"prompt": PROMPTS * 2, "split": split}).to_parquet(data / "prompts.parquet")
+    uids = [f"u{i}" for i in range(24)]
+    moments = torch.cat([torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(0))] * 2, dim=1)
+    (data / "latents").mkdir()
+    write_moments(data / "latents", [(uids, moments)], 100)
+    write_captions(data / "latents", PROMPTS)
+    family = request.param
+    base = request.getfixturevalue("tiny_base" if family == "sd" else "tiny_sd3_base")
+    found = load_params("params.yaml")
+    model = replace(found.model, family=family, path=str(base), device="cpu", gradient_checkpointing=True)
+    write_space(data / "latents", latent_space_of(model))
+    (data / "filtered").mkdir()
+    rows = [
+        (name, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1)
+        for i, name in enumerate(["train"] * 6 + ["validation"] * 3 + ["test"] * 3)
+    ]
+    columns = ["split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt"]
+    pd.DataFrame(rows, columns=columns).to_parquet(data / "filtered" / "kept.parquet")
+    return replace(
+        found,
+        model=model,
+        tracking=replace(found.tracking, wandb="disabled"),
+        evaluate=replace(found.evaluate, num_inference_steps=2, batch_size=1),
+        lrm=replace(
+            found.lrm, features="multi_scale" if family == "sd" else "mid", layer=None if family == "sd" else 2,
+            trainable="adapter", adapter_rank=2, embedding_dim=8, steps=2, warmup_steps=1, batch_size=3,
+            micro_batch_size=1, learning_rate=1e-2, guidance_scale=7.5, validate_every=1, checkpoint_every=1,
+        ),
+        lpo=replace(
+            found.lpo, prompts=6, prompts_per_rollout=3, num_inference_steps=3, batch_size=3, micro_batch_size=1,
+            learning_rate=1e-2, guidance_scale=3.0, lora_rank=2, validate_every=1, validation_prompts=3,
+            checkpoint_every=1, guard=replace(found.lpo.guard, prompts=2, seeds=2),
+        ),
+    )  # fmt: skip
+
+
+def run_sharded(params: Params, repository: Path, *stages: str) -> list[tuple[int, int, list[list[int]]]]:
+    """Run stages by two processes; for each denoiser and process (weights held, of how many, shapes held whole)."""
+    Path("params.pickle").write_bytes(pickle.dumps(replace(params, model=replace(params.model, shard=True))))
+    Path("program.py").write_text(PROGRAM)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "program.py", *stages]
+    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *start], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(file.read_text()) for file in sorted(Path().glob("held-*.json"))]
+
+
+def newest(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of the newest checkpoint of the newest run."""
+    runs = sorted(folder.iterdir(), key=lambda run: run.stat().st_mtime)
+    return load_file(sorted(runs[-1].glob("step-*.safetensors"))[-1])
+
+
+def check_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float, atol: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_the_policy_with_a_reward_of_its_own(params: Params, repository: Path) -> None:
+    """Two sharded models: the policy's U-Net and the half of one that the reward is; none of the adapter is shared."""
+    stage.run(params)
+    one, history = newest(Path(".checkpoints/lpo")), json.loads(Path("data/lpo/history.json").read_text())
+    held = run_sharded(params, repository, "lpo")
+    two = newest(Path(".checkpoints/lpo"))
+    assert any(v.any() for k, v in one.items() if k.startswith("lora/") and "lora_B" in k)
+    check_same(two, one, rtol=1e-3, atol=1e-5)
+    for here, there in zip(json.loads(Path("data/lpo/history.json").read_text()), history, strict=True):
+        assert here["pairs"] == there["pairs"]
+        assert here["reward"] == pytest.approx(there["reward"], rel=0.02)
+        assert here["validation"] == pytest.approx(there["validation"], abs=2e-3)  # it sees pictures, which are rounded
+    assert len(held) == 4
+    policy, reward = held[:2], held[2:]
+    for parts in (policy, reward):
+        assert parts[0][0] + parts[1][0] == parts[0][1] and 0.4 < parts[0][0] / parts[0][1] < 0.6
+    assert policy[0][2] and all(2 in shape for shape in policy[0][2])  # what is whole in a block has the adapter's rank
+    assert not reward[0][2]
+
+
+@pytest.mark.parametrize("params", ["sd3"], indirect=True)
+def test_a_reward_that_is_an_adapter_is_trained_and_used(params: Params, repository: Path) -> None:
+    """Reward and policy are two adapters of one sharded model."""
+    lrm.run(params)
+    one, metrics = load_file("data/lrm/reward.safetensors"), json.loads(Path("metrics/lrm.json").read_text())
+    stage.run(params)
+    tuned = newest(Path(".checkpoints/lpo"))
+    held = run_sharded(params, repository, "lrm", "lpo")
+    assert len(held) == 4 and all(here < 0.6 * whole for here, whole, _ in held)  # to the policy the reward adds none
+    check_same(load_file("data/lrm/reward.safetensors"), one, rtol=1e-3, atol=1e-5)
+    assert json.loads(Path("metrics/lrm.json").read_text())["accuracy"] == metrics["accuracy"]
+    check_same(newest(Path(".checkpoints/lpo")), tuned, rtol=1e-2, atol=1e-4)
+
+
+def test_one_process_alone_shards_nothing(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "shard", lambda *_: pytest.fail("sharded"))
+    stage.run(replace(params, model=replace(params.model, shard=True)))
+
+
+def test_trained_weights_are_refused_before_any_work(repository: Path) -> None:
+    tree = parse_yaml((repository / "params.yaml").read_text(), "params.yaml")
+    tree["model"] |= {"shard": True, "compile": True}
+    with pytest.raises(ConfigError) as error:
+        check_params(tree, "params.yaml")
+    assert len(error.value.mistakes) == 2
+    assert "lrm.trainable: must be adapter where model.shard is true" in error.value.mistakes[0]
+    assert "model.compile: must be false where model.shard is true" in error.value.mistakes[1]
+    tree["model"]["compile"], tree["lrm"]["trainable"] = False, "adapter"
+    assert check_params(tree, "params.yaml").model.shard
+    tree["lrm"] |= {"trainable": "full", "pretrained": "data/lrm"}
+    assert check_params(tree, "params.yaml").model.shard
+
+
