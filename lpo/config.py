@@ -76,6 +76,7 @@ AT_MOST = (
     ("lpo.prompts_per_rollout", "lpo.prompts"),
     ("lpo.threshold.low", "lpo.threshold.high"),
 )
+REAL = ("pickapic", "pickapic_v2", "hpdv2")  # sources of photographs and paintings
 NOT_BOTH_ZERO = (
     ("dataset.rendered_pairs", "dataset.sampled_prompts"),
     ("dataset.alignment_weight", "dataset.aesthetic_weight"),
@@ -119,6 +120,8 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"evaluate.judges: each judge once, is {list(judges)}"
         if "emoji" in judges and len(judges) > 1:
             yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
+        if "emoji" in judges and values.get("dataset.source") in REAL:
+            yield f"evaluate.judges: emoji judges scenes of the embedded world, dataset.source is {values['dataset.source']}"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
         yield "dataset.path: must name a folder where dataset.source is folder, is empty"
     if "filter.strategy" in values and "filter.strategies" in values:

@@ -137,7 +137,7 @@ def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> Non
     assert Path("params.yaml").read_text(encoding="utf-8") == after
 
 
-@pytest.mark.parametrize("preset", ["lpo: {bata: 1}", "lpo: {beta: -1}", "nonsense: 1", "lpo: [", "seed: 1\nseed: 1"])
+@pytest.mark.parametrize("preset", ["lpo: {bata: 1}", "lpo: {beta: -1}", "nonsense: 1", "lpo: [", "seed: 1\nseed: 1", "filter: {table: null}"])
 def test_a_preset_that_is_not_valid_changes_nothing(project: Path, preset: str) -> None:
     before = Path("params.yaml").read_bytes()
     Path("presets/bad.yaml").write_text(preset)
