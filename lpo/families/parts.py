@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import nn
 
 from lpo.errors import LpoError
@@ -67,7 +68,7 @@ def module(
         shorten: takes away in place what is never run; the file may lack the weights of that, and only of that.
 
     Raises:
-        LpoError: if it isn't there, if it is stored as a pickle, or if weights are missing.
+        LpoError: if it isn't there, if it is damaged or a pickle, or if weights are missing.
     """
     root, where = place(source, part)
     label, level = f"{source}/{part}".rstrip("/"), diffusers_logging.get_verbosity()
@@ -80,7 +81,7 @@ def module(
             options = {name: dtype, "use_safetensors": True, "output_loading_info": True, **where}
             model, info = cls.from_pretrained(root, **options)  # type: ignore[attr-defined]
             missing = info["missing_keys"]
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LpoError(f"can't load {part or 'the model'}: {error}", source, REMEDY) from error
     finally:
         diffusers_logging.set_verbosity(level)
