@@ -77,6 +77,7 @@ AT_MOST = (
     ("lpo.threshold.low", "lpo.threshold.high"),
 )
 REAL = ("pickapic", "pickapic_v2", "hpdv2")  # sources of photographs and paintings
+OWN = "data/lpo"  # the LoRA that the pipeline trains
 NOT_BOTH_ZERO = (
     ("dataset.rendered_pairs", "dataset.sampled_prompts"),
     ("dataset.alignment_weight", "dataset.aesthetic_weight"),
@@ -122,6 +123,8 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
         if "emoji" in judges and values.get("dataset.source") in REAL:
             yield f"evaluate.judges: emoji judges scenes of the embedded world, dataset.source is {values['dataset.source']}"
+        if "emoji" in judges and values.get("evaluate.tuned", OWN) != OWN:
+            yield f"evaluate.tuned: emoji judges {OWN} alone, is {values['evaluate.tuned']!r}"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
         yield "dataset.path: must name a folder where dataset.source is folder, is empty"
     if "filter.strategy" in values and "filter.strategies" in values:
