@@ -122,7 +122,8 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
         if "emoji" in judges and len(judges) > 1:
             yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
         if "emoji" in judges and values.get("dataset.source") in REAL:
-            yield f"evaluate.judges: emoji judges scenes of the embedded world, dataset.source is {values['dataset.source']}"
+            source = values["dataset.source"]
+            yield f"evaluate.judges: emoji judges scenes of the embedded world, dataset.source is {source}"
         if "emoji" in judges and values.get("evaluate.tuned", OWN) != OWN:
             yield f"evaluate.tuned: emoji judges {OWN} alone, is {values['evaluate.tuned']!r}"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:

@@ -22,6 +22,7 @@ from torch import nn
 from lpo.errors import LpoError
 
 M = TypeVar("M", bound=nn.Module)
+CONFIGURATIONS = Path("presets/models")
 REMEDY = "check model.path; a hub id needs a connection once, or the model in the hub's cache; data/base is `lpo base`"
 
 
@@ -31,6 +32,12 @@ def split_source(source: str) -> tuple[str, str]:
         return source, ""
     owner_and_name, inside = source.split("/")[:2], source.split("/")[2:]
     return "/".join(owner_and_name), "/".join(inside)
+
+
+def local(source: str | None) -> str | None:
+    """A folder of presets/models in the place of a hub id that it knows: configurations without weights."""
+    known = CONFIGURATIONS / str(source).replace("/", "--")
+    return str(known) if source and not Path(source).exists() and known.is_dir() else source
 
 
 def place(source: str, part: str) -> tuple[str, dict[str, str]]:

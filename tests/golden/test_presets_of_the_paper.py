@@ -49,7 +49,8 @@ def test_the_policy(preset: tuple[str, Params]) -> None:
     side, rate, rank, low, high, drawn, learned = POLICIES[name]
     assert (params.model.resolution, found.learning_rate, found.lora_rank) == (side, rate, rank)
     assert (threshold.schedule, threshold.low, threshold.high) == ("sigma", low, high)
-    assert (found.prompts_per_rollout, found.batch_size, found.micro_batch_size) == (GPUS * drawn, GPUS * learned, learned)
+    batches = (found.prompts_per_rollout, found.batch_size, found.micro_batch_size)
+    assert batches == (GPUS * drawn, GPUS * learned, learned)
     assert (found.beta, found.clip_epsilon, found.num_candidates, found.prompts) == (500.0, 0.1, 4, 5 * 4000)
     assert (found.num_inference_steps, found.eta, found.guidance_scale) == (20, 1.0, 5.0)
     assert (found.continue_from, found.reward_timestep, found.logprob_reduction) == ("random", "current", "mean")

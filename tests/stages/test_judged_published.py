@@ -67,9 +67,9 @@ def test_a_published_unet_draws_what_diffusers_draws_with_it(
     found = tuned(params, "LPO/lpo_sd15_merge/unet")
     pipe = StableDiffusionPipeline.from_pretrained(tiny_base, unet=unet, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    for model, net in (("base", UNet2DConditionModel.from_pretrained(tiny_base / "unet")), ("tuned", unet)):
+    for side, net in (("base", UNet2DConditionModel.from_pretrained(tiny_base / "unet")), ("tuned", unet)):
         pipe.unet = net
-        row = found.query("model == @model and prompt == 'a cat'").iloc[0]
+        row = found[(found["model"] == side) & (found["prompt"] == "a cat")].iloc[0]
         start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(int(row["seed"])))
         theirs = pipe("a cat", latents=start, guidance_scale=3.0, num_inference_steps=2, output_type="np").images[0]
         assert np.abs(picture(row["png"]) - np.round(255 * theirs)).max() <= 1
