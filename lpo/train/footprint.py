@@ -131,7 +131,7 @@ def bytes_of(*modules: nn.Module) -> int:
 
 
 def needs(params: Params) -> Iterator[Need]:
-    """What score, encode, lrm, lpo and evaluate need, as params.yaml sets them. Raises LpoError without configurations."""
+    """What score, encode, lrm, lpo and evaluate need, by params.yaml. Raises LpoError without configurations."""
     beside = scorer_footprint.loaded(params.score)
     yield Need("score", beside, of_scorers(params.score), 0)
     family = load_family(configured(params.model), device=META)
