@@ -3,7 +3,8 @@
     python benchmarks/data_at_scale.py import --rows 200000      a table with image bytes -> a source folder
     python benchmarks/data_at_scale.py filter --rows 600000      contract and MPCF; images are not decoded here
 
-Images are small by default: what is measured is rows; `--image-bytes 100000` gives them their real size. Each mode runs in a process of its own, for its peak is its own.
+Images are small by default: what is measured is rows; `--image-bytes 100000` gives them a real size. Each mode runs in
+a process of its own, for its peak is its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_table(path: Path, rows: int, image_bytes: int, rng: np.random.Generator) -> None:
-    """Pairs in few large row groups, which is the hardest way to read them; random bytes, so that nothing compresses."""
+    """Pairs in few large row groups, which is the hardest way to read them; random bytes do not compress."""
     schema = pa.schema({"caption": pa.string(), "jpg_0": pa.binary(), "jpg_1": pa.binary(), "label_0": pa.float64()})
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         at_once = min(100_000, ROW_GROUP // (2 * image_bytes))
