@@ -146,7 +146,8 @@ def needs(params: Params) -> Iterator[Need]:
     yield replace(policy, weights=policy.weights + beside)  # the scorers choose the checkpoint
     config = params.evaluate
     pictures = 3 * config.prompts * config.images_per_prompt * 3 * family.pixels**2  # base twice and tuned, raw
-    yield Need("evaluate", everything, drawing(family, config.batch_size, config.guidance_scale), pictures)
+    held = max(everything, scorer_footprint.largest_judge(params))  # judges come when the model is gone
+    yield Need("evaluate", held, drawing(family, config.batch_size, config.guidance_scale), pictures)
 
 
 def of_scorers(config: Score) -> int:

@@ -35,6 +35,7 @@ from lpo.errors import LpoError
 from lpo.families.parts import local
 
 META = torch.device("meta")
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 QUESTION = 160  # tokens around the patches: the system prompt, the question and a caption of 77
 
 
@@ -116,13 +117,27 @@ def judges(params: Params) -> Iterator[tuple[str, list[nn.Module]]]:
             yield models.geneval_clip, [CLIPModel(config_of(CLIPConfig, models.geneval_clip))]
 
 
+def largest_judge(params: Params) -> int:
+    """Bytes of the largest judge, of which one is in memory at a time: float32, the scorers of MPCF in their format."""
+    sizes = [4 * count(parts) for _, parts in judges(params)]
+    if {"aesthetic", "clipscore", "vqascore"} & set(params.evaluate.judges):
+        models = params.score.models
+        read = {
+            "aesthetic": {models.aesthetic}, "clipscore": {models.clip}, "vqascore": {models.vqa, models.vqa_vision},
+        }  # fmt: skip
+        found = scorers(models)
+        for judge in set(read) & set(params.evaluate.judges):
+            weights = sum(count(parts) for source, parts in found.items() if source in read[judge])
+            sizes.append(BYTES[models.dtype] * weights)
+    return max(sizes, default=0)
+
+
 def loaded(config: Score) -> int:
     """Bytes of the scorers together in their number format; those of the embedded world are a few MB."""
     if config.scorers != "published":
         file = Path(config.scorers) / "scorers.safetensors"
         return file.stat().st_size if file.exists() else 0
-    dtype = {"fp32": 4, "bf16": 2, "fp16": 2}[config.models.dtype]
-    return dtype * sum(count(parts) for parts in scorers(config.models).values())
+    return BYTES[config.models.dtype] * sum(count(parts) for parts in scorers(config.models).values())
 
 
 def count(parts: list[nn.Module]) -> int:

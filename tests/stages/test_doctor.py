@@ -68,6 +68,7 @@ def test_every_stage_says_what_it_needs_and_how_long_it_took_with_this_model(sd1
     assert sd15["stage lrm"].endswith("took 1.5 min here")
     assert sd15["stage lpo"].endswith("not timed here yet")  # that was the embedded world's
     assert "(25.7 GB weights" in sd15["stage score"]  # 12.8 billion weights of three scorers in bf16
+    assert "(3.9 GB weights" in sd15["stage evaluate"]  # PickScore in float32 is larger than SD1.5 in half precision
     assert "disk 65.5 MB a 1000 pictures" in sd15["stage encode"]  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
 
 
