@@ -122,7 +122,7 @@ def largest_judge(params: Params) -> int:
     sizes = [4 * count(parts) for _, parts in judges(params)]
     if {"aesthetic", "clipscore", "vqascore"} & set(params.evaluate.judges):
         models = params.score.models
-        read = {
+        read: dict[str, set[str | None]] = {
             "aesthetic": {models.aesthetic}, "clipscore": {models.clip}, "vqascore": {models.vqa, models.vqa_vision},
         }  # fmt: skip
         found = scorers(models)
