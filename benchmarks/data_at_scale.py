@@ -3,7 +3,8 @@
     python benchmarks/data_at_scale.py import --rows 200000      a table with image bytes -> a source folder
     python benchmarks/data_at_scale.py filter --rows 600000      contract and MPCF; images are not decoded here
 
-Images are small on purpose: what is measured is rows. Each mode runs in a process of its own, for its peak is its own.
+Images are small by default: what is measured is rows; `--image-bytes 100000` gives them a real size. Each mode runs in
+a process of its own, for its peak is its own.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-IMAGE_BYTES = 2048  # each; random, so that nothing compresses
+ROW_GROUP = 400 * 2**20  # bytes of images at most, and 100,000 rows
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def write_table(path: Path, rows: int, rng: np.random.Generator) -> None:
-    """Pairs as one row group, which is the hardest way to read them."""
+def write_table(path: Path, rows: int, image_bytes: int, rng: np.random.Generator) -> None:
+    """Pairs in few large row groups, which is the hardest way to read them; random bytes do not compress."""
     schema = pa.schema({"caption": pa.string(), "jpg_0": pa.binary(), "jpg_1": pa.binary(), "label_0": pa.float64()})
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        for start in range(0, rows, 100_000):
-            size = min(100_000, rows - start)
-            bytes_ = rng.bytes(2 * size * IMAGE_BYTES)
-            images = [bytes_[i * IMAGE_BYTES : (i + 1) * IMAGE_BYTES] for i in range(2 * size)]
+        at_once = min(100_000, ROW_GROUP // (2 * image_bytes))
+        for start in range(0, rows, at_once):
+            size = min(at_once, rows - start)
+            bytes_ = rng.bytes(2 * size * image_bytes)
+            images = [bytes_[i * image_bytes : (i + 1) * image_bytes] for i in range(2 * size)]
             table = pa.table(
                 {
                     "caption": [f"a prompt with number {start + i} and some words" for i in range(size)],
@@ -43,14 +45,14 @@ def write_table(path: Path, rows: int, rng: np.random.Generator) -> None:
             writer.write_table(table, row_group_size=size)
 
 
-def import_rows(rows: int) -> dict[str, float]:
+def import_rows(rows: int, image_bytes: int) -> dict[str, float]:
     from lpo.config import load_params
     from lpo.stages.data import import_pairs
 
     params = load_params(ROOT / "params.yaml")
     folder = Path.cwd()
     if not os.fork():  # the writer's memory is not the importer's
-        write_table(folder / "mine.parquet", rows, np.random.default_rng(0))
+        write_table(folder / "mine.parquet", rows, image_bytes, np.random.default_rng(0))
         os._exit(0)
     os.wait()
     before, start = peak(), now()
@@ -126,10 +128,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=["import", "filter"])
     parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument("--image-bytes", type=int, default=2048)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        found = (import_rows if arguments.mode == "import" else filter_rows)(arguments.rows)
+        found = (
+            import_rows(arguments.rows, arguments.image_bytes)
+            if arguments.mode == "import"
+            else filter_rows(arguments.rows)
+        )
         os.chdir(ROOT)
     print(json.dumps({"mode": arguments.mode, "rows": arguments.rows} | {k: round(v, 1) for k, v in found.items()}))
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lpo.cli_groups import PARAMS, ParamsFile, data, models
-from lpo.config import load_params
+from lpo.config import Params, load_params
 from lpo.errors import LpoError
 from lpo.files import TIMINGS, write_json
 
@@ -31,7 +32,6 @@ app = typer.Typer(
 )
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
-STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report")
 
 
 @app.command()
@@ -40,7 +40,7 @@ def base(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.base import run
 
-    run(loaded)
+    timed("base", run, loaded)
 
 
 app.command("pretrain", help="The same as base.")(base)
@@ -51,7 +51,7 @@ def dataset(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.dataset import run
 
-    run(loaded)
+    timed("dataset", run, loaded)
 
 
 @app.command()
@@ -69,7 +69,7 @@ def score(
     if image is None:
         from lpo.stages.score import run
 
-        run(loaded)
+        timed("score", run, loaded)
         return
     if prompt is None:
         raise typer.BadParameter("give the prompt of the picture too: lpo score IMAGE PROMPT", param_hint="PROMPT")
@@ -88,7 +88,7 @@ def filter_(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.filter import run
 
-    run(loaded)
+    timed("filter", run, loaded)
 
 
 @app.command()
@@ -97,7 +97,7 @@ def encode(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.encode import run
 
-    run(loaded)
+    timed("encode", run, loaded)
 
 
 @app.command()
@@ -106,7 +106,7 @@ def lrm(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.lrm import run
 
-    run(loaded)
+    timed("lrm", run, loaded)
 
 
 @app.command()
@@ -124,7 +124,7 @@ def lpo(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.lpo import run
 
-    run(loaded)
+    timed("lpo", run, loaded)
 
 
 @app.command()
@@ -133,7 +133,7 @@ def evaluate(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.evaluate import run
 
-    run(loaded)
+    timed("evaluate", run, loaded)
 
 
 @app.command()
@@ -171,7 +171,7 @@ def report(params: ParamsFile = PARAMS) -> None:
     loaded = load_params(params)
     from lpo.stages.report import run
 
-    run(loaded)
+    timed("report", run, loaded)
 
 
 @app.command()
@@ -276,21 +276,19 @@ def summary(
     run(markdown)
 
 
-def note_time(stage: str, seconds: float) -> None:
-    """Keep how long a stage took, for `lpo doctor`."""
+def timed(stage: str, run: Callable[[Params], None], params: Params) -> None:
+    """Run a stage, and keep how long it took with which model, for `lpo doctor`."""
+    started = time.monotonic()
+    run(params)
     known = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
-    write_json(TIMINGS, known | {stage: round(seconds, 1)})
+    took = {"seconds": round(time.monotonic() - started, 1), "model": params.model.path}
+    write_json(TIMINGS, known | {stage: took})
 
 
 def main() -> None:
     """The console script. Exits with 2 on an `LpoError`, whose message goes to stderr."""
-    started = time.monotonic()
     try:
         app()
-    except SystemExit as ended:
-        if not ended.code and len(sys.argv) > 1 and sys.argv[1] in STAGES:
-            note_time(sys.argv[1], time.monotonic() - started)
-        raise
     except LpoError as error:
         typer.secho(str(error), fg=typer.colors.RED, err=True)
         sys.exit(2)

@@ -76,6 +76,8 @@ AT_MOST = (
     ("lpo.prompts_per_rollout", "lpo.prompts"),
     ("lpo.threshold.low", "lpo.threshold.high"),
 )
+REAL = ("pickapic", "pickapic_v2", "hpdv2")  # sources of photographs and paintings
+OWN = "data/lpo"  # the LoRA that the pipeline trains
 NOT_BOTH_ZERO = (
     ("dataset.rendered_pairs", "dataset.sampled_prompts"),
     ("dataset.alignment_weight", "dataset.aesthetic_weight"),
@@ -119,6 +121,11 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"evaluate.judges: each judge once, is {list(judges)}"
         if "emoji" in judges and len(judges) > 1:
             yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
+        if "emoji" in judges and values.get("dataset.source") in REAL:
+            source = values["dataset.source"]
+            yield f"evaluate.judges: emoji judges scenes of the embedded world, dataset.source is {source}"
+        if "emoji" in judges and values.get("evaluate.tuned", OWN) != OWN:
+            yield f"evaluate.tuned: emoji judges {OWN} alone, is {values['evaluate.tuned']!r}"
     if values.get("model.shard"):
         trainable = values.get("lrm.trainable")
         if values.get("lrm.pretrained", "") is None and trainable not in (None, "adapter"):

@@ -72,7 +72,7 @@ def _merge(tree: MutableMapping[str, Any], preset: Mapping[str, Any], path: str)
         old = tree.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _merge(old, new, f"{path}{key}.")
-        elif old != new:
+        elif key not in tree or old != new:
             yield f"{path}{key}: {_flat(old)} -> {_flat(new)}"
             if isinstance(old, list) and isinstance(new, list):
                 old[:] = new  # the list in the file keeps its style

@@ -137,7 +137,10 @@ def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> Non
     assert Path("params.yaml").read_text(encoding="utf-8") == after
 
 
-@pytest.mark.parametrize("preset", ["lpo: {bata: 1}", "lpo: {beta: -1}", "nonsense: 1", "lpo: [", "seed: 1\nseed: 1"])
+@pytest.mark.parametrize(
+    "preset",
+    ["lpo: {bata: 1}", "lpo: {beta: -1}", "nonsense: 1", "lpo: [", "seed: 1\nseed: 1", "filter: {table: null}"],
+)
 def test_a_preset_that_is_not_valid_changes_nothing(project: Path, preset: str) -> None:
     before = Path("params.yaml").read_bytes()
     Path("presets/bad.yaml").write_text(preset)
@@ -181,28 +184,17 @@ def test_the_doctor_tells_what_is_missing(project: Path) -> None:
     assert run("doctor").exit_code == 0
 
 
-def test_the_doctor_tells_what_a_preset_needs_and_changes_nothing(project: Path) -> None:
-    before = Path("params.yaml").read_bytes()
-    Path(".checkpoints").mkdir()
-    Path(".checkpoints/timings.json").write_text('{"lrm": 90}')
-    out = run("doctor", "sd15").stdout
-    rows = [line[6:] for line in out.splitlines()]
-    downloads = [row for row in rows if row.startswith("download")]
-    assert len(downloads) == 2  # SD1.5: 859.5 + 123.1 + 83.7 million weights of 4 bytes; and a CLIP for its projection
-    assert "stable-diffusion-v1-5: about 4.3 GB" in downloads[0] and "clip-vit-large-patch14: about 0.5" in downloads[1]
-    stages = [row.split()[1] for row in rows if row.startswith("stage")]
-    assert stages == ["encode", "lrm", "lpo", "evaluate"]
-    assert "took 1.5 min here" in out and "not timed here yet" in out
-    assert "disk 65.5 MB a 1000 pictures" in out  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
-    assert Path("params.yaml").read_bytes() == before
-
-
-def test_a_stage_that_ended_well_is_timed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_ended_well_is_timed_with_its_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "filter")
-    monkeypatch.setattr(sys, "argv", ["lpo", "filter"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    assert 0 <= json.loads(Path(".checkpoints/timings.json").read_text())["filter"] < 60
+    fake(monkeypatch, "inspect")
+    assert run("filter").exit_code == 0
+    known = json.loads(Path(".checkpoints/timings.json").read_text())
+    assert known["filter"]["model"] == "data/base" and 0 <= known["filter"]["seconds"] < 60
+    fake(monkeypatch, "score")
+    monkeypatch.setattr(sys.modules["lpo.stages.score"], "run", lambda params: 1 / 0)
+    Path("cat.png").touch()
+    assert run("score").exit_code == 1 and run("score", "cat.png", "a cat").exit_code == 0
+    assert json.loads(Path(".checkpoints/timings.json").read_text()) == known  # one failed, one was no stage
 
 
 def test_the_summary_shows_the_figures_that_are_there(

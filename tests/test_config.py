@@ -194,6 +194,9 @@ def test_judges_are_a_list_of_known_names_each_once(tree: dict[str, Any]) -> Non
     ):
         set_(tree, "evaluate.judges", wrong)
         assert mistakes(tree) == [f"params.yaml: {message}"]
+    set_(tree, "evaluate.judges", ["emoji"])
+    set_(tree, "evaluate.tuned", "owner/name/unet")
+    assert mistakes(tree) == ["params.yaml: evaluate.tuned: emoji judges data/lpo alone, is 'owner/name/unet'"]
     set_(tree, "evaluate.judges", ["pickscor"])
     assert "evaluate.judges[0]: must be one of" in mistakes(tree)[0]
     assert "did you mean pickscore?" in mistakes(tree)[0]

@@ -107,6 +107,20 @@ def open_store(folder: str | Path, repository: str | None, revision: str) -> Sto
     return Store(folder, repository, manifest["commit"], manifest["files"])
 
 
+def missing_bytes(folder: str | Path, repository: str, revision: str) -> int | None:
+    """Bytes of a data set that are still to be loaded into `folder`; None where neither a list is kept nor the hub
+    answers. Nothing is written."""
+    folder = Path(folder)
+    listed = _read(folder / MANIFEST)
+    if (listed.get("repository"), listed.get("revision")) != (repository, revision):
+        try:
+            listed = _listed(repository, revision)
+        except LpoError:
+            return None
+    wanted = {name: file["size"] for name, file in listed["files"].items() if name.endswith(SUFFIXES)}
+    return sum(size for name, size in wanted.items() if not (folder / name).is_file())
+
+
 def _listed(repository: str, revision: str) -> dict[str, Any]:
     from httpx2 import HTTPError  # the hub's client
     from huggingface_hub import HfApi

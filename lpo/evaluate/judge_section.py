@@ -61,11 +61,12 @@ def judges(evaluate: Json) -> str:
             text("Pictures with the right objects, numbers, colours and places; overall is the mean of the tasks."),
             _geneval(evaluate["geneval"]),
         ]
-    bodies += [
-        heading("The reward itself"),
-        text("The latent reward model is what training climbed, so its rise is no evidence of better pictures."),
-        table(head, [_row(title("lrm"), evaluate["reward"])]),
-    ]
+    if "reward" in evaluate:
+        bodies += [
+            heading("The reward itself"),
+            text("The latent reward model is what training climbed, so its rise is no evidence of better pictures."),
+            table(head, [_row(title("lrm"), evaluate["reward"])]),
+        ]
     return section("wins", "Judges", *bodies)
 
 

@@ -108,7 +108,7 @@ def judged_results(
         judge, win_rate, win_rate_default_cfg, by_category   the first judge: the headline
         judges.NAME       change and win rate of each judge against the base at the same guidance scale
         geneval           {overall, by_task}: changes of the share of right pictures; overall is the mean over tasks
-        reward            change and win rate of the latent reward model itself
+        reward            change and win rate of the latent reward model itself, where it scored them
 
     Raises LpoError as paired does.
     """
@@ -128,8 +128,9 @@ def judged_results(
         "by_category": {name: {"overall": _win_rate(rows, judges[0], resamples, seed)}
                         for name, rows in by_category.items()},
         "judges": {name: change_and_rate(name) for name in judges},
-        "reward": change_and_rate("lrm"),
     }  # fmt: skip
+    if "lrm" in frame:
+        result["reward"] = change_and_rate("lrm")
     if "geneval" in judges:
         tuned, base = (matched[f"geneval_{side}"] for side in ("tuned", "base"))
         overall = mean_of_strata(tuned - base, matched["prompt"].to_numpy(), matched["category"], resamples, seed)

@@ -10,7 +10,7 @@ fixed picture can.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -76,6 +76,10 @@ class Codec:
         z = latents / self.scaling_factor + self.shift_factor
         return self.vae.decode(z.to(self.dtype)).sample.clamp(-1, 1)
 
+    def numbers(self) -> LatentSpace:
+        """What config.json says of the latents, without a fingerprint: no weights are needed."""
+        return LatentSpace(self.channels, self.pixels_per_latent, self.scaling_factor, self.shift_factor, ())
+
     def space(self) -> LatentSpace:
         """Measure the fingerprint. Raises LpoError for a VAE that overflows in this number format."""
         moments = self.encode(probe_picture(PROBE_SIDE * self.pixels_per_latent)).float()
@@ -86,8 +90,7 @@ class Codec:
                 "take a VAE made for it (SDXL: madebyollin/sdxl-vae-fp16-fix), or set model.dtype to bf16 or fp32",
             )
         probe = self.scale(moments.chunk(2, dim=1)[0]).flatten().tolist()
-        numbers = (self.channels, self.pixels_per_latent, self.scaling_factor, self.shift_factor)
-        return LatentSpace(*numbers, tuple(round(value, 4) for value in probe))
+        return replace(self.numbers(), probe=tuple(round(value, 4) for value in probe))
 
 
 def space_of(values: Mapping[str, Any]) -> LatentSpace:
@@ -121,7 +124,7 @@ def probe_picture(size: int) -> torch.Tensor:
 
 
 def check_same(reward: LatentSpace | None, model: LatentSpace, where: str) -> None:
-    """Refuse a reward whose latents are not the model's.
+    """Refuse a reward whose latents are not the model's. Without a fingerprint of both, the numbers alone decide.
 
     Raises:
         LpoError: with the reason: other channels, another size, or another VAE.
@@ -133,6 +136,10 @@ def check_same(reward: LatentSpace | None, model: LatentSpace, where: str) -> No
         reason = f"the reward reads latents of {reward.channels} channels, the model makes {model.channels}"
     elif reward.pixels_per_latent != model.pixels_per_latent:
         reason = f"a latent covers {reward.pixels_per_latent} pixels for the reward, {model.pixels_per_latent} here"
+    elif not (reward.probe and model.probe):
+        numbers = [(space.scaling_factor, space.shift_factor) for space in (reward, model)]
+        if numbers[0] != numbers[1]:
+            reason = f"the reward has another VAE: scaling and shift are {numbers[0]}, the model's {numbers[1]}"
     else:
         ours, theirs = torch.tensor(model.probe), torch.tensor(reward.probe)
         distance = float((ours - theirs).norm() / ours.norm())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from lpo.errors import LpoError
@@ -96,9 +97,14 @@ def find(folder: Path) -> tuple[str, str]:
     """(folder, file name) of a LoRA: a folder that `save_lora_weights` wrote, or a .safetensors file.
 
     Raises:
-        LpoError: if it isn't there.
+        LpoError: if it isn't there, or is damaged or a pickle under that name.
     """
     file = folder if folder.suffix == ".safetensors" else folder / FILE
     if not file.exists():
         raise LpoError("no LoRA here", str(folder), f"name a folder with {FILE} in it")
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except SafetensorError as error:
+        raise LpoError(f"no LoRA can be read: {error}", str(file), "copy or train it again") from error
     return str(file.parent), file.name

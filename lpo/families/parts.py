@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import nn
 
 from lpo.errors import LpoError
 
 M = TypeVar("M", bound=nn.Module)
+CONFIGURATIONS = Path("presets/models")
 REMEDY = "check model.path; a hub id needs a connection once, or the model in the hub's cache; data/base is `lpo base`"
 
 
@@ -30,6 +32,12 @@ def split_source(source: str) -> tuple[str, str]:
         return source, ""
     owner_and_name, inside = source.split("/")[:2], source.split("/")[2:]
     return "/".join(owner_and_name), "/".join(inside)
+
+
+def local(source: str | None) -> str | None:
+    """A folder of presets/models in the place of a hub id that it knows: configurations without weights."""
+    known = CONFIGURATIONS / str(source).replace("/", "--")
+    return str(known) if source and not Path(source).exists() and known.is_dir() else source
 
 
 def place(source: str, part: str) -> tuple[str, dict[str, str]]:
@@ -67,7 +75,7 @@ def module(
         shorten: takes away in place what is never run; the file may lack the weights of that, and only of that.
 
     Raises:
-        LpoError: if it isn't there, if it is stored as a pickle, or if weights are missing.
+        LpoError: if it isn't there, if it is damaged or a pickle, or if weights are missing.
     """
     root, where = place(source, part)
     label, level = f"{source}/{part}".rstrip("/"), diffusers_logging.get_verbosity()
@@ -80,7 +88,7 @@ def module(
             options = {name: dtype, "use_safetensors": True, "output_loading_info": True, **where}
             model, info = cls.from_pretrained(root, **options)  # type: ignore[attr-defined]
             missing = info["missing_keys"]
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise LpoError(f"can't load {part or 'the model'}: {error}", source, REMEDY) from error
     finally:
         diffusers_logging.set_verbosity(level)

@@ -30,6 +30,7 @@ class Evaluate:
         ],
         ...,
     ]  # fmt: skip
+    tuned: str
     prompts_file: str | None
     prompts: Count
     images_per_prompt: Count

@@ -19,7 +19,8 @@ from lpo.data.sources import Part, convert, finish
 from lpo.files import write_json, write_parquet
 from lpo.train import checkpoint
 
-PAIRS = Path("data/pairs")
+PAIRS, DOWNLOADS = Path("data/pairs"), Path("data/sources")
+REPOSITORIES = sources_pickapic.REPOSITORIES | {"hpdv2": sources_hpdv2.REPOSITORY}
 
 
 def run(params: Params) -> None:
@@ -53,12 +54,11 @@ def run(params: Params) -> None:
 
 
 def _store(config: Dataset) -> Store:
-    repositories = sources_pickapic.REPOSITORIES | {"hpdv2": sources_hpdv2.REPOSITORY}
     if config.source == "folder":
         registry.check(Path(str(config.path)), f"lpo data import TABLE --out {config.path}")
     if config.path is not None:
         return open_store(config.path, None, config.revision)
-    return open_store(Path("data/sources") / config.source, repositories[config.source], config.revision)
+    return open_store(DOWNLOADS / config.source, REPOSITORIES[config.source], config.revision)
 
 
 def _parts(store: Store, config: Dataset) -> list[Part]:

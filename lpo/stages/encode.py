@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,19 +14,27 @@ from lpo.data.images import decode_rgb
 from lpo.data.latents import write_captions, write_moments, write_space
 from lpo.data.schema import iter_images
 from lpo.evaluate.generation import to_tensor
-from lpo.families import codec_of, load_family
+from lpo.families import codec_of, latent_space_of, load_family
+from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder
 
 PAIRS, KEPT = (Path("data/pairs"), Path("data/collected")), Path("data/filtered/kept.parquet")
 
 
 def run(params: Params) -> None:
-    """Encode what the filter kept, each picture once, in the order of the shards."""
+    """Encode what the filter kept, each picture once, in the order of the shards.
+
+    Raises:
+        LpoError: before a picture is encoded, if the reward is to grow from a model with other latents.
+    """
     size = load_family(params.model, device=torch.device("meta")).pixels  # of a model that is looked at, and not loaded
     codec = codec_of(params.model)
     kept = pd.read_parquet(KEPT)
     wanted = set(kept["image_0_uid"]) | set(kept["image_1_uid"])
     space = codec.space()
+    if params.lrm.base is not None:
+        base = replace(params.model, path=params.lrm.base, vae=None, denoiser=None)
+        check_same(latent_space_of(base), space, f"params.yaml: lrm.base: {base.path}")
 
     def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
         for uids, data in iter_images(PAIRS, wanted, params.encode.batch_size, "encode"):

@@ -1,5 +1,8 @@
 """evaluate with judges of real pictures: base and tuned model on the prompts of a file, same seeds -> data/evaluation.
 
+The tuned model is `evaluate.tuned`: the base with a LoRA, ours or a published one, or with a published denoiser in the
+place of its own. The latent reward model has its say where there is one.
+
 Pictures and scores are made in parts under .checkpoints/evaluate/KEY, where KEY is a hash of the base, the prompts and
 the sampler; each side has a folder there, and in it each judge. So a killed run goes on, a judge more draws nothing
 again, and another LoRA draws and judges the tuned side only.
@@ -11,7 +14,7 @@ import gc
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,14 @@ from lpo.evaluate.judging import collect, draw, judge_parts
 from lpo.evaluate.metrics import judged_results
 from lpo.evaluate.prompts import read_prompts
 from lpo.evaluate.reward_judge import RewardJudge
-from lpo.families import device_of, load_family
+from lpo.families import device_of, load_family, lora
+from lpo.families.parts import split_source
 from lpo.files import atomic_folder, file_hash, folder_hash, key_of, write_json, write_parquet
 from lpo.rewards import lrm
+from lpo.rewards.published_files import file_of
 from lpo.train import checkpoint
 
-PROMPTS, LORA, REWARD = Path("data/prompts.parquet"), Path("data/lpo"), Path("data/lrm")
+PROMPTS, REWARD = Path("data/prompts.parquet"), Path("data/lrm")
 OUT = Path("data/evaluation")
 SEED = 42_000_000  # of the first picture
 SAMPLER = ("prompts", "images_per_prompt", "num_inference_steps", "eta", "batch_size")  # what decides a picture
@@ -44,12 +49,13 @@ def run(params: Params) -> None:
     """Draw, judge with one judge after another, write results and metrics.
 
     Raises:
-        LpoError: before anything is drawn, if prompts or judges are missing.
+        LpoError: before anything is drawn, if prompts, judges or the tuned model are missing.
     """
     config = params.evaluate
     table, left_out = prompts_of(params)
     tasks = {row.prompt: row.task for row in table.itertuples() if row.task is not None}
     check_judges(config.judges, params, tasks, len(table))
+    adapter = lora_of(config.tuned)
     rows = table[["prompt", "category"]]
     rows = rows.loc[rows.index.repeat(config.images_per_prompt)].reset_index(drop=True)
     rows["seed"] = range(SEED, SEED + len(rows))
@@ -58,15 +64,13 @@ def run(params: Params) -> None:
         "sampler": {name: getattr(config, name) for name in SAMPLER}, "model": asdict(params.model),
         "base": content(params.model.path), "rows": key_of(rows.to_dict("records")),
     }  # fmt: skip
-    sides: dict[str, tuple[Path | None, float]] = {"base_matched": (None, config.guidance_scale)}
+    scales = {"base_matched": config.guidance_scale}
     if config.base_guidance_scale != config.guidance_scale:
-        sides["base"] = (None, config.base_guidance_scale)
-    sides["tuned"] = (LORA, config.guidance_scale)
+        scales["base"] = config.base_guidance_scale
+    scales["tuned"] = config.guidance_scale
     folder = checkpoint.folder("evaluate", identity)
     parts = [
-        part
-        for name, (lora, scale) in sides.items()
-        for part in draw_side(folder, name, lora, scale, rows, params)
+        part for name, scale in scales.items() for part in draw_side(folder, name, adapter, scale, rows, params)
     ]
     scores = {}
     for name, load, what in judges_of(params, tasks):
@@ -74,7 +78,7 @@ def run(params: Params) -> None:
         gc.collect()  # the next one may need all the memory
         torch.cuda.empty_cache()
     results = collect(parts, scores)
-    if "base" not in sides:
+    if "base" not in scales:
         same = results[results["model"] == "base_matched"].assign(model="base")
         results = pd.concat([results, same], ignore_index=True)
     metrics = judged_results(results, config.judges, config.bootstrap, params.seed)
@@ -116,32 +120,49 @@ def prompts_of(params: Params) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def draw_side(
-    folder: Path, name: str, lora: Path | None, scale: float, rows: pd.DataFrame, params: Params
+    folder: Path, name: str, adapter: Path | None, scale: float, rows: pd.DataFrame, params: Params
 ) -> list[Path]:
-    """The parts of one model at one guidance scale; the model is loaded if any is missing."""
+    """The parts of one side at one guidance scale; its model is loaded if any is missing."""
     config = params.evaluate
+    source = config.tuned if name == "tuned" else None
     loaded: list[Any] = []  # the model, once a picture is missing
 
     def picture(part: pd.DataFrame) -> Any:
         if not loaded:
-            loaded.append(load_family(params.model))
-            if lora is not None:
-                loaded[0].load_lora(lora)
+            other = source is not None and adapter is None
+            loaded.append(load_family(replace(params.model, denoiser=source) if other else params.model))
+            if source is not None and adapter is not None:
+                loaded[0].load_lora(adapter)
         return generate(
             loaded[0], part["prompt"].tolist(), part["seed"].tolist(), config.num_inference_steps, scale, config.eta,
             config.batch_size, "",
         )  # fmt: skip
 
-    mine = folder / f"{name}-{key_of({'scale': scale, 'lora': lora and content(str(lora))})}"
+    mine = folder / f"{name}-{key_of({'scale': scale, 'tuned': source and content(source)})}"
     for old in set(folder.glob(f"{name}-*")) - {mine}:  # pictures of an earlier LoRA
         shutil.rmtree(old)
     return draw(mine, name, rows, config.batch_size, picture)
 
 
+def lora_of(source: str) -> Path | None:
+    """The LoRA that `evaluate.tuned` names, a folder or a file of ours or of the hub; None for a denoiser.
+
+    Raises:
+        LpoError: if it is neither.
+    """
+    if source.endswith(".safetensors"):
+        return Path(source) if Path(source).exists() else file_of(*split_source(source))
+    if (Path(source) / lora.FILE).exists():
+        return Path(source)
+    root, inside = split_source(source)
+    file_of(root, f"{inside}/config.json".lstrip("/"))
+    return None
+
+
 def judges_of(
     params: Params, tasks: Mapping[str, str]
 ) -> list[tuple[str, Callable[[], Judge], dict[str, Any]]]:
-    """(name, how it is loaded, what decides its scores) of each judge; the reward itself comes last."""
+    """(name, how it is loaded, what decides its scores) of each judge; the reward itself comes last, if it is here."""
     config, device = params.evaluate, device_of(params.model)
     found: list[tuple[str, Callable[[], Judge], dict[str, Any]]] = []
     for judge in config.judges:
@@ -152,9 +173,11 @@ def judges_of(
 
     def reward() -> Judge:
         family = load_family(params.model)
-        return RewardJudge(family, lrm.load(REWARD, family.device, family.dtype))
+        return RewardJudge(family, lrm.load(REWARD, family.device, family.dtype, family))
 
-    return [*found, ("lrm", reward, {"lrm": content(str(REWARD))})]
+    if (REWARD / "config.json").exists():
+        found.append(("lrm", reward, {"lrm": content(str(REWARD))}))
+    return found
 
 
 def content(source: str) -> str:

@@ -152,7 +152,12 @@ class Validation:
         latents = self.draw(self.prompts, [SEED_OF_VALIDATION + i for i in range(len(self.prompts))])
         pictures = self.pictures(latents)
         self.shown = to_uint8(pictures[:SHOWN])
-        found = {k: v.numpy() for k, v in self.scorers.score(pictures, self.prompts).items()}
+        size = self.params.score.batch_size
+        parts = [
+            self.scorers.score(pictures[i : i + size], self.prompts[i : i + size])
+            for i in range(0, len(self.prompts), size)
+        ]
+        found = {k: torch.cat([part[k] for part in parts]).numpy() for k in parts[0]}
         t = torch.full((len(latents),), 1, device=latents.device)
         return found | {"reward": self.reward.score(latents, t, self.text, self.null).cpu().numpy()}
 

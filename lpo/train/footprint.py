@@ -12,26 +12,22 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import CLIPTextModelWithProjection
 
-from lpo.config import Model, Params
+from lpo.config import Model, Params, Score
 from lpo.families import DTYPES, load_family, sharding
 from lpo.families.family import Family
-from lpo.families.parts import module, split_source
+from lpo.families.parts import local
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.train import scorer_footprint
 
-CONFIGURATIONS = Path("presets/models")
 META = torch.device("meta")
-F32 = torch.float32
 ADAM = 4 + 8  # bytes a trained weight: its gradient and two moments, float32
 
 
@@ -56,12 +52,6 @@ def configured(model: Model) -> Model:
     """The model with configurations in the place of hub ids, where presets/models has them."""
     names = {"path": model.path, "vae": model.vae, "denoiser": model.denoiser}
     return replace(model, **{key: local(source) for key, source in names.items()})  # type: ignore[arg-type]
-
-
-def local(source: str | None) -> str | None:
-    """A folder of presets/models in the place of a hub id that it knows."""
-    known = CONFIGURATIONS / str(source).replace("/", "--")
-    return str(known) if source and not Path(source).exists() and known.is_dir() else source
 
 
 class Alive(TorchDispatchMode):
@@ -141,7 +131,9 @@ def bytes_of(*modules: nn.Module) -> int:
 
 
 def needs(params: Params) -> Iterator[Need]:
-    """What encode, lrm, lpo and evaluate need, as params.yaml sets them. Raises LpoError without configurations."""
+    """What score, encode, lrm, lpo and evaluate need, by params.yaml. Raises LpoError without configurations."""
+    beside = scorer_footprint.loaded(params.score)
+    yield Need("score", beside, of_scorers(params.score), 0)
     family = load_family(configured(params.model), device=META)
     assert family.codec.vae is not None
     everything = bytes_of(*family.modules().values(), family.codec.vae)
@@ -150,10 +142,22 @@ def needs(params: Params) -> Iterator[Need]:
     disk = 1000 * 2 * channels * height * width * 2  # mean and log variance in float16
     yield Need("encode", bytes_of(family.codec.vae), peak(lambda: family.codec.encode(picture)), disk)
     yield of_reward(params)
-    yield of_policy(params, family, everything)
+    policy = of_policy(params, family, everything)
+    yield replace(policy, weights=policy.weights + beside)  # the scorers choose the checkpoint
     config = params.evaluate
     pictures = 3 * config.prompts * config.images_per_prompt * 3 * family.pixels**2  # base twice and tuned, raw
-    yield Need("evaluate", everything, drawing(family, config.batch_size, config.guidance_scale), pictures)
+    held = max(everything, scorer_footprint.largest_judge(params))  # judges come when the model is gone
+    yield Need("evaluate", held, drawing(family, config.batch_size, config.guidance_scale), pictures)
+
+
+def of_scorers(config: Score) -> int:
+    """The largest forward of a published scorer on a batch."""
+    if config.scorers != "published":
+        return 0
+    dtype = DTYPES[config.models.dtype]
+    firsts = [parts[0].to(dtype) for parts in scorer_footprint.scorers(config.models).values()]
+    sized = [first for first in firsts if isinstance(first, scorer_footprint.Sized)]
+    return max(peak(lambda one=one: one(config.batch_size, dtype)) for one in sized)  # type: ignore[misc]
 
 
 def elsewhere(params: Params, *denoisers: nn.Module) -> int:
@@ -231,36 +235,3 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     validation = drawing(family, params.evaluate.batch_size, params.evaluate.guidance_scale)
     step = max(validation, max(rollout, scored, update) - away)
     return Need("lpo", weights, step, adapter * (4 + 4 + 8 + 8))
-
-
-def downloads(params: Params) -> dict[str, int]:
-    """Bytes in float32, by source, of what params.yaml names and is neither a folder here nor in the hub's cache."""
-    model, config = params.model, params.lrm
-    family = load_family(configured(model), device=META)
-    parts = dict(family.modules())
-    if model.denoiser is not None:
-        parts.pop(next(iter(parts)))
-    sizes = {model.path: sum(map(count_of, parts.values()))}
-    assert family.codec.vae is not None
-    vae, denoiser = model.vae or model.path, model.denoiser
-    sizes[vae] = sizes.get(vae, 0) + count_of(family.codec.vae)
-    if denoiser is not None:
-        sizes[denoiser] = count_of(family.denoiser)
-    if config.base is not None:
-        base = load_family(configured(replace(model, path=config.base, vae=None, denoiser=None)), device=META)
-        sizes[config.base] = sum(map(count_of, base.modules().values())) + count_of(base.codec.vae)
-    if config.text_projection not in ("random", "none"):
-        clip = CLIPTextModelWithProjection
-        sizes[config.text_projection] = count_of(module(clip, str(local(config.text_projection)), "", F32, META))
-    return {source: 4 * count for source, count in sizes.items() if not here(source)}
-
-
-def count_of(part: nn.Module | None) -> int:
-    return sum(p.numel() for p in part.parameters()) if part is not None else 0
-
-
-def here(source: str) -> bool:
-    """Whether a source is a folder, or in the hub's cache."""
-    root, inside = split_source(source)
-    names = [f"{inside}/{name}".lstrip("/") for name in ("model_index.json", "config.json")]
-    return Path(root).exists() or any(isinstance(try_to_load_from_cache(root, name), str) for name in names)

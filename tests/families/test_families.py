@@ -140,7 +140,7 @@ def test_the_adapter_off_is_a_frozen_copy_and_the_file_loads_everywhere(
     again.load_lora(tmp_path)
     torch.testing.assert_close(again.predict(latents(), t, conditioning), after)
     pipe = pipeline_of(base)
-    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    pipe.load_lora_weights(tmp_path)
     again = replace(frozen, **{next(iter(frozen.modules())): getattr(pipe, next(iter(frozen.modules())))})
     torch.testing.assert_close(again.predict(latents(), t, conditioning), after)
 
@@ -184,6 +184,35 @@ def test_gradient_checkpointing_changes_memory_and_no_value(model: Model) -> Non
 
 def test_another_resolution_is_another_latent_shape(model: Model) -> None:
     assert load_family(replace(model, resolution=16)).latent_shape == (4, 4, 4)
+
+
+@torch.no_grad()
+def test_another_vae_and_another_denoiser_take_the_place_of_the_models_own(model: Model, tmp_path: Path) -> None:
+    """Each from a folder of its own, as madebyollin/sdxl-vae-fp16-fix and casiatao/LPO/lpo_sd15_merge/unet are."""
+    own = load_family(model)
+    for part in (own.denoiser, own.codec.vae):
+        for weight in part.parameters():
+            weight.mul_(1.1)
+    own.denoiser.save_pretrained(tmp_path / "merge/unet")
+    own.codec.vae.save_pretrained(tmp_path / "vae")  # type: ignore[union-attr]
+    other = load_family(replace(model, vae=str(tmp_path / "vae"), denoiser=str(tmp_path / "merge/unet")))
+    plain, text, t = load_family(model), own.encode_prompts(PROMPTS), times(own)
+    for family, same in ((other, True), (plain, False)):
+        predicted = torch.allclose(family.predict(latents(), t, text), own.predict(latents(), t, text), rtol=1e-3)
+        assert (predicted, torch.allclose(family.decode(latents()), own.decode(latents()), rtol=1e-3)) == (same, same)
+
+
+@pytest.mark.parametrize("compile_", [False, True])
+def test_compile_is_a_switch_of_the_policy_and_not_of_a_reward(
+    model: Model, monkeypatch: pytest.MonkeyPatch, compile_: bool
+) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    switched = replace(model, compile=compile_)
+    family = load_family(switched)
+    assert compiled == [family.denoiser] * compile_
+    load_family(switched, reward=True, layer=2 if model.family == "sd3" else None)
+    assert len(compiled) == compile_
 
 
 def test_a_model_of_another_family_is_refused(model: Model) -> None:

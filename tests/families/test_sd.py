@@ -106,7 +106,7 @@ def test_the_saved_lora_is_one_that_diffusers_loads(tiny, tiny_base, tmp_path):
     expected = tiny.predict(latents(), T, conditioning)
     tiny.save_lora(tmp_path, tiny.lora_state())
     pipe = StableDiffusionPipeline.from_pretrained(tiny_base, local_files_only=True)
-    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    pipe.load_lora_weights(tmp_path)
     theirs = pipe.unet(latents(), T, conditioning.tensors["prompt_embeds"]).sample
     torch.testing.assert_close(theirs, expected)
     again = sd.load(str(tiny_base), torch.device("cpu"), torch.float32)

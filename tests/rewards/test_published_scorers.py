@@ -101,12 +101,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
         feed_forward_proj="gated-gelu", tie_word_embeddings=False,
     )  # fmt: skip
     t5 = T5ForConditionalGeneration(config)
-    nn.init.normal_(t5.lm_head.weight)
     t5.save_pretrained(paths.t5)
     projector = {
         "mm_projector.0.weight": torch.randn(16, 16), "mm_projector.0.bias": torch.randn(16),
         "mm_projector.2.weight": torch.randn(16, 16), "mm_projector.2.bias": torch.randn(16),
     }  # fmt: skip
+    projector["lm_head.weight"] = torch.randn(len(WORDS), 16)  # Flan-T5's head is not its embedding
     save_file(load_file(paths.t5 / "model.safetensors") | projector, paths.t5 / "model.safetensors", {"format": "pt"})
     published = json.loads((paths.t5 / "config.json").read_text()) | {
         "model_type": "clip_t5", "architectures": ["CLIPT5ForConditionalGeneration"], "mm_vision_select_layer": -2,
@@ -180,6 +180,8 @@ def test_clip_flan_t5_is_t5_over_text_picture_text(folders: SimpleNamespace) -> 
     captions = ["a cat", "a dog a cat a dog", "no"]
     found = model.score(pictures(), captions)
     t5 = T5ForConditionalGeneration.from_pretrained(folders.t5, config=T5Config.from_pretrained(folders.t5))
+    head = load_file(folders.t5 / "model.safetensors")["lm_head.weight"]
+    assert not torch.equal(head, t5.shared.weight)
     clip, weights = CLIPVisionModel.from_pretrained(folders.vision), read_weights(str(folders.t5), "mm_projector.")
     tokenizer, expected = words(), []
     for picture, caption in zip(pictures(), captions, strict=True):  # one by one: no padding, no mask
@@ -193,7 +195,9 @@ def test_clip_flan_t5_is_t5_over_text_picture_text(folders: SimpleNamespace) -> 
             question = f'\nDoes this figure show "{caption}"? Please answer yes or no. ASSISTANT: '
             parts = [t5.shared(torch.tensor(tokenizer(text).input_ids)) for text in (vqa.SYSTEM, question)]
             inputs = torch.cat([parts[0], x, parts[1]])[None]
-            logits = t5(inputs_embeds=inputs, decoder_input_ids=torch.tensor([[0, 4]])).logits[0].softmax(-1)
+            read = t5.encoder(inputs_embeds=inputs).last_hidden_state
+            said = t5.decoder(input_ids=torch.tensor([[0, 4]]), encoder_hidden_states=read).last_hidden_state
+            logits = (said @ head.T)[0].softmax(-1)
         expected.append((logits[0, 4] * logits[1, 1]).sqrt())  # Yes, then the end of the text
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-6)
 

@@ -160,6 +160,7 @@ def test_from_a_hub_only_what_a_limit_needs_is_loaded(project: Path) -> None:
     publish(project / "remote")
     text = Path("params.yaml").read_text()
     text = text.replace("source: simulated", "source: pickapic").replace("limit: null", "limit: 4")
+    text = text.replace("judges: [emoji]", "judges: [pickscore]")
     Path("params.yaml").write_text(text.replace("keep_downloads: true", "keep_downloads: false"))
     with serve("yuvalkirstain/pickapic_v1", project / "remote") as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(project / "home")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,6 @@ def test_a_reward_of_one_model_trains_another_with_the_same_latents(
     """Both tiny SD models have the VAE of seed 0 (they differ in everything else): LRM-1.5 -> SD2.1 in small."""
     params = params_of(repository, "sd", tiny_sd_base)
     params = replace(params, lrm=replace(params.lrm, base=str(tiny_sd_base.parent / "other")))
-    import shutil
-
     import tiny_models
 
     tiny_models.sd(tiny_sd_base.parent / "other", seed=9)  # another U-Net and text encoder
@@ -156,6 +155,10 @@ def test_another_vae_is_refused_before_anything_runs(project: Path, repository: 
     assert not (project / "data/lpo").exists()
     with pytest.raises(LpoError, match="another VAE"):  # and so is one that would be trained on these latents
         lrm.run(replace(params, lrm=replace(params.lrm, base=str(other))))
+    shutil.rmtree("data/latents")
+    with pytest.raises(LpoError, match="another VAE"):  # and so, before a picture is encoded, is a base like that
+        encode.run(replace(params, lrm=replace(params.lrm, base=str(other))))
+    assert not (project / "data/latents").exists()
     encode.run(foreign)  # and so is a finished one, where the latents are another model's
     with pytest.raises(LpoError, match="another VAE"):
         lrm.run(replace(foreign, lrm=replace(params.lrm, pretrained="data/lrm")))

@@ -1,0 +1,73 @@
+"""The presets hold the paper's numbers: its tables of hyperparameters (arXiv 2502.01051), copied here by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lpo.config import Params
+from lpo.presets import with_preset
+
+SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
+# model, what the reward grows from, steps, warm-up, batch
+REWARDS = {
+    "sd15": (SD15, SD15, 4000, 500, 128),
+    "sd21": (SD21, SD15, 4000, 500, 128),
+    "sdxl": ("stabilityai/stable-diffusion-xl-base-1.0",) * 2 + (8000, 1000, 32),
+}
+# side of pictures, learning rate, rank, threshold at the least and the most noise, sample and train batch of a GPU
+POLICIES = {
+    "sd15": (512, 6e-5, 4, 0.35, 0.5, 5, 10),
+    "sd21": (512, 6e-5, 4, 0.35, 0.5, 5, 10),
+    "sdxl": (1024, 1e-5, 64, 0.45, 0.6, 4, 4),
+}
+GPUS = 4
+
+
+@pytest.fixture(params=sorted(REWARDS))
+def preset(request: pytest.FixtureRequest, repository: Path) -> tuple[str, Params]:
+    return request.param, with_preset(request.param, repository / "params.yaml", repository / "presets")
+
+
+def test_the_reward(preset: tuple[str, Params]) -> None:
+    name, params = preset
+    found, base = params.lrm, params.lrm.base or params.model.path
+    assert (params.model.path, base, found.steps, found.warmup_steps, found.batch_size) == REWARDS[name]
+    assert (found.learning_rate, found.max_grad_norm, found.dtype) == (1e-5, 1.0, "bf16")
+    assert (found.guidance_scale, found.features, found.trainable) == (7.5, "multi_scale", "full")
+    assert (found.timesteps, found.shared_noise, found.example_weights) == ("uniform", False, True)
+    assert found.likelihood == "bradley_terry"
+    margins = params.filter.strategies[params.filter.strategy]
+    assert (margins.aesthetic, margins.clip, margins.vqa) == (-0.5, 0.0, 0.0)
+    assert (params.filter.ties.aesthetic, params.filter.ties.clip, params.filter.ties.vqa) == (0.2, 0.03, 0.07)
+
+
+def test_the_policy(preset: tuple[str, Params]) -> None:
+    name, params = preset
+    found, threshold = params.lpo, params.lpo.threshold
+    side, rate, rank, low, high, drawn, learned = POLICIES[name]
+    assert (params.model.resolution, found.learning_rate, found.lora_rank) == (side, rate, rank)
+    assert (threshold.schedule, threshold.low, threshold.high) == ("sigma", low, high)
+    batches = (found.prompts_per_rollout, found.batch_size, found.micro_batch_size)
+    assert batches == (GPUS * drawn, GPUS * learned, learned)
+    assert (found.beta, found.clip_epsilon, found.num_candidates, found.prompts) == (500.0, 0.1, 4, 5 * 4000)
+    assert (found.num_inference_steps, found.eta, found.guidance_scale) == (20, 1.0, 5.0)
+    assert (found.continue_from, found.reward_timestep, found.logprob_reduction) == ("random", "current", "mean")
+    assert (found.weight_decay, found.max_grad_norm, params.model.dtype) == (1e-4, 1.0, "fp16")
+    assert params.model.gradient_checkpointing == (name == "sdxl")
+    assert params.model.vae == ("madebyollin/sdxl-vae-fp16-fix" if name == "sdxl" else None)
+
+
+def test_the_evaluation(preset: tuple[str, Params]) -> None:
+    """DDIM, 20 steps; 7.5 is the scale of the SD1.5 base alone, and 5 of all else."""
+    name, params = preset
+    found = params.evaluate
+    assert (found.prompts, found.num_inference_steps, found.eta, found.guidance_scale) == (500, 20, 0.0, 5.0)
+    assert found.base_guidance_scale == (5.0 if name == "sdxl" else 7.5)
+
+
+def test_sd3_reads_layer_18_with_frozen_text_encoders(repository: Path) -> None:
+    """Appendix B."""
+    params = with_preset("sd3", repository / "params.yaml", repository / "presets")
+    assert (params.lrm.layer, params.lrm.trainable, params.model.flow_step) == (18, "denoiser", "ddim")

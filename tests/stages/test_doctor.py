@@ -1,0 +1,112 @@
+"""What `lpo doctor` says of a preset before anything is downloaded or run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lpo import cli
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The rows of sd15 by name, where `lrm` was timed with SD1.5 and `lpo` with another model."""
+    import os
+
+    repository = Path(__file__).resolve().parents[2]
+    before = Path.cwd()
+    folder = tmp_path_factory.mktemp("doctor")
+    os.chdir(folder)
+    try:
+        (folder / "presets").symlink_to(repository / "presets")
+        (folder / "params.yaml").write_text((repository / "params.yaml").read_text())
+        (folder / ".checkpoints").mkdir()
+        model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+        timings = {"lrm": {"seconds": 90, "model": model}, "lpo": {"seconds": 60, "model": "data/base"}}
+        (folder / ".checkpoints/timings.json").write_text(json.dumps(timings))
+        text = (folder / "params.yaml").read_text()
+        found = rows(CliRunner().invoke(cli.app, ["doctor", "sd15"]).stdout)
+        assert (folder / "params.yaml").read_text() == text
+        assert sorted(p.name for p in folder.iterdir()) == [".checkpoints", "params.yaml", "presets"]
+    finally:
+        os.chdir(before)
+    return found
+
+
+def rows(text: str) -> dict[str, str]:
+    """Rows by name; downloads by what is downloaded."""
+    found = {}
+    for line in text.splitlines():
+        name, rest = line[6:25].strip(), line[26:]
+        if name == "download":
+            name, _, rest = rest.partition(": ")
+        found[name] = f"{line[:4].strip()} {rest}"
+    return found
+
+
+def test_all_that_is_downloaded_has_its_size(sd15: dict[str, str]) -> None:
+    """Weights of 4 bytes, in millions: SD1.5 859.5 + 123.1 + 83.7; CLIP-L 427.6, at 336 pixels 427.9, its vision tower
+    304.0; CLIP-H 986.1, PickScore the same and HPS twice; Flan-T5-XXL with its head 11135.3 and the projector 21.0;
+    ImageReward 445.3."""
+    sizes = {
+        "stable-diffusion-v1-5/stable-diffusion-v1-5": "4.3", "openai/clip-vit-large-patch14": "1.7",
+        "openai/clip-vit-large-patch14-336": "1.7", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": "3.9",
+        "shunk031/aesthetics-predictor-v2-sac-logos-ava1-l14-linearMSE": "1.2", "zhiqiulin/clip-flant5-xxl": "44.6",
+        "yuvalkirstain/PickScore_v1": "3.9", "xswu/HPSv2": "7.9", "THUDM/ImageReward": "1.8",
+    }  # fmt: skip
+    for source, size in sizes.items():
+        assert sd15[source] == f"ok about {size} GB in float32", source
+    assert sd15["yuvalkirstain/pickapic_v1"] == "ok 203.5 GB of pairs"
+
+
+def test_every_stage_says_what_it_needs_and_how_long_it_took_with_this_model(sd15: dict[str, str]) -> None:
+    stages = [name.split()[1] for name in sd15 if name.startswith("stage")]
+    assert stages == ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
+    assert sd15["stage lrm"].endswith("took 1.5 min here")
+    assert sd15["stage lpo"].endswith("not timed here yet")  # that was the embedded world's
+    assert "(25.7 GB weights" in sd15["stage score"]  # 12.8 billion weights of three scorers in bf16
+    assert "(3.9 GB weights" in sd15["stage evaluate"]  # PickScore in float32 is larger than SD1.5 in half precision
+    assert "disk 65.5 MB a 1000 pictures" in sd15["stage encode"]  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
+
+
+def test_the_disk_must_hold_downloads_and_pairs(sd15: dict[str, str]) -> None:
+    """At least the pairs twice (downloads stay), the models, and 3 GB."""
+    needed = float(sd15["disk"].split("free, ")[1].split(" GB")[0])
+    assert needed > 2 * 203.5 + 4.3 + 44.6 + 3
+
+
+def test_what_was_loaded_already_is_no_download(project: Path) -> None:
+    """The list of the hub that `lpo dataset` keeps: of two files one is here."""
+    text = Path("params.yaml").read_text().replace("source: simulated", "source: hpdv2")
+    Path("params.yaml").write_text(text.replace("judges: [emoji]", "judges: [pickscore]"))
+    assert rows(CliRunner().invoke(cli.app, ["doctor"]).stdout)["ymhao/HPDv2"].endswith("it can't be asked now")
+    folder = Path("data/sources/hpdv2")
+    folder.mkdir(parents=True)
+    files = {"test.json": {"size": 1_000_000}, "train.tar.gz": {"size": 7_000_000_000}, "README.md": {"size": 5}}
+    (folder / "manifest.json").write_text(
+        json.dumps({"repository": "ymhao/HPDv2", "revision": "main", "commit": "0", "files": files})
+    )
+    (folder / "test.json").touch()
+    assert rows(CliRunner().invoke(cli.app, ["doctor"]).stdout)["ymhao/HPDv2"] == "ok 7.0 GB of pairs"
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [("stable-diffusion-v1-5/stable-diffusion-v1-5", None),
+     ("stabilityai/stable-diffusion-xl-base-1.0", "another VAE: scaling and shift are (0.13025, 0.0)"),
+     ("stabilityai/stable-diffusion-3-medium-diffusers", "latents of 16 channels, the model makes 4")],
+)  # fmt: skip
+def test_a_reward_of_other_latents_is_told_before_anything_is_downloaded(
+    project: Path, base: str, said: str | None
+) -> None:
+    """LRM-1.5 -> SD2.1 is right; a reward of SDXL or SD3 cannot train SD2.1."""
+    preset = Path("presets/sd21.yaml")
+    preset.write_text(preset.read_text().replace("base: stable-diffusion-v1-5/stable-diffusion-v1-5", f"base: {base}"))
+    out = CliRunner().invoke(cli.app, ["doctor", "sd21"]).stdout
+    (line,) = [place for place, text in enumerate(out.splitlines()) if text[6:].startswith("reward ")]
+    told = "\n".join(out.splitlines()[line : line + 3])
+    assert told.startswith("ok  " if said is None else "FAIL")
+    assert said is None or said in told
