@@ -33,9 +33,12 @@ settings.load_profile("lpo")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+LONGEST = ("test_prefect.py", "test_prefect_kill.py", "test_kill.py", "test_processes.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that of two processes one does it while the other does the rest."""
-    items.sort(key=lambda item: item.get_closest_marker("prefect") is None)
+    """The longest files first, so that of two processes neither is left with one of them in the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture

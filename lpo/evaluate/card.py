@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from lpo.evaluate.judge_section import title
-from lpo.evaluate.markup import flat, percent, percents, plain, points, signed
+from lpo.evaluate.markup import flat, percent, percents, plain, points, signed, title
 
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")

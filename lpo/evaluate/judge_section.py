@@ -17,14 +17,10 @@ from lpo.evaluate.markup import (
     signed,
     table,
     text,
+    title,
 )
 
 Json = Mapping[str, Any]
-NAMES = {
-    "pickscore": "PickScore", "imagereward": "ImageReward", "hps_v2": "HPSv2", "hps_v2_1": "HPSv2.1",
-    "aesthetic": "Aesthetic", "clip": "CLIPScore", "vqa": "VQAScore", "geneval": "GenEval",
-    "lrm": "latent reward model",
-}  # fmt: skip
 
 
 def judges(evaluate: Json) -> str:
@@ -68,11 +64,6 @@ def judges(evaluate: Json) -> str:
             table(head, [_row(title("lrm"), evaluate["reward"])]),
         ]
     return section("wins", "Judges", *bodies)
-
-
-def title(name: str) -> str:
-    """A judge's name for people."""
-    return NAMES.get(name, name)
 
 
 def _row(name: str, row: Json) -> list[str]:

@@ -60,6 +60,11 @@ summary{cursor:pointer;font-weight:550;padding:4px 0}
 @media (max-width:560px){h1{font-size:24px}.lead{font-size:16px}section{padding:16px}
 main,header,nav{padding-left:14px;padding-right:14px}}
 """
+NAMES = {
+    "pickscore": "PickScore", "imagereward": "ImageReward", "hps_v2": "HPSv2", "hps_v2_1": "HPSv2.1",
+    "aesthetic": "Aesthetic", "clip": "CLIPScore", "vqa": "VQAScore", "geneval": "GenEval",
+    "lrm": "latent reward model",
+}  # fmt: skip
 
 
 def page(title: str, body: str) -> str:
@@ -160,3 +165,8 @@ def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of JSON rows, one column a key, in the order in which the keys appear."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return table(keys, [[plain(row[key]) if key in row else "" for key in keys] for row in rows], texts=0)
+
+
+def title(name: str) -> str:
+    """A judge's name for people."""
+    return NAMES.get(name, name)

@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from lpo.evaluate.judge_section import title as title_of
 from lpo.evaluate.markup import heading, missing, plain, section, text
+from lpo.evaluate.markup import title as title_of
 from lpo.evaluate.metrics import paired
 from lpo.evaluate.plots import picture_uri
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from lpo.evaluate import plots
 from lpo.evaluate.card import model_card
-from lpo.evaluate.judge_section import judges, title
+from lpo.evaluate.judge_section import judges
 from lpo.evaluate.markup import (
     figure,
     flat,
@@ -35,6 +35,7 @@ from lpo.evaluate.markup import (
     table,
     text,
     tile,
+    title,
 )
 from lpo.evaluate.pictures import pictures
 from lpo.evaluate.sections import changes, reward_model, tuning, wins

@@ -14,8 +14,7 @@ from typing import Any
 import typer
 
 from lpo.errors import LpoError
-from lpo.evaluate.judge_section import title
-from lpo.evaluate.markup import percent, percents, plain, points, signed
+from lpo.evaluate.markup import percent, percents, plain, points, signed, title
 
 METRICS = Path("metrics")
 REPORT = Path("data/report/index.html")

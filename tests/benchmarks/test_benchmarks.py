@@ -54,10 +54,10 @@ def test_bytes_of_an_update_do_not_keep_what_checkpointing_makes_anew(tiny, tiny
 def test_a_size_is_counted_in_three_settings(monkeypatch):
     """Recomputing costs FLOPs of updates and saves their bytes, one backbone saves weights; the rollout is the same."""
     unet = {"sample_size": 16, "cross_attention_dim": 32, "attention_head_dim": 2, "block_out_channels": (32, 64),
-            "down_block_types": (models.ATTENTION_DOWN, "DownBlock2D"),
+            "down_block_types": (models.ATTENTION_DOWN, "DownBlock2D"), "layers_per_block": 1,
             "up_block_types": ("UpBlock2D", models.ATTENTION_UP)}  # fmt: skip
     words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    size = models.Size(unet, (words,), 32, 1.0, 4, 4, 4, 1, True)
+    size = models.Size(unet, (words,), 32, 1.0, 4, 4, 2, 1, True)
     monkeypatch.setitem(models.SIZES, "tiny", size)
     found = on_meta("tiny")
     ours, recomputed, one = (found[name]["ours"] for name in ("ours", "recomputed", "one_backbone"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from service import Service, add_flows
+from service import Service, add_flows, serving
 from workspace import commit, finish, make, started
 
 from tasks.workspace import locked
@@ -44,9 +44,5 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A clone that nothing was run in yet, its Prefect server and its worker."""
     folder = make(tmp_path_factory.mktemp("prefect") / "clone")
     add_flows(folder)
-    found = Service(folder)
-    try:
-        found.up()
+    with serving(folder) as found:
         yield found
-    finally:
-        found.down()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -17,18 +15,19 @@ from typing import Any
 
 import httpx
 import psutil
-from workspace import DVC_CONFIG, ENVIRONMENT, REPOSITORY, commit, kill, run
+from workspace import ENVIRONMENT, REPOSITORY, commit, kill, run
 
 PATIENCE = 900.0  # seconds: the machine may be busy
 
 
-def add_flows(folder: Path) -> None:
+def add_flows(folder: Path, remote: bool = True) -> None:
     """Make a workspace of this folder that can run flows."""
     for name in ("flows", "tasks"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("prefect.yaml", "prefect.toml", ".gitignore", ".dvcignore"):
         shutil.copy(REPOSITORY / name, folder / name)
-    (folder / ".dvc/config").write_text(DVC_CONFIG)
+    if not remote:
+        shutil.copy(REPOSITORY / ".dvc/config", folder / ".dvc/config")
     commit(folder)
 
 
@@ -40,6 +39,9 @@ class Service:
             probe.bind(("127.0.0.1", 0))
             self.address = f"http://127.0.0.1:{probe.getsockname()[1]}"
         self.folder = folder
+        # One for all: each new one reads the certificates again. The server closes connections that nobody uses.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.client = httpx.Client(base_url=f"{self.address}/api/", timeout=60, limits=limits)
 
     def environment(self, clone: Path) -> dict[str, str]:
         return {
@@ -80,36 +82,37 @@ class Service:
             kill(process)  # type: ignore[arg-type]
 
     def start(self, deployment: str = "lpo/full", **parameters: Any) -> str:
-        """Start a run and return its id."""
-        words = [word for key, value in parameters.items() for word in ("--param", f"{key}={json.dumps(value)}")]
-        printed = self.call("prefect", "deployment", "run", deployment, *words)
-        return re.findall(r"UUID: ([-0-9a-f]{36})", printed)[0]
+        """Start a run and return its id. `prefect deployment run` does the same, seconds later."""
+        known = self.get(f"deployments/name/{deployment}")["id"]
+        return self.post(f"deployments/{known}/create_flow_run", {"parameters": parameters})["id"]  # type: ignore[no-any-return]
 
     def finish(self, run_id: str, kind: str = "COMPLETED") -> dict[str, Any]:
         """The run, when it has ended; it must have ended in that kind of state."""
-        self.wait(lambda: self.state(run_id)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"))
+        self.wait(lambda: self.state(run_id)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"), 0.5)
         run = self.get(f"flow_runs/{run_id}")
         worker = (self.folder / ".prefect/worker.log").read_text()[-6000:]
         assert run["state"]["type"] == kind, f"{run['state']['message']}\n{worker}"
         return run
 
-    def wait(self, ready: Callable[[], Any]) -> Any:
+    def wait(self, ready: Callable[[], Any], pause: float = 0.2) -> Any:
+        """What `ready` finds, asked again after every pause (seconds): each question costs the server some work."""
         deadline = time.monotonic() + PATIENCE
         while not (found := ready()):
             assert time.monotonic() < deadline, (self.folder / ".prefect/worker.log").read_text()[-6000:]
-            time.sleep(0.05)
+            time.sleep(pause)
         return found
 
     def state(self, run_id: str) -> dict[str, Any]:
         return self.get(f"flow_runs/{run_id}")["state"]  # type: ignore[no-any-return]
 
     def get(self, path: str) -> dict[str, Any]:
-        return httpx.get(f"{self.address}/api/{path}", timeout=60).json()  # type: ignore[no-any-return]
+        return self.client.get(path).raise_for_status().json()  # type: ignore[no-any-return]
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self.client.post(path, json=body).raise_for_status().json()
 
     def filter(self, what: str, **filters: Any) -> list[dict[str, Any]]:
-        found = httpx.post(f"{self.address}/api/{what}/filter", json=filters, timeout=60)
-        found.raise_for_status()
-        return found.json()  # type: ignore[no-any-return]
+        return self.post(f"{what}/filter", filters)  # type: ignore[no-any-return]
 
     def tasks(self, run_id: str) -> list[dict[str, Any]]:
         return self.filter("task_runs", flow_runs={"id": {"any_": [run_id]}})
@@ -122,6 +125,17 @@ class Service:
     def artifacts(self, run_id: str) -> dict[str, dict[str, Any]]:
         found = self.filter("artifacts", artifacts={"flow_run_id": {"any_": [run_id]}})
         return {artifact["key"]: artifact for artifact in found if artifact["key"]}
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Service]:
+    """Server and worker of a clone, inside."""
+    found = Service(folder)
+    try:
+        found.up()
+        yield found
+    finally:
+        found.down()
 
 
 def processes(folder: Path, words: str) -> list[psutil.Process]:

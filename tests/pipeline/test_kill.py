@@ -33,13 +33,16 @@ from workspace import (
 
 LONGEST = 0.4  # seconds from a checkpoint to the kill: about a step of these small trainings
 
-# The stage, but its gate looks at 2 pictures of a category, not at 100 (a minute of every run).
-BASE = [
-    sys.executable,
-    "-c",
-    "from lpo.config import load_params; from lpo.stages import base; base.all_correct.__defaults__ = (2,); "
-    "base.run(load_params())",
-]
+# The stage, but its gates look at 2 pictures of a category, not at 100, and at 2 reconstructions, not at 500.
+PROGRAM = """
+from lpo.config import load_params
+from lpo.stages import base
+base.all_correct.__defaults__ = (2,)
+several = base.sample_prompts
+base.sample_prompts = lambda split, count, rng: several(split, 2, rng)
+base.run(load_params())
+"""
+BASE = [sys.executable, "-c", PROGRAM]
 
 
 def progress(folder: Path, stage: str) -> int:

@@ -1,32 +1,32 @@
-"""The real server, a real worker, the small pipeline: states, artifacts, files, queues, refusals, nights, kills."""
+"""The real server, a real worker, the small pipeline: states, artifacts, files, queues, refusals, nights."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
+import re
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import yaml
-from service import Service, drop, processes
-from test_kill import progress
-from workspace import commit, contents, git, hashes, run
+from service import Service, processes
+from workspace import contents, git, hashes, run
 
 from tasks.graph import read_graph
 
 pytestmark = pytest.mark.prefect
-KILLED_STEPS = 120  # several a second: long enough to be interrupted four times
 STAGES = ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
 GPU = {"lrm", "lpo", "evaluate"}
+REFUSED: dict[str, dict[str, Any]] = {  # words of the message, and the parameters that it is about
+    "did you mean lrm": {"stages": {"from": "lrn"}},
+    "2 mistakes": {"params": ["lpo.bta=1", "lrm.steps=0"]},
+    "lpo.method": {"method": "ppo"},
+    "with overrides is not supported": {"promote": True, "params": ["lpo.beta=7"]},
+}
 FROZEN = {"data/base", "data/scorers", "metrics/base.json"}  # `dvc repro` notes them, the flow lets them be
 
 
@@ -110,38 +110,6 @@ def test_up_again_starts_nothing(service: Service) -> None:
     assert {name: (service.folder / f".prefect/{name}.pid").read_text() for name in before} == before
 
 
-@pytest.mark.parametrize(
-    ("parameters", "words"),
-    [
-        ({"stages": {"from": "lrn"}}, "did you mean lrm"),
-        ({"params": ["lpo.bta=1", "lrm.steps=0"]}, "2 mistakes"),
-        ({"method": "ppo"}, "lpo.method"),
-        ({"promote": True, "params": ["lpo.beta=7"]}, "with overrides is not supported"),
-    ],
-)
-def test_what_is_not_supported_is_refused_before_anything_starts(
-    service: Service, first: dict[str, Any], parameters: dict[str, Any], words: str
-) -> None:
-    refused = service.finish(service.start(**parameters), "FAILED")
-    assert words in refused["state"]["message"]
-    assert service.tasks(refused["id"]) == [] and service.children(refused["id"]) == {}
-
-
-def test_an_override_leaves_the_clone_as_it_is_and_two_runs_queue(service: Service, first: dict[str, Any]) -> None:
-    before = contents(service.folder, "data", "metrics", "plots"), git(service.folder, "status", "--porcelain")
-    runs = [service.start(params=["report.examples=1"]), service.start(stages={"from": "report"}, force=True)]
-    ended = [service.finish(run_id) for run_id in runs]
-    works = [service.children(run_id)["report"] for run_id in runs]
-    assert all(work["state"]["message"].startswith("ran") for work in works)
-    one, other = sorted((time_of(work["start_time"]), time_of(work["end_time"])) for work in works)
-    assert one[1] <= other[0], "the runs collided"
-    assert "workspaces/run-" in service.artifacts(ended[0]["id"])["summary"]["data"]
-    assert (
-        contents(service.folder, "data", "metrics", "plots"),
-        git(service.folder, "status", "--porcelain"),
-    ) == before
-
-
 def test_a_second_clone_recomputes_nothing_and_its_nights_use_both(service: Service, first: dict[str, Any]) -> None:
     """They share git and the remote; dvc.lock was never committed.
 
@@ -153,15 +121,14 @@ def test_a_second_clone_recomputes_nothing_and_its_nights_use_both(service: Serv
     assert not (clone / "dvc.lock").exists() and not (clone / "data/pairs").exists()
     service.stop_worker()
     try:
-        with service.worker(clone, "cpu", "gpu"):
+        with service.worker(clone, "cpu"), service.worker(service.folder, "gpu"):
             run_id = service.start()
             service.finish(run_id)
             assert service.children(run_id) == {}, "something was computed again"
             summary = service.artifacts(run_id)["summary"]["data"]
             assert all(f"| {stage} | fetched |" in summary for stage in STAGES)
-        roots = ("data/lrm", "data/lpo", "data/evaluation", "data/report", "metrics", "plots")
-        assert contents(clone, *roots) == contents(service.folder, *roots)
-        with service.worker(clone, "cpu"), service.worker(service.folder, "gpu"):
+            roots = ("data/lrm", "data/lpo", "data/evaluation", "data/report", "metrics", "plots")
+            assert contents(clone, *roots) == contents(service.folder, *roots)
             a_night_with_new_pairs(service, clone)
             a_night_after_a_promotion(service, clone)
     finally:
@@ -203,71 +170,36 @@ def a_night_after_a_promotion(service: Service, clone: Path) -> None:
     assert "promoted model already" in service.artifacts(run_id)["summary"]["data"]
 
 
-def stage_process(folder: Path) -> list[psutil.Process]:
-    return [p for p in processes(folder, "bin/lpo lrm") if "guard.py" not in " ".join(p.cmdline())]
+def test_an_override_leaves_the_clone_as_it_is_and_two_runs_queue(service: Service, first: dict[str, Any]) -> None:
+    before = contents(service.folder, "data", "metrics", "plots"), git(service.folder, "status", "--porcelain")
+    words = ["prefect", "deployment", "run", "lpo/full", "--param", 'params=["report.examples=1"]']
+    by_command = re.findall(r"UUID: ([-0-9a-f]{36})", service.call(*words))
+    runs = [*by_command, service.start(stages={"from": "report"}, force=True)]
+    ended = [service.finish(run_id) for run_id in runs]
+    works = [service.children(run_id)["report"] for run_id in runs]
+    assert all(work["state"]["message"].startswith("ran") for work in works)
+    one, other = sorted((time_of(work["start_time"]), time_of(work["end_time"])) for work in works)
+    assert one[1] <= other[0], "the runs collided"
+    assert "workspaces/run-" in service.artifacts(ended[0]["id"])["summary"]["data"]
+    assert (
+        contents(service.folder, "data", "metrics", "plots"),
+        git(service.folder, "status", "--porcelain"),
+    ) == before
 
 
-def dvc_process(folder: Path) -> list[psutil.Process]:
-    return [p for p in processes(folder, "dvc repro") if "guard.py" not in " ".join(p.cmdline())]
+@pytest.fixture(scope="module")
+def refused(service: Service, first: dict[str, Any]) -> dict[str, str]:
+    """The ids of the runs that are to be refused, all started at once."""
+    return {words: service.start(**parameters) for words, parameters in REFUSED.items()}
 
 
-def wait_until_quiet(service: Service) -> None:
-    service.wait(lambda: not (processes(service.folder, "dvc repro") or processes(service.folder, "bin/lpo")))
-
-
-def test_interrupted_everywhere_ends_with_the_same_bytes(
-    service: Service, first: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_is_not_supported_is_refused_before_anything_starts(
+    service: Service, refused: dict[str, str], words: str
 ) -> None:
-    """One training of the reward is cancelled, its stage killed, its dvc killed, its worker killed; in the end it has
-    the bytes of a training that nobody touched."""
-    folder = service.folder
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["lrm"] |= {"steps": KILLED_STEPS, "patience": KILLED_STEPS, "validate_every": KILLED_STEPS}
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    commit(folder)
-    drop(folder, "lrm")
-    whole = tmp_path / "whole"
-    shutil.copytree(folder, whole, ignore=shutil.ignore_patterns(".prefect", ".checkpoints"))
-    run(whole, "dvc", "repro", "--single-item", "lrm")
-    expected = hashes(whole)["data/lrm"]
-
-    def interrupted(interrupt: Callable[[str], None], kind: str | None) -> None:
-        """Start a run, interrupt it when it has made some more steps, and see that nothing goes on."""
-        begun = progress(folder, "lrm")
-        run_id = service.start(stages={"from": "lrm", "until": "lrm"})
-        service.wait(lambda: progress(folder, "lrm") >= begun + 3)
-        interrupt(run_id)
-        wait_until_quiet(service)
-        if kind:
-            service.finish(run_id, kind)
-        done = progress(folder, "lrm")
-        assert begun < done < KILLED_STEPS, "it ended before it was interrupted"
-        time.sleep(1)
-        assert progress(folder, "lrm") == done, "something goes on training"
-
-    def cancel(run_id: str) -> None:
-        service.call("prefect", "flow-run", "cancel", run_id)
-        before = time.monotonic()
-        wait_until_quiet(service)
-        seconds = time.monotonic() - before
-        print(f"\ncancelled: quiet after {seconds:.1f} s")
-        assert seconds < 15
-
-    def kill_worker(run_id: str) -> None:
-        os.killpg(int(yaml.safe_load((folder / ".prefect/worker.pid").read_text())["pid"]), signal.SIGKILL)
-
-    interrupted(cancel, "CANCELLED")
-    interrupted(lambda run_id: stage_process(folder)[0].kill(), "FAILED")
-    interrupted(lambda run_id: dvc_process(folder)[0].kill(), "FAILED")
-    interrupted(kill_worker, None)
-    assert "worker: started" in service.up()
-    run_id = service.start(stages={"from": "lrm", "until": "lrm"})
-    service.finish(run_id)
-    child = service.children(run_id)["lrm"]
-    logs = service.filter("logs", logs={"flow_run_id": {"any_": [child["id"]]}}, limit=200)
-    assert child["state"]["message"].startswith("ran")
-    assert not any(f" 0/{KILLED_STEPS} " in line["message"] for line in logs), "it began again instead of going on"
-    assert hashes(folder)["data/lrm"] == expected
+    run = service.finish(refused[words], "FAILED")
+    assert words in run["state"]["message"]
+    assert service.tasks(run["id"]) == [] and service.children(run["id"]) == {}
 
 
 def test_down_stops_what_up_started_and_nothing_else(service: Service) -> None:

@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "lpo": {
         "prompts": 4 * ROLLOUTS, "prompts_per_rollout": 4, "num_inference_steps": 4, "batch_size": 8,
         "learning_rate": 5.0e-3, "ema_decay": 0.5, "validate_every": 1, "validation_prompts": 8, "checkpoint_every": 1,
+        "guard": {"action": "flag", "reward_margin": 1.0, "diversity_floor": 0.5, "prompts": 2, "seeds": 2},
         "threshold": {"schedule": "constant", "low": 0.0, "high": 0.0},  # a reward of few steps sees small gaps
     },
     "evaluate": {"prompts": 12, "num_inference_steps": 4, "bootstrap": 100},
@@ -48,6 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {
             ["all_correct", "alignment", "aesthetics", "scorer_clip", "scorer_vqa", "scorer_aesthetic"], 10.0
         ),
     },
+    "tracking": {"wandb": "disabled"},  # seconds of every training; tests/test_tracking.py has it
 }  # fmt: skip
 TRAININGS = ("vae", "scorer", "unet", "layout")  # of the base, in the order in which they run
 TINY_PRETRAIN = {

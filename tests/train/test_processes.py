@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,54 +30,51 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.train import processes
 from lpo.train.policy import PolicyTrainer
 
-base, params, out, prompts = sys.argv[1:]
+base, params, *work = sys.argv[1:]
 device = torch.device("cpu")
 torch.set_num_threads(1)
 lpo = load_params(params).lpo
 rule = replace(lpo.threshold, schedule="quantile", low=0.5, high=0.5)
 config = replace(
-    lpo, prompts=int(prompts), prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0,
+    lpo, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0,
     lora_rank=2, validate_every=1, checkpoint_every=1, learning_rate=1e-3, threshold=rule, timestep_range=(0, 1000),
 )
 with processes.joined(device):
-    family = sd.load(base, device, torch.float32)
-    torch.manual_seed(1)
-    reward = LatentRewardModel(sd.load(base, device, torch.float32, reward=True), 8, 7.5, "multi_scale")
-    trainer = PolicyTrainer(family, reward, config, seed=3)
-    Path(out).mkdir(exist_ok=True)
-    figures = lambda: {"validation": float(trainer.updates), "reward": 0.0, "diversity": 1.0}
-    trainer.run(["a cat", "two dogs", "a taxi", "a star", "a red heart"], figures, Path(out), None)
-    if processes.is_first():
-        save_file({k: v.contiguous() for k, v in trainer.ema.items()}, out + "/ema.safetensors")
-        (Path(out) / "history.json").write_text(json.dumps([processes.count(), trainer.history]))
+    for out, prompts in zip(work[::2], work[1::2]):
+        family = sd.load(base, device, torch.float32)
+        torch.manual_seed(1)
+        reward = LatentRewardModel(sd.load(base, device, torch.float32, reward=True), 8, 7.5, "multi_scale")
+        trainer = PolicyTrainer(family, reward, replace(config, prompts=int(prompts)), seed=3)
+        Path(out).mkdir(exist_ok=True)
+        figures = lambda: {"validation": float(trainer.updates), "reward": 0.0, "diversity": 1.0}
+        trainer.run(["a cat", "two dogs", "a taxi", "a star", "a red heart"], figures, Path(out), None)
+        if processes.is_first():
+            save_file({k: v.contiguous() for k, v in trainer.ema.items()}, out + "/ema.safetensors")
+            (Path(out) / "history.json").write_text(json.dumps([processes.count(), trainer.history]))
 """
 
 
-def run(count: int, program: Path, base: Path, repository: Path, out: Path, prompts: int) -> None:
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)] if count > 1 else []
-    command = [sys.executable, *start, str(program), str(base), str(repository / "params.yaml"), str(out), str(prompts)]
-    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def test_two_processes_equal_one_and_one_goes_on_where_two_stopped(tiny_base, repository, tmp_path):
+def test_two_processes_equal_one_and_one_goes_on_where_two_stopped(tiny_base, repository, tmp_path, monkeypatch):
     """Three prompts by two processes, so that shares are uneven; the second rollout of `resumed` is of one process."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    run(1, program, tiny_base, repository, tmp_path / "one", 6)
-    run(2, program, tiny_base, repository, tmp_path / "two", 6)
-    (tmp_path / "resumed").mkdir()
-    run(2, program, tiny_base, repository, tmp_path / "resumed", 3)
-    run(1, program, tiny_base, repository, tmp_path / "resumed", 6)
-    one = load_file(tmp_path / "one" / "ema.safetensors")
+    words = [str(program), str(tiny_base), str(repository / "params.yaml")]
+    one, two, resumed = (str(tmp_path / name) for name in ("one", "two", "resumed"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, *words, two, "6", resumed, "3"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    monkeypatch.setattr(sys, "argv", [*words, one, "6", resumed, "6"])
+    runpy.run_path(str(program))
+    alone = load_file(tmp_path / "one" / "ema.safetensors")
     for other in ("two", "resumed"):
         found = load_file(tmp_path / other / "ema.safetensors")
-        assert found.keys() == one.keys()
-        for name, weight in one.items():
+        assert found.keys() == alone.keys()
+        for name, weight in alone.items():
             torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-6)
     assert '"pairs"' in (tmp_path / "two" / "history.json").read_text()
     assert (tmp_path / "two" / "history.json").read_text().startswith("[2, ")
+    assert (tmp_path / "resumed" / "history.json").read_text().startswith("[1, ")
 
 
 def test_rows_are_shared_without_dropping_any(monkeypatch):
