@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -44,7 +45,7 @@ def load_family(
         LpoError: if the model isn't there, or is of another family.
     """
     dtype, device = dtype or DTYPES[model.dtype], device or device_of(model)
-    _take_tf32(device)
+    settle(device)
     found = parts.pipeline_config(model.path).get("_class_name", PIPELINES[model.family])
     if found != PIPELINES[model.family]:
         names = {pipeline: name for name, pipeline in PIPELINES.items()}
@@ -63,7 +64,7 @@ def load_family(
 def codec_of(model: Model) -> Codec:
     """The VAE of a model; nothing else of it is loaded."""
     device = device_of(model)
-    _take_tf32(device)
+    settle(device)
     return load_codec(*parts.either(model.vae, model.path, "vae"), DTYPES[model.dtype], device)
 
 
@@ -72,6 +73,14 @@ def latent_space_of(model: Model) -> LatentSpace:
     return codec_of(model).space()
 
 
-def _take_tf32(device: torch.device) -> None:
+def settle(device: torch.device) -> None:
+    """How this process computes from now on: twice the same, and on CUDA with TF32.
+
+    Without it gradients of gathered rows (a caption of several pairs) are sums whose order depends on threads. Where
+    CUDA has no repeatable kernel, torch warns.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and tells only of mistakes
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # convolutions there take TF32 by default

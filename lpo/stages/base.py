@@ -15,7 +15,7 @@ from lpo.emoji.sprites import ATLAS
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
 from lpo.evaluate.generation import generate, to_uint8
-from lpo.families import sd
+from lpo.families import sd, settle
 from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, write_json
 from lpo.rewards.small import Scorers
@@ -30,6 +30,7 @@ GUIDANCE_SCALE, STEPS = 3.0, 20
 
 def run(params: Params) -> None:
     """Train VAE, scorers, and U-Net with text encoder in two phases; gate them by the judge; write half precision."""
+    settle(torch.device("cpu"))
     config, seed = params.pretrain, params.seed
     folder = checkpoint.folder("base", {"pretrain": asdict(config), "seed": seed, "atlas": file_hash(ATLAS)})
     parts = {name: folder / name for name in ("vae", "scorers", "unet", "layout")}
