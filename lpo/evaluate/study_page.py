@@ -13,14 +13,16 @@ from lpo.evaluate.plots import forest
 from lpo.evaluate.study import AXES, REFERENCE
 
 HOW = (
-    "Every arm trains on the same clock; validation and judging are not on it. Its pictures are compared with those "
+    "{budget} Its pictures are compared with those "
     "that the base draws from the same prompts and seeds, by the judge, which no arm was trained on or selected with. "
     "A win rate counts a tie half. It says how often and not how much: an adapter that changes hardly anything can win "
     "most prompts. The gain is the mean change of the judge's utility. Intervals are 95 %, from drawing runs and, "
     "within runs, prompts again; with {runs} run(s) the upper level {coarse}. p is corrected by Holm's method over the "
-    "arms of a question. The reward's own training is not on the clock: its seconds, estimated from a few of its steps "
+    "arms of a question. The reward's own training is not counted: its seconds, estimated from a few of its steps "
     "on the same machine, stand beside."
 )
+CLOCK = "Every arm trains on the same clock; validation and judging are not on it."
+PROMPTS = "Every arm trains on as many prompts, however long that takes."
 SEEDS = {
     "pipeline": "A run has its own seed from the data on.",
     "tuning": "A run has its own seed of the tuning; data and reward are the same in all runs, so what they add to the "
@@ -50,7 +52,7 @@ def render(
     bodies = [
         "<header><h1>The study</h1>",
         text(conclusion(rows), "lead"),
-        text(HOW.format(runs=runs, coarse=coarse)),
+        text(HOW.format(budget=CLOCK if (rows["equal"] == "seconds").any() else PROMPTS, runs=runs, coarse=coarse)),
         *(text(SEEDS[kind]) for kind in seeds_of),
         text(f"Made with revision {', '.join(revisions)}.", "soft"),
         "</header><main>",
@@ -155,8 +157,9 @@ def _open(rows: pd.DataFrame, flips: Sequence[Mapping[str, Any]]) -> list[str]:
         if found.empty:
             bodies.append(text(f"Not measured: the study had no arm {arm}.", "missing"))
         for _, row in found.iterrows():
-            less = f"{_difference(row)}, p {_p(row, 'difference')}"
-            bodies.append(text(f"{row['axis']}: {arm} less the reference {less}."))
+            less = f"{_difference(row)} points of its win rate, p {_p(row, 'difference')}"
+            _, gain, p = _gain(row)
+            bodies.append(text(f"{row['axis']}: {arm} less the reference {less}; {gain} of its mean gain, p {p}."))
     return bodies
 
 

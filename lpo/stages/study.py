@@ -33,10 +33,11 @@ def run(cells: Path, out: Path) -> Path:
         ignore_index=True,
     )
     declared = parse_yaml(read_text(DECLARED), DECLARED)
+    compared = declared.get(cells.name, {}).get("equal", ["seconds", "prompts"])
     rows: list[dict[str, Any]] = []
     for question in declared["questions"]:
         arms = [arm for arm in declared["questions"][question]["arms"] if arm in set(frame["arm"])]
-        for equal in ("seconds", "prompts") if arms else ():
+        for equal in compared if arms else ():
             rows += comparison(frame, question, arms, equal)
     if not rows:
         raise LpoError("no arm has a cell for every seed of the reference", str(cells), "run the study to its end")
@@ -46,7 +47,7 @@ def run(cells: Path, out: Path) -> Path:
     flips = flip_rates(pd.read_parquet(FLIPS)) if FLIPS.exists() else []
     titles = {name: question["title"] for name, question in declared["questions"].items()}
     seeds_of = sorted({cell["seeds_of"] for cell in about})
-    drawn, rewards = curves(frame, methods), accuracies(found, about)
+    drawn, rewards = curves(frame, methods) if "seconds" in compared else [], accuracies(found, about)
     html = render(table, drawn, rewards, flips, titles, declared["paper"], revisions, seeds_of)
     with atomic_folder(out) as folder:
         write_parquet(folder / "table.parquet", table)
@@ -63,11 +64,13 @@ def reward_seconds(folder: Path) -> float:
 
 
 def accuracies(folders: list[Path], about: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Accuracy by timestep of the rewards of `lpo` and `spo`, first run: reward, t, value, low, high."""
-    rows = []
-    for arm, name in ((REFERENCE, "latent reward"), ("spo", "pixel reward (SPO)")):
-        mine = [folder for folder, cell in zip(folders, about, strict=True) if cell["arm"] == arm]
-        for folder in mine[:1]:
+    """Accuracy by timestep of every reward that was trained, first run: reward, t, value, low, high."""
+    rows, seen = [], set()
+    for folder, cell in zip(folders, about, strict=True):
+        arm, changed = cell["arm"], [path.split(".")[0] for path in cell["changes"]]
+        own = arm == REFERENCE or "lrm" in changed or "filter" in changed or "data/spm" in cell["changes"].values()
+        if own and arm not in seen and (folder / "reward.json").exists():
+            seen.add(arm)
             by_timestep = json.loads((folder / "reward.json").read_text())["accuracy"]["by_timestep"]
-            rows += [{"reward": name, "t": (row["t_low"] + row["t_high"]) / 2, **row} for row in by_timestep]
+            rows += [{"reward": arm, "t": (row["t_low"] + row["t_high"]) / 2, **row} for row in by_timestep]
     return rows

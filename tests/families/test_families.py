@@ -297,3 +297,24 @@ def test_what_is_away_comes_back(error: type[Exception] | None) -> None:
         if error:
             raise error
     assert went == ["cpu", cuda]
+
+
+def test_a_loaded_family_makes_sums_repeatable(model: Model) -> None:
+    """Rows that are gathered several times have one gradient, whichever thread comes first."""
+    rows, factors = torch.randint(8, (256,)), torch.randn(256, 77, 128)
+
+    def gradient() -> torch.Tensor:
+        weight = torch.ones(8, 77, 128, requires_grad=True)
+        (weight[rows] * factors).sum().backward()
+        assert weight.grad is not None
+        return weight.grad
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(False)
+    try:
+        load_family(model)
+        first = gradient()
+        assert all(torch.equal(first, gradient()) for _ in range(20))
+    finally:
+        torch.set_num_threads(threads)
