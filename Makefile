@@ -42,8 +42,9 @@ up: .venv  ## start Prefect here: server, pool, deployments, a worker; then prin
 down: .venv  ## stop what up started
 	@$(BIN)/python -m flows.service down
 
+# Three processes on two cores: those of Prefect's tests wait a good part of their time.
 test: .venv/.tools lint types  ## lint, types and tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 bench: .venv  ## speed, memory and FLOPs beside the published recipe: benchmarks/README.md
 	$(BIN)/python -m benchmarks

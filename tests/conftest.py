@@ -33,11 +33,14 @@ settings.load_profile("lpo")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-LONGEST = ("test_prefect.py", "test_prefect_kill.py", "test_kill.py", "test_processes.py")
+LONGEST = (
+    "test_prefect.py", "test_prefect_kill.py", "test_sharded_stages.py", "test_processes.py", "test_benchmarks.py",
+    "test_kill.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that of two processes neither is left with one of them in the end."""
+    """The longest files first, so that no process is left with one of them in the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
