@@ -58,7 +58,8 @@ def main() -> None:
 def counted() -> dict[str, Any]:
     """What is counted on the meta device: not timed, so that two processes share it."""
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        wait = {("meta", size): pool.submit(compare.on_meta, size) for size in reversed(SIZES)}  # the longest first
+        wait = {("meta", size, setting): pool.submit(compare.on_meta, size, setting)
+                for size in reversed(SIZES) for setting in compare.settings(size)}  # fmt: skip  # the longest first
         wait |= {("growth", name, value): pool.submit(compare.flops_at, **{name: value})
                  for name, values in GROWTH.items() for value in values if value != values[1]}  # fmt: skip
         for size in SIZES:
@@ -68,8 +69,12 @@ def counted() -> dict[str, Any]:
         for _ in tqdm(as_completed(wait.values()), "counting", len(wait)):
             pass
     found = {key: future.result() for key, future in wait.items()}
-    kinds = ("meta", "step", "diffusion_dpo", "reward_training")
+    kinds = ("step", "diffusion_dpo", "reward_training")
     result: dict[str, Any] = {kind: {size: found[kind, size] for size in SIZES} for kind in kinds}
+    result["meta"] = {
+        size: compare.beside(size, {name: found["meta", size, name] for name in compare.settings(size)})
+        for size in SIZES
+    }
     usual = result["meta"]["sd15"]["ours"]["ours"]["flops"]
     result["growth"] = {
         name: {value: found.get(("growth", name, value), usual) for value in values} for name, values in GROWTH.items()

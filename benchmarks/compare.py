@@ -146,29 +146,39 @@ def measure(recipe: Ours | Theirs, prompts: list[str], meter: Callable[[Callable
     return {"rollout": rollout, "update": meter(lambda: recipe.update(made[-1], generator(3, "measure")))}
 
 
-def on_meta(size: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, dict[str, Any]]:
-    """FLOPs and bytes of an iteration at full size, of three settings of ours beside the published recipe.
+def settings(size: str) -> list[str]:
+    """What is counted of a size: the published recipe, and ours in two or three settings.
 
     ours          nothing is computed twice, micro-batches bound the activations
     recomputed    activations are computed again in backward, as in the published recipe (where it does so)
     one_backbone  the reward an adapter of the policy's model; recomputed where the published recipe does so
     """
-    config, recompute = models.iteration(size), models.SIZES[size].recompute
+    return ["published", "ours", *(["recomputed"] if models.SIZES[size].recompute else []), "one_backbone"]
+
+
+def on_meta(size: str, setting: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """FLOPs and bytes of an iteration at full size in one of the `settings`."""
+    config = models.iteration(size)
+    if setting == "one_backbone":
+        family = models.build(size, META, dtype)
+        if models.SIZES[size].recompute:
+            family.denoiser.enable_gradient_checkpointing()
+        reward = models.build_reward(size, META, dtype, None, family)
+        return count(ours_of(family, reward, config), config)
     ours, theirs = build_both(size, META, dtype, config)
-    published = count(theirs, config)
-    settings = {"ours": count(ours, config)}
-    if recompute:
+    if setting == "recomputed":
         ours.family.denoiser.enable_gradient_checkpointing()
-        settings["recomputed"] = count(ours, config)
-    family = models.build(size, META, dtype)
-    if recompute:
-        family.denoiser.enable_gradient_checkpointing()
-    reward = models.build_reward(size, META, dtype, None, family)
-    settings["one_backbone"] = count(ours_of(family, reward, config), config)
-    named: dict[str, Any] = {"size": size, "dtype": name_of(dtype), "prompts": config.prompts_per_rollout}
+    return count(theirs if setting == "published" else ours, config)
+
+
+def beside(size: str, counts: dict[str, dict[str, Any]], dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
+    """Every setting of ours beside the published recipe, from what `on_meta` counted of each."""
+    named: dict[str, Any] = {"size": size, "dtype": name_of(dtype), "prompts": models.SIZES[size].prompts}
+    published = counts["published"]
     return {
         name: named | {"ours": found, "published": published, "ratio": ratios(found, published)}
-        for name, found in settings.items()
+        for name, found in counts.items()
+        if name != "published"
     }
 
 

@@ -68,7 +68,7 @@ SIZES = {
     "sd15": Size(SD15_UNET, (CLIP_L,), 768, 0.18215, 4, 4, 10, 10, False),
     "sdxl": Size(SDXL_UNET, (CLIP_L, CLIP_BIGG), 1280, 0.13025, 64, 4, 4, 1, True),
 }
-EMOJI = Size({}, (), 128, 1.0, 4, 8, 10, 10, False)
+EMOJI = Size({}, (), 128, 1.0, 16, 32, 64, 64, False)  # rollouts and batches as in params.yaml
 
 
 def iteration(size: str, **changes: Any) -> Lpo:

@@ -81,6 +81,7 @@ def settle(device: torch.device) -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and tells only of mistakes
+    # It costs time, and tells only of mistakes; torch gives the module no types.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # convolutions there take TF32 by default

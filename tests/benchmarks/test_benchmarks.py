@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from benchmarks import models, report
-from benchmarks.compare import Ours, Theirs, assert_equal, on_meta
+from benchmarks.compare import Ours, Theirs, assert_equal, beside, on_meta, settings
 from benchmarks.meters import Flops, peak_bytes
 from benchmarks.models import iteration
 from lpo.train.checkpoint import generator
@@ -59,7 +59,7 @@ def test_a_size_is_counted_in_three_settings(monkeypatch):
     words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     size = models.Size(unet, (words,), 32, 1.0, 4, 4, 2, 1, True)
     monkeypatch.setitem(models.SIZES, "tiny", size)
-    found = on_meta("tiny")
+    found = beside("tiny", {name: on_meta("tiny", name) for name in settings("tiny")})
     ours, recomputed, one = (found[name]["ours"] for name in ("ours", "recomputed", "one_backbone"))
     assert ours["flops"]["rollout"] == recomputed["flops"]["rollout"]
     assert ours["flops"]["update"] < recomputed["flops"]["update"] < found["ours"]["published"]["flops"]["update"]
