@@ -158,17 +158,14 @@ def settings(size: str) -> list[str]:
 
 def on_meta(size: str, setting: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
     """FLOPs and bytes of an iteration at full size in one of the `settings`."""
-    config = models.iteration(size)
-    if setting == "one_backbone":
-        family = models.build(size, META, dtype)
-        if models.SIZES[size].recompute:
-            family.denoiser.enable_gradient_checkpointing()
-        reward = models.build_reward(size, META, dtype, None, family)
-        return count(ours_of(family, reward, config), config)
-    ours, theirs = build_both(size, META, dtype, config)
-    if setting == "recomputed":
-        ours.family.denoiser.enable_gradient_checkpointing()
-    return count(theirs if setting == "published" else ours, config)
+    config, recompute = models.iteration(size), models.SIZES[size].recompute
+    family = models.build(size, META, dtype)
+    reward = models.build_reward(size, META, dtype, None, family if setting == "one_backbone" else None)
+    if setting == "published":
+        return count(Theirs(family, reward, config, 0, recompute), config)
+    if recompute and setting != "ours":
+        family.denoiser.enable_gradient_checkpointing()
+    return count(ours_of(family, reward, config), config)
 
 
 def beside(size: str, counts: dict[str, dict[str, Any]], dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:

@@ -104,10 +104,15 @@ def fingerprint(reward: str) -> str:
             if dep in makers:
                 wanted.append(makers[dep])
                 continue
-            for file in sorted(f for f in ((ROOT / dep).rglob("*") if (ROOT / dep).is_dir() else [ROOT / dep])):
-                if file.is_file() and "__pycache__" not in file.parts:
-                    digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+            for file in _files(ROOT / dep):
+                digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, or all files of the folder but compiled code."""
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in found if file.is_file() and "__pycache__" not in file.parts]
 
 
 def _name(out: Any) -> str:
@@ -164,6 +169,8 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     study = yaml.safe_load((ROOT / "studies/study.yaml").read_text())
     cells, failed = cells_of(study, asked.study, fingerprint), []
+    if unknown := sorted(set(asked.arms or ()) - {cell.arm for cell in cells}):
+        parser.error(f"--arms: {asked.study} has no {', '.join(unknown)}; nothing was run")
     for i, cell in enumerate(cells):
         print(f"[{i + 1}/{len(cells)}] {cell.arm}, seed {cell.seed}: {'done' if cell.done else 'to run'}", flush=True)
         chosen = not asked.arms or cell.arm in asked.arms

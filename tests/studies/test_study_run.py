@@ -121,3 +121,10 @@ def test_a_fingerprint_holds_what_decides_a_cell_and_nothing_else(
     before = runner.fingerprint("data/lrm")
     runner.fingerprint.cache_clear()
     assert runner.fingerprint("data/lrm") != before
+
+
+def test_an_arm_that_the_study_has_not_is_refused(runner: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        runner.main(["ablations", "--arms", "beta_20", "betta_20", "spo"])
+    assert ended.value.code == 2
+    assert "ablations has no betta_20, spo; nothing was run" in capsys.readouterr().err
