@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from lpo.config import load_params
-from lpo.data.latents import write_captions, write_moments, write_space
-from lpo.emoji.vocabulary import make_tokenizer
+from lpo.data.latents import write_space
 from lpo.errors import LpoError
 from lpo.rewards import small
 from lpo.stages import cell, flips, generate, spm
@@ -22,30 +21,9 @@ PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on 
 
 
 @pytest.fixture
-def params(project, repository, tiny_base, tiny, tiny_reward):
+def params(trained_inputs, tiny_base, tiny):
     """What the stages read, in the working directory, and parameters for seconds."""
-    data = Path("data")
-    (data / "lrm").mkdir(parents=True)
-    tiny_reward.save(data / "lrm")
-    torch.manual_seed(4)
-    (data / "scorers").mkdir()
-    small.Scorers(make_tokenizer()).save(data / "scorers")
-    split = ["train"] * 4 + ["validation"] * 4 + ["test"] * 4
-    pd.DataFrame({"prompt": PROMPTS * 3, "split": split, "category": "single"}).to_parquet(data / "prompts.parquet")
-    uids = [f"u{i}" for i in range(24)]
-    moments = torch.cat([torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(0))] * 2, dim=1)
-    (data / "latents").mkdir()
-    write_moments(data / "latents", [(uids, moments)], 100)
-    write_captions(data / "latents", PROMPTS)
-    write_space(data / "latents", tiny.codec.space())
-    rows = [
-        (split, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1, 0.1, 0.0, -0.1 * (i % 2))
-        for i, split in enumerate(["train"] * 6 + ["validation"] * 3 + ["test"] * 3)
-    ]
-    (data / "filtered").mkdir()
-    columns = ["split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt"]
-    columns += ["gap_aesthetic", "gap_clip", "gap_vqa"]
-    pd.DataFrame(rows, columns=columns).to_parquet(data / "filtered" / "kept.parquet")
+    write_space(Path("data/latents"), tiny.codec.space())
     found = load_params("params.yaml")
     return replace(
         found,

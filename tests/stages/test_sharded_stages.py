@@ -10,18 +10,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lpo.config import Params, check_params, load_params
-from lpo.data.latents import write_captions, write_moments, write_space
-from lpo.emoji.vocabulary import make_tokenizer
+from lpo.data.latents import write_space
 from lpo.errors import ConfigError
 from lpo.families import latent_space_of, sharding
-from lpo.rewards import small
-from lpo.rewards.lrm import LatentRewardModel
 from lpo.schema import parse_yaml
 from lpo.stages import lpo as stage
 from lpo.stages import lrm
@@ -61,33 +57,13 @@ for number, (rank, denoiser) in enumerate(held):
 
 
 @pytest.fixture(params=["sd"])
-def params(project: Path, request: pytest.FixtureRequest, tiny_reward: LatentRewardModel) -> Params:
+def params(trained_inputs: None, request: pytest.FixtureRequest) -> Params:
     """What both stages read, in the working directory; shares of 2 and 1 everywhere, and parts of one row."""
-    data = Path("data")
-    (data / "lrm").mkdir(parents=True)
-    tiny_reward.save(data / "lrm")
-    torch.manual_seed(4)
-    (data / "scorers").mkdir()
-    small.Scorers(make_tokenizer()).save(data / "scorers")
-    split = ["train"] * 4 + ["validation"] * 4
-    pd.DataFrame({"prompt": PROMPTS * 2, "split": split}).to_parquet(data / "prompts.parquet")
-    uids = [f"u{i}" for i in range(24)]
-    moments = torch.cat([torch.randn(24, 4, 8, 8, generator=torch.Generator().manual_seed(0))] * 2, dim=1)
-    (data / "latents").mkdir()
-    write_moments(data / "latents", [(uids, moments)], 100)
-    write_captions(data / "latents", PROMPTS)
     family = request.param
     base = request.getfixturevalue("tiny_base" if family == "sd" else "tiny_sd3_base")
     found = load_params("params.yaml")
     model = replace(found.model, family=family, path=str(base), device="cpu", gradient_checkpointing=True)
-    write_space(data / "latents", latent_space_of(model))
-    (data / "filtered").mkdir()
-    rows = [
-        (name, PROMPTS[i % 4], uids[2 * i], uids[2 * i + 1], float(i % 2), 1.0 - i % 2, 1)
-        for i, name in enumerate(["train"] * 6 + ["validation"] * 3 + ["test"] * 3)
-    ]
-    columns = ["split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt"]
-    pd.DataFrame(rows, columns=columns).to_parquet(data / "filtered" / "kept.parquet")
+    write_space(Path("data/latents"), latent_space_of(model))
     return replace(
         found,
         model=model,
