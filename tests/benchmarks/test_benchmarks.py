@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -59,6 +60,7 @@ def test_a_size_is_counted_in_three_settings(monkeypatch):
     words = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     size = models.Size(unet, (words,), 32, 1.0, 4, 4, 2, 1, True)
     monkeypatch.setitem(models.SIZES, "tiny", size)
+    monkeypatch.setattr(models, "iteration", partial(models.iteration, num_inference_steps=4))
     found = beside("tiny", {name: on_meta("tiny", name) for name in settings("tiny")})
     ours, recomputed, one = (found[name]["ours"] for name in ("ours", "recomputed", "one_backbone"))
     assert ours["flops"]["rollout"] == recomputed["flops"]["rollout"]

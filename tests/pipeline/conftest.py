@@ -1,6 +1,6 @@
-"""The pipeline is run from nothing twice, both runs at once; all tests here look at what they left.
+"""The pipeline is run from nothing twice: by `dvc repro` in one workspace, by the flow of Prefect in another.
 
-Of several pytest processes (`make test` starts two) the first that needs these runs makes them for all.
+Of several pytest processes (`make test` starts three) the first that needs the run of `dvc repro` makes it for all.
 """
 
 from __future__ import annotations
@@ -11,32 +11,22 @@ from pathlib import Path
 
 import pytest
 from service import Service, add_flows, serving
-from workspace import commit, finish, make, started
+from workspace import commit, make, run
 
 from tasks.workspace import locked
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two workspaces with equal files, each after a `dvc repro` from nothing, results committed."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after a `dvc repro` from nothing, results committed. Tests leave it as it is."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "pipeline"
     with locked(folder / "lock", "pytest", lambda holder: None):
         if not (folder / "done").exists():
-            first, second = make(folder / "first"), make(folder / "second")
-            with started(first, "dvc", "repro") as one, started(second, "dvc", "repro") as other:
-                finish(first, one)
-                finish(second, other)
-            commit(first)
-            commit(second)
+            run(make(folder / "finished"), "dvc", "repro")
+            commit(folder / "finished")
             (folder / "done").touch()
-    return folder / "first", folder / "second"
-
-
-@pytest.fixture(scope="session")
-def finished(runs: tuple[Path, Path]) -> Path:
-    """A workspace after `dvc repro`. Tests leave it as it is."""
-    return runs[0]
+    return folder / "finished"
 
 
 @pytest.fixture(scope="session")

@@ -283,6 +283,13 @@ def test_a_second_repro_runs_nothing(finished: Path) -> None:
     assert git(finished, "status", "--porcelain") == ""
 
 
+def test_the_report_is_drawn_again_with_the_same_bytes(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "workspace"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    assert ran(dvc(folder, "repro", "--force", "--single-item", "report")) == ["report"]
+    assert contents(folder, "data/report") == contents(finished, "data/report")
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value", "expected"),
     [

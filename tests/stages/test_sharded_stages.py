@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
+from together import together
+from torch.distributed.tensor import DTensor
 
 from lpo.config import Params, check_params, load_params
 from lpo.data.latents import write_space
@@ -21,39 +21,7 @@ from lpo.families import latent_space_of, sharding
 from lpo.schema import parse_yaml
 from lpo.stages import lpo as stage
 from lpo.stages import lrm
-
-PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
-
-PROGRAM = """
-import json, pickle, sys
-from pathlib import Path
-import torch
-from torch.distributed.tensor import DTensor
-from lpo.families import sharding
-from lpo.stages import lpo, lrm
 from lpo.train import processes
-import torch.distributed as dist
-
-torch.set_num_threads(1)
-shard, held = sharding.shard, []
-
-def counted(denoiser, device):
-    shard(denoiser, device)
-    held.append((processes.rank(), denoiser))
-
-sharding.shard = counted
-params = pickle.loads(Path("params.pickle").read_bytes())
-with processes.joined(torch.device("cpu")):
-    for name in sys.argv[1:]:
-        {"lpo": lpo.tune, "lrm": lrm.train}[name](params)
-        dist.barrier()
-for number, (rank, denoiser) in enumerate(held):
-    weights = [p for block in sharding.blocks(denoiser) for p in block.parameters()]
-    parts = [p for p in weights if isinstance(p, DTensor)]
-    others = [list(p.shape) for p in weights if not isinstance(p, DTensor)]
-    here, whole = sum(p.to_local().numel() for p in parts), sum(p.numel() for p in parts)
-    Path(f"held-{number}-{rank}.json").write_text(json.dumps([here, whole, others]))
-"""
 
 
 @pytest.fixture(params=["sd"])
@@ -82,14 +50,29 @@ def params(trained_inputs: None, request: pytest.FixtureRequest) -> Params:
     )  # fmt: skip
 
 
-def run_sharded(params: Params, repository: Path, *stages: str) -> list[tuple[int, int, list[list[int]]]]:
+def run_sharded(params: Params, *stages: Callable[[Params], None]) -> list[tuple[int, int, list[list[int]]]]:
     """Run stages by two processes; for each denoiser and process (weights held, of how many, shapes held whole)."""
-    Path("params.pickle").write_bytes(pickle.dumps(replace(params, model=replace(params.model, shard=True))))
-    Path("program.py").write_text(PROGRAM)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "program.py", *stages]
-    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *start], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    shard, denoisers = sharding.shard, []
+
+    def counted(denoiser: torch.nn.Module, device: torch.device) -> None:
+        shard(denoiser, device)
+        denoisers.append(denoiser)
+
+    def work() -> None:
+        sharding.shard = counted
+        with processes.joined(torch.device("cpu")):
+            rank = processes.rank()
+            for run in stages:
+                run(replace(params, model=replace(params.model, shard=True)))
+                dist.barrier()
+        for number, denoiser in enumerate(denoisers):
+            weights = [p for block in sharding.blocks(denoiser) for p in block.parameters()]
+            parts = [p for p in weights if isinstance(p, DTensor)]
+            others = [list(p.shape) for p in weights if not isinstance(p, DTensor)]
+            here, whole = sum(p.to_local().numel() for p in parts), sum(p.numel() for p in parts)
+            Path(f"held-{number}-{rank}.json").write_text(json.dumps([here, whole, others]))
+
+    together(work, Path())
     return [json.loads(file.read_text()) for file in sorted(Path().glob("held-*.json"))]
 
 
@@ -105,11 +88,11 @@ def check_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
         torch.testing.assert_close(found[name], weight, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def test_the_policy_with_a_reward_of_its_own(params: Params, repository: Path) -> None:
+def test_the_policy_with_a_reward_of_its_own(params: Params) -> None:
     """Two sharded models: the policy's U-Net and the half of one that the reward is; none of the adapter is shared."""
     stage.run(params)
     one, history = newest(Path(".checkpoints/lpo")), json.loads(Path("data/lpo/history.json").read_text())
-    held = run_sharded(params, repository, "lpo")
+    held = run_sharded(params, stage.tune)
     two = newest(Path(".checkpoints/lpo"))
     assert any(v.any() for k, v in one.items() if k.startswith("lora/") and "lora_B" in k)
     check_same(two, one, rtol=1e-3, atol=1e-5)
@@ -126,13 +109,13 @@ def test_the_policy_with_a_reward_of_its_own(params: Params, repository: Path) -
 
 
 @pytest.mark.parametrize("params", ["sd3"], indirect=True)
-def test_a_reward_that_is_an_adapter_is_trained_and_used(params: Params, repository: Path) -> None:
+def test_a_reward_that_is_an_adapter_is_trained_and_used(params: Params) -> None:
     """Reward and policy are two adapters of one sharded model."""
     lrm.run(params)
     one, metrics = load_file("data/lrm/reward.safetensors"), json.loads(Path("metrics/lrm.json").read_text())
     stage.run(params)
     tuned = newest(Path(".checkpoints/lpo"))
-    held = run_sharded(params, repository, "lrm", "lpo")
+    held = run_sharded(params, lrm.train, stage.tune)
     assert len(held) == 4 and all(here < 0.6 * whole for here, whole, _ in held)  # to the policy the reward adds none
     check_same(load_file("data/lrm/reward.safetensors"), one, rtol=1e-3, atol=1e-5)
     assert json.loads(Path("metrics/lrm.json").read_text())["accuracy"] == metrics["accuracy"]
