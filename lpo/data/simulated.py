@@ -1,7 +1,7 @@
 """Simulated preference data: pairs of the embedded world, labelled by annotators who look as the judge does.
 
-rendered  a caption's picture beside a near-miss of it (something replaced, moved, missing, doubled, ...), or beside
-          another picture of the caption; all with flaws that no caption names
+rendered  a caption's picture beside a near-miss of it (something replaced, moved, missing, doubled, ...) with equal
+          flaws that no caption names, or beside another picture of the caption with other flaws
 sampled   two pictures that the base made of one caption
 mixed     one that the base made beside a rendered one
 
@@ -27,9 +27,9 @@ from PIL import Image
 from lpo.config import Dataset
 from lpo.emoji.judge import judge
 from lpo.emoji.render import render
-from lpo.emoji.scenes import OPPOSITE, Prompt, flawed, layout, near_miss, sample_prompts
+from lpo.emoji.scenes import OPPOSITE, Prompt, Scene, flawed, layout, near_miss, prompts_of, sample_prompts
 
-SAME_CAPTION_SHARE = 0.25  # of rendered pairs: both right, only the flaws differ
+SAME_CAPTION_SHARE = 0.25  # of rendered pairs that are not mirrored: both right, only the flaws differ
 
 
 @dataclass(frozen=True)
@@ -56,30 +56,33 @@ def draw(prompts: list[Prompt], rng: np.random.Generator) -> np.ndarray:
     return render([flawed(layout(prompt, rng), rng) for prompt in prompts], rng)
 
 
-def counterpart(prompt: Prompt, mirrored: float, rng: np.random.Generator) -> tuple[Prompt, str]:
-    """What is drawn beside a prompt's picture, and what differs.
+def counterpart(prompt: Prompt, rng: np.random.Generator) -> tuple[Prompt, str]:
+    """What is drawn beside a prompt's picture, and what differs."""
+    return (prompt, "flaws") if rng.random() < SAME_CAPTION_SHARE else near_miss(prompt, rng)
 
-    Of captions with a relation the share `mirrored` is the opposite relation: what a reward needs most pairs to learn.
-    """
-    if rng.random() < SAME_CAPTION_SHARE:
-        return prompt, "flaws"
-    if prompt.relation and rng.random() < mirrored:
-        return replace(prompt, relation=OPPOSITE[prompt.relation]), "relation"
-    return near_miss(prompt, rng)
+
+def mirrored(prompts: list[Prompt]) -> list[tuple[Prompt, str]]:
+    """The opposite relation of each: order is learnt last, and only where many pairs ask for it."""
+    return [(replace(prompt, relation=OPPOSITE[prompt.relation]), "relation") for prompt in prompts]
 
 
 def rendered_pairs(
-    prompts: list[Prompt], mirrored: float, painter: Painter, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(pictures 0, pictures 1, what differs); the faithful one is 0 or 1 at random."""
-    drawn: list[tuple[Prompt, Prompt]] = []
-    differences = []
-    for prompt in prompts:
-        other, kind = counterpart(prompt, mirrored, rng)
-        drawn.append((prompt, other) if rng.random() < 0.5 else (other, prompt))
-        differences.append(kind)
-    first, second = (painter.through_vae(draw([p[k] for p in drawn], rng)) for k in (0, 1))
-    return first, second, differences
+    prompts: list[Prompt], others: list[tuple[Prompt, str]], painter: Painter, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(pictures 0, pictures 1) of each prompt and what stands beside it; the faithful one is 0 or 1 at random.
+
+    Two pictures have the same flaws unless nothing else differs: looks would drown what the caption asks for.
+    """
+    sides: list[list[Scene]] = [[], []]
+    for prompt, (other, kind) in zip(prompts, others, strict=True):
+        faithful, beside = flawed(layout(prompt, rng), rng), flawed(layout(other, rng), rng)
+        if kind != "flaws":
+            beside = replace(beside, blur=faithful.blur, fade=faithful.fade, clutter=faithful.clutter)
+        turned = rng.random() < 0.5
+        sides[turned].append(faithful)
+        sides[not turned].append(beside)
+    first, second = (painter.through_vae(render(side, rng)) for side in sides)
+    return first, second
 
 
 def label(gap: np.ndarray, config: Dataset, rng: np.random.Generator) -> np.ndarray:
@@ -115,11 +118,16 @@ def sampled_pairs(
 def make_pairs(split: str, rendered: int, sampled: int, painter: Painter, config: Dataset, seed: int) -> pd.DataFrame:
     """The pairs of one split in the schema of Pick-a-Pic, in a random order.
 
-    `rendered` prompts make one rendered pair each; `sampled` prompts make what `sampled_pairs` says.
+    `rendered` pairs are drawn, of which the share `mirrored_share` shows a relation and its opposite; `sampled` prompts
+    make what `sampled_pairs` says.
     """
     rng = np.random.default_rng([seed, {"train": 1, "validation": 2, "test": 3}[split]])
-    prompts = sample_prompts(split, rendered, rng)
-    first, second, differences = rendered_pairs(prompts, config.mirrored_share, painter, rng)
+    opposite, relations = round(rendered * config.mirrored_share), prompts_of(split)["relation"]
+    prompts = sample_prompts(split, rendered - opposite, rng)
+    asked = [relations[i] for i in rng.integers(len(relations), size=opposite)]
+    others = [counterpart(prompt, rng) for prompt in prompts] + mirrored(asked)
+    prompts, differences = prompts + asked, [kind for _, kind in others]
+    first, second = rendered_pairs(prompts, others, painter, rng)
     base = np.zeros((rendered, 2), bool)
     if sampled:
         own = sampled_pairs(sample_prompts(split, sampled, rng), config.images_per_prompt, painter, rng)

@@ -77,10 +77,10 @@ def settle(device: torch.device) -> None:
     """How this process computes from now on: twice the same, and on CUDA with TF32.
 
     Without it gradients of gathered rows (a caption of several pairs) are sums whose order depends on threads. Where
-    CUDA has no repeatable kernel, torch warns.
+    CUDA has no repeatable kernel, torch warns: wherever there is CUDA, whatever was loaded last.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # It costs time, and tells only of mistakes; torch gives the module no types.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":

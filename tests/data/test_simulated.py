@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from lpo.config import load_params
+from lpo.data import simulated
 from lpo.data.schema import PAIRS
-from lpo.data.simulated import Painter, label, make_pairs
-from lpo.emoji.scenes import parse, split_of
+from lpo.data.simulated import Painter, counterpart, label, make_pairs, rendered_pairs
+from lpo.emoji.render import render
+from lpo.emoji.scenes import parse, sample_prompts, split_of
 
 
 @pytest.fixture
@@ -74,3 +76,20 @@ def test_a_near_miss_usually_loses_against_the_faithful_drawing(config, painter)
     decided = frame[frame["difference"] != "flaws"]
     assert (decided["label_0"] != 0.5).all()
     assert (frame.loc[frame["difference"] == "flaws", "label_0"] == 0.5).all()
+
+
+def test_near_misses_have_equal_flaws_and_half_of_all_are_mirrored(config, painter, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(simulated, "render", lambda scenes, rng: drawn.append(scenes) or render(scenes, rng))
+    prompts = sample_prompts("train", 60, np.random.default_rng(0))
+    others = [counterpart(prompt, np.random.default_rng(i)) for i, prompt in enumerate(prompts)]
+    rendered_pairs(prompts, others, painter, np.random.default_rng(1))
+    flaws = [[(scene.blur, scene.fade, scene.clutter) for scene in side] for side in drawn]
+    same = [one == other for one, other in zip(*flaws, strict=True)]
+    assert {kind for (_, kind), equal in zip(others, same, strict=True) if not equal} == {"flaws"}
+    assert all(equal for (_, kind), equal in zip(others, same, strict=True) if kind != "flaws")
+    frame = make_pairs("train", 200, 0, painter, replace(config, mirrored_share=0.5), seed=4)
+    asked = [parse(caption) for caption in frame.loc[frame["difference"] == "relation", "caption"]]
+    assert 100 <= len(asked) < 130 and all(prompt.relation for prompt in asked)
+    frame = make_pairs("train", 40, 0, painter, replace(config, mirrored_share=1.0), seed=4)
+    assert set(frame["difference"]) == {"relation"}
