@@ -17,8 +17,6 @@ from lpo.rewards import small
 from lpo.stages import cell, flips, generate, spm
 from lpo.stages import lpo as stage
 
-PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
-
 
 @pytest.fixture
 def params(trained_inputs, tiny_base, tiny):
@@ -70,7 +68,8 @@ def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
 
 def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params, tiny, tiny_reward):
     tiny.add_lora(2, 0)
-    validate = stage.Validation(tiny, tiny_reward, small.load(Path("data/scorers")), PROMPTS, params)
+    prompts = pd.read_parquet("data/prompts.parquet").query("split == 'validation'")["prompt"].tolist()
+    validate = stage.Validation(tiny, tiny_reward, small.load(Path("data/scorers")), prompts, params)
     assert validate() == {"validation": 0.0, "reward": 0.0, "diversity": 1.0}
     state = {k: 0.3 * torch.randn_like(v) for k, v in tiny.lora_state().items()}
     tiny.load_lora_state(state)
