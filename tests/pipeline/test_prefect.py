@@ -53,7 +53,7 @@ def test_the_first_run_computes_every_stage_on_its_queue(service: Service, first
 
 
 def test_two_runs_from_nothing_make_equal_artifacts(service: Service, first: dict[str, Any], finished: Path) -> None:
-    """One by the flow, one by `dvc repro`: every artifact, metric and plot has the same bytes.
+    """One by the flow, one by `dvc repro`: every artifact, metric, plot and entry of dvc.lock has the same bytes.
 
     But the report, which shows the hashes of dvc.lock, where `dvc repro` notes the frozen base too.
     """
@@ -61,6 +61,11 @@ def test_two_runs_from_nothing_make_equal_artifacts(service: Service, first: dic
     one, other = hashes(finished), hashes(service.folder)
     assert one.keys() == wanted and other.keys() == wanted - FROZEN
     assert one.items() >= {name: md5 for name, md5 in other.items() if name != "data/report"}.items()
+    locks = [yaml.safe_load((folder / "dvc.lock").read_text())["stages"] for folder in (finished, service.folder)]
+    for lock in locks:
+        lock.pop("base", None)
+        lock["report"].pop("outs")
+    assert locks[0] == locks[1]
     assert contents(service.folder, "metrics", "plots") == contents(finished, "metrics", "plots")
     run(service.folder, "dvc", "status")
 
