@@ -1,16 +1,17 @@
 """The command line: a command a stage, and generate, score, preset, doctor, summary.
 
-A command reads params.yaml and calls one `run` of lpo/stages. Those modules are imported inside the commands, after the
-parameters are read: `lpo --help` answers at once, and so does a mistake in the parameters. A mistake that a person can
-mend is printed without a traceback, and the exit code is 2.
+A command reads params.yaml and calls one `run` of lpo/stages. Those modules are imported after the parameters are
+read: `lpo --help` answers at once, and so does a mistake in the parameters. A mistake that a person can mend is printed
+without a traceback, and the exit code is 2.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -37,21 +38,16 @@ app.add_typer(models, name="models")
 @app.command()
 def base(params: ParamsFile = PARAMS) -> None:
     """Stage: train the base model. Takes hours; its result is committed."""
-    loaded = load_params(params)
-    from lpo.stages.base import run
-
-    timed("base", run, loaded)
+    timed("base", load_params(params))
 
 
 app.command("pretrain", help="The same as base.")(base)
 
+
 @app.command()
 def dataset(params: ParamsFile = PARAMS) -> None:
     """Stage: make pairs of pictures with labels."""
-    loaded = load_params(params)
-    from lpo.stages.dataset import run
-
-    timed("dataset", run, loaded)
+    timed("dataset", load_params(params))
 
 
 @app.command()
@@ -67,9 +63,7 @@ def score(
     """Stage: score every picture. With IMAGE and PROMPT: plot the reward of one picture by timestep."""
     loaded = load_params(params)
     if image is None:
-        from lpo.stages.score import run
-
-        timed("score", run, loaded)
+        timed("score", loaded)
         return
     if prompt is None:
         raise typer.BadParameter("give the prompt of the picture too: lpo score IMAGE PROMPT", param_hint="PROMPT")
@@ -85,28 +79,19 @@ def filter_(params: ParamsFile = PARAMS) -> None:
 
     Rows that break the data contract go to quarantine; pairs whose scores disagree with the label are dropped.
     """
-    loaded = load_params(params)
-    from lpo.stages.filter import run
-
-    timed("filter", run, loaded)
+    timed("filter", load_params(params))
 
 
 @app.command()
 def encode(params: ParamsFile = PARAMS) -> None:
     """Stage: encode pictures and captions once."""
-    loaded = load_params(params)
-    from lpo.stages.encode import run
-
-    timed("encode", run, loaded)
+    timed("encode", load_params(params))
 
 
 @app.command()
 def lrm(params: ParamsFile = PARAMS) -> None:
     """Stage: train the latent reward model."""
-    loaded = load_params(params)
-    from lpo.stages.lrm import run
-
-    timed("lrm", run, loaded)
+    timed("lrm", load_params(params))
 
 
 @app.command()
@@ -121,19 +106,13 @@ def spm(params: ParamsFile = PARAMS) -> None:
 @app.command()
 def lpo(params: ParamsFile = PARAMS) -> None:
     """Stage: tune the base by preferences (a LoRA)."""
-    loaded = load_params(params)
-    from lpo.stages.lpo import run
-
-    timed("lpo", run, loaded)
+    timed("lpo", load_params(params))
 
 
 @app.command()
 def evaluate(params: ParamsFile = PARAMS) -> None:
     """Stage: compare tuned and base, unseen prompts."""
-    loaded = load_params(params)
-    from lpo.stages.evaluate import run
-
-    timed("evaluate", run, loaded)
+    timed("evaluate", load_params(params))
 
 
 @app.command()
@@ -168,10 +147,7 @@ def study(
 @app.command()
 def report(params: ParamsFile = PARAMS) -> None:
     """Stage: write the page and the model card."""
-    loaded = load_params(params)
-    from lpo.stages.report import run
-
-    timed("report", run, loaded)
+    timed("report", load_params(params))
 
 
 @app.command()
@@ -276,10 +252,15 @@ def summary(
     run(markdown)
 
 
-def timed(stage: str, run: Callable[[Params], None], params: Params) -> None:
-    """Run a stage, and keep how long it took with which model, for `lpo doctor`."""
+def timed(stage: str, params: Params) -> None:
+    """Run lpo/stages/STAGE.py, and keep how long it took with which model, for `lpo doctor`."""
+    gc.disable()  # torch and diffusers make a million objects that stay: to look through them is a tenth of the import
+    try:
+        module = importlib.import_module(f"lpo.stages.{stage}")
+    finally:
+        gc.enable()
     started = time.monotonic()
-    run(params)
+    module.run(params)
     known = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
     took = {"seconds": round(time.monotonic() - started, 1), "model": params.model.path}
     write_json(TIMINGS, known | {stage: took})

@@ -138,7 +138,7 @@ def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str]:
     logger.info("%s waits for a worker of the queue %s", stage.name, stage.queue)
     with get_client(sync_client=True) as client:
         while True:
-            if STOP.wait(0.5):
+            if STOP.wait(1.0):  # each question costs the server a hundredth of a second
                 raise Stopped
             try:
                 state = client.read_flow_run(run.id).state

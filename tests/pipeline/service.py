@@ -88,7 +88,7 @@ class Service:
 
     def finish(self, run_id: str, kind: str = "COMPLETED") -> dict[str, Any]:
         """The run, when it has ended; it must have ended in that kind of state."""
-        self.wait(lambda: self.state(run_id)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"), 0.5)
+        self.wait(lambda: self.state(run_id)["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED"), 1.0)
         run = self.get(f"flow_runs/{run_id}")
         worker = (self.folder / ".prefect/worker.log").read_text()[-6000:]
         assert run["state"]["type"] == kind, f"{run['state']['message']}\n{worker}"
@@ -106,10 +106,19 @@ class Service:
         return self.get(f"flow_runs/{run_id}")["state"]  # type: ignore[no-any-return]
 
     def get(self, path: str) -> dict[str, Any]:
-        return self.client.get(path).raise_for_status().json()  # type: ignore[no-any-return]
+        return self.ask("GET", path)  # type: ignore[no-any-return]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self.client.post(path, json=body).raise_for_status().json()
+        return self.ask("POST", path, json=body)
+
+    def ask(self, *words: str, **body: Any) -> Any:
+        """The server's answer. It says 503 while SQLite is locked; Prefect's own client asks again too."""
+
+        def answer() -> httpx.Response | None:
+            response = self.client.request(*words, **body)
+            return None if response.status_code == 503 else response
+
+        return self.wait(answer).raise_for_status().json()
 
     def filter(self, what: str, **filters: Any) -> list[dict[str, Any]]:
         return self.post(f"{what}/filter", filters)  # type: ignore[no-any-return]

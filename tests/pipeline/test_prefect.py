@@ -121,11 +121,11 @@ def test_up_again_starts_nothing(service: Service) -> None:
     assert {name: (service.folder / f".prefect/{name}.pid").read_text() for name in before} == before
 
 
-def test_a_second_clone_recomputes_nothing_and_its_nights_use_both(service: Service, first: dict[str, Any]) -> None:
+def test_a_second_clone_recomputes_nothing_and_its_night_uses_both(service: Service, first: dict[str, Any]) -> None:
     """They share git and the remote; dvc.lock was never committed.
 
-    Then nights of the second clone, whose GPU stages the first works on: new pairs, and after a promotion a model to
-    compare with, must travel with them.
+    Then its model is promoted, and a night brings new pairs: the first clone works on the GPU stages, so the pairs and
+    the model to compare with must travel with them.
     """
     clone = service.folder.parent / "second"
     git(service.folder.parent, "clone", "-q", str(service.folder), str(clone))
@@ -140,8 +140,8 @@ def test_a_second_clone_recomputes_nothing_and_its_nights_use_both(service: Serv
             assert all(f"| {stage} | fetched |" in summary for stage in STAGES)
             roots = ("data/lrm", "data/lpo", "data/evaluation", "data/report", "metrics", "plots")
             assert contents(clone, *roots) == contents(service.folder, *roots)
+            run(clone, "lpo", "promote")
             a_night_with_new_pairs(service, clone)
-            a_night_after_a_promotion(service, clone)
     finally:
         service.up()
 
@@ -164,21 +164,14 @@ def a_night_with_new_pairs(service: Service, clone: Path) -> None:
     assert where == {name: str(service.folder if name in GPU else clone) for name in children}
     assert pairs_in() == before + 11
     assert len(list((clone / "data/quarantine").glob("*.parquet"))) == 1
-    (record,) = map(json.loads, (clone / "models/ledger.jsonl").read_text().splitlines())
-    assert record["event"] == "promoted"
+    old, record = map(json.loads, (clone / "models/ledger.jsonl").read_text().splitlines())
+    assert record["event"] == "promoted" and record["against"] == old["name"] != record["name"]
+    compared = json.loads((clone / "metrics/evaluate.json").read_text())["promoted"]
+    assert compared["name"] == old["name"] and "win_rate" in compared
     assert f"**{record['name']} was promoted:**" in service.artifacts(run_id)["summary"]["data"]
     new = [line for line in git(clone, "status", "--porcelain", "-uall").splitlines() if line.endswith(".dvc")]
     folders = {str(Path(line[3:]).parent) for line in new}
     assert folders == {"data/collected", "models", "models/promoted"}
-
-
-def a_night_after_a_promotion(service: Service, clone: Path) -> None:
-    """Nothing new in the inbox: the promoted model is compared with itself, and stays."""
-    run_id = service.start("lpo/nightly")
-    service.finish(run_id)
-    assert sorted(service.children(run_id)) == ["evaluate", "report"]
-    assert len((clone / "models/ledger.jsonl").read_text().splitlines()) == 1
-    assert "promoted model already" in service.artifacts(run_id)["summary"]["data"]
 
 
 def test_an_override_leaves_the_clone_as_it_is_and_two_runs_queue(service: Service, first: dict[str, Any]) -> None:
