@@ -134,6 +134,15 @@ def flips(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def verifier(params: ParamsFile = PARAMS) -> None:
+    """What does choosing by the reward bring? For the study."""
+    loaded = load_params(params)
+    from lpo.stages.verifier import run
+
+    run(loaded)
+
+
+@app.command()
 def study(
     cells: Annotated[Path, typer.Option(help="Where the cells lie.", metavar="FOLDER")] = Path("studies/cells/quick"),
     out: Annotated[Path, typer.Option(help="Table and page.", metavar="FOLDER")] = Path("studies/results/quick"),

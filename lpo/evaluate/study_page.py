@@ -11,6 +11,7 @@ from lpo.evaluate import study_plots
 from lpo.evaluate.markup import figure, heading, page, percent, plain, section, table, text
 from lpo.evaluate.plots import forest
 from lpo.evaluate.study import AXES, REFERENCE
+from lpo.evaluate.verifier_section import verifier_section
 
 HOW = (
     "{budget} Its pictures are compared with those "
@@ -38,7 +39,7 @@ HEAD = (
 def render(
     rows: pd.DataFrame, curves: Sequence[Mapping[str, Any]], accuracy: Sequence[Mapping[str, Any]],
     flips: Sequence[Mapping[str, Any]], titles: Mapping[str, str], paper: Mapping[str, Any], revisions: Sequence[str],
-    seeds_of: Sequence[str],
+    seeds_of: Sequence[str], verified: Sequence[Mapping[str, Any]],
 ) -> str:  # fmt: skip
     """HTML of the study.
 
@@ -46,6 +47,7 @@ def render(
         rows: the table, see `study.comparison`. curves: see `study.curves`. flips: see `study.flip_rates`.
         accuracy: reward, t, value, low, high. titles: of questions. paper: columns, and figures by arm.
         revisions: commits that the cells were made with. seeds_of: what the seeds are of, see SEEDS.
+        verified: see `verifier_section.searches`.
     """
     runs = int(rows["runs"].max())
     coarse = "does not exist: differences between seeds are not in the interval" if runs == 1 else "is coarse"
@@ -70,6 +72,7 @@ def render(
         uri = study_plots.lines(accuracy, "t", "reward", "held-out pairs ranked right", 0.5)
         caption = "Accuracy of each reward by timestep, on test pairs; the band is its interval over prompts."
         bodies.append(section("rewards", "The rewards", figure(uri, "Accuracy by timestep", caption)))
+    bodies.append(verifier_section(verified))
     bodies.append(section("open", "Open questions", *_open(rows, flips)))
     return page("The study", "\n".join(bodies) + "</main>")
 

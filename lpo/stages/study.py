@@ -1,4 +1,4 @@
-"""study: the cells of a study, studies/flips.parquet, studies/study.yaml -> table.parquet, table.csv, index.html."""
+"""study: the cells of a study, study.yaml, flips.parquet, verifier.parquet -> table.parquet, table.csv, index.html."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pandas as pd
 from lpo.errors import LpoError
 from lpo.evaluate.study import REFERENCE, comparison, curves, flip_rates
 from lpo.evaluate.study_page import render
+from lpo.evaluate.verifier_section import searches
 from lpo.files import atomic_folder, write_parquet, write_text
 from lpo.schema import parse_yaml, read_text
 
-DECLARED, FLIPS = Path("studies/study.yaml"), Path("studies/flips.parquet")
+DECLARED, FLIPS, VERIFIER = (Path("studies") / name for name in ("study.yaml", "flips.parquet", "verifier.parquet"))
 
 
 def run(cells: Path, out: Path) -> Path:
@@ -45,10 +46,11 @@ def run(cells: Path, out: Path) -> Path:
     table = pd.DataFrame(rows).assign(revision=", ".join(revisions))
     methods = [REFERENCE, *declared["questions"]["methods"]["arms"]]
     flips = flip_rates(pd.read_parquet(FLIPS)) if FLIPS.exists() else []
+    verified = searches(pd.read_parquet(VERIFIER)) if VERIFIER.exists() else []
     titles = {name: question["title"] for name, question in declared["questions"].items()}
     seeds_of = sorted({cell["seeds_of"] for cell in about})
     drawn, rewards = curves(frame, methods) if "seconds" in compared else [], accuracies(found, about)
-    html = render(table, drawn, rewards, flips, titles, declared["paper"], revisions, seeds_of)
+    html = render(table, drawn, rewards, flips, titles, declared["paper"], revisions, seeds_of, verified)
     with atomic_folder(out) as folder:
         write_parquet(folder / "table.parquet", table)
         write_text(folder / "table.csv", table.round(5).to_csv(index=False))

@@ -20,6 +20,7 @@ from lpo.evaluate.study import (
     wins,
 )
 from lpo.evaluate.study_page import conclusion, render
+from lpo.evaluate.verifier_section import searches, verifier_section
 
 
 def cell(arm: str, run: int, snapshots: list[tuple[float, int, float]], prompts: int = 40) -> pd.DataFrame:
@@ -122,14 +123,14 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
     assert "By mean gain LPO (99 s) has +0.800" in said and "spo (95 s) +0.000" in said
     html = render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
-        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"],
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"], [],
     )  # fmt: skip
     assert "&lt;b&gt;Methods" in html and "<b>Methods" not in html and "21.69" in html
     assert "data and reward are the same in all runs" in html
     assert "does not exist: differences between seeds" in html and "Not measured" in html
     assert html == render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
-        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"],
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"], [],
     )  # fmt: skip
 
 
@@ -138,3 +139,27 @@ def test_an_arm_that_answers_an_open_question_is_quoted() -> None:
     rows = pd.DataFrame(comparison(cells, "timestep", ["current_timestep"], "prompts"))
     html = render(rows, [], [], [], {}, {}, ["abc"], ["pipeline"])
     assert "utility: current_timestep less the reference \N{MINUS SIGN}50.0" in html
+
+
+def verified(search: str, right: list[bool], utility: list[float]) -> pd.DataFrame:
+    """Two prompts about one object, two about a relation."""
+    categories = ["single", "single", "relation", "relation"]
+    return pd.DataFrame(
+        {
+            "search": search, "prompt": list("abcd"), "seed": range(4), "category": categories, "all_correct": right,
+            "utility": utility, "denoiser": 40, "reward": 3, "seconds": 0.5,
+        }
+    )  # fmt: skip
+
+
+def test_searches_are_compared_with_the_plain_pictures_of_the_same_prompts() -> None:
+    plain = verified("plain", [True, True, False, False], [1.0, 1.0, 0.0, 0.0])
+    best = verified("best <of> 4", [True, False, True, True], [1.0, 0.0, 0.5, 1.0])
+    first, second = searches(pd.concat([plain, best[::-1]]))
+    assert first["change"]["value"] == 0 and first["win_rate"]["value"] == 0.5 and first["win_rate"]["ties"] == 1
+    assert second["all_correct"]["value"] == 0.75 and second["change"]["value"] == 0.25
+    assert second["relations"]["value"] == 1 and second["relations"]["prompts"] == 2
+    assert second["win_rate"]["value"] == (0.5 + 0 + 1 + 1) / 4 and second["gain"]["value"] == 0.125
+    html = verifier_section([first, second])
+    assert "best &lt;of&gt; 4" in html and "+25.0 (" in html and "+0.125 (" in html
+    assert "Not measured" in verifier_section([])

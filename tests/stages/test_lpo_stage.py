@@ -12,9 +12,13 @@ import torch
 
 from lpo.config import load_params
 from lpo.data.latents import write_space
+from lpo.emoji.judge import judge
+from lpo.emoji.scenes import parse
 from lpo.errors import LpoError
+from lpo.evaluate import generation
+from lpo.families import load_family
 from lpo.rewards import small
-from lpo.stages import cell, flips, generate, spm
+from lpo.stages import cell, flips, generate, spm, verifier
 from lpo.stages import lpo as stage
 
 
@@ -115,3 +119,22 @@ def test_flips_compare_every_t_with_no_noise_on_decided_test_pairs(params):
     assert not (frame["flip"] & frame["tie"]).any()
     # gap_vqa of every other pair is below the margin of strategy 2, which is 0
     assert frame.groupby("pair")["consistent"].first().tolist() == [False, True, False]
+
+
+def test_the_verifier_draws_the_same_prompts_with_every_search_and_counts_its_work(params):
+    verifier.run(params)
+    frame = pd.read_parquet("studies/verifier.parquet")
+    assert frame["search"].unique().tolist() == list(verifier.SEARCHES) and len(frame) == 4 * 4
+    plain = frame[frame["search"] == "plain"]
+    assert all(found["seed"].tolist() == plain["seed"].tolist() for _, found in frame.groupby("search"))
+    config, prompts = params.evaluate, plain["prompt"].tolist()
+    drawn = generation.generate(
+        load_family(params.model), prompts, plain["seed"].tolist(), 3, config.guidance_scale, config.eta, 1
+    )
+    verdicts = judge(drawn, [parse(prompt) for prompt in prompts])
+    assert plain["aesthetic"].tolist() == [v.aesthetic for v in verdicts]
+    finished = len(params.lrm.ensemble_timesteps) * params.lrm.ensemble_draws
+    for name, (k, n) in verifier.SEARCHES.items():
+        work = frame[frame["search"] == name].iloc[0]
+        assert work["denoiser"] == 2 * 3 * n  # guidance counts double
+        assert work["reward"] == n * (finished + (3 * k if k > 1 else 0))
