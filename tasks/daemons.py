@@ -22,6 +22,7 @@ from lpo.errors import LpoError
 from tasks.workspace import ROOT, STATE
 
 PATIENCE = float(os.environ.get("LPO_SERVICE_PATIENCE", "120"))  # seconds that a process has to answer
+AT_WORK, ALONE = 20.0, 8.0  # seconds to end
 
 
 def start(name: str, words: list[str], environment: dict[str, str]) -> None:
@@ -38,16 +39,21 @@ def start(name: str, words: list[str], environment: dict[str, str]) -> None:
 
 
 def stop(name: str) -> bool:
-    """Stop what `start` started, and its whole group; False if it was not running."""
+    """Stop what `start` started, and its whole group; False if it was not running.
+
+    It has AT_WORK seconds for what it runs, and ALONE when nothing of that is left: a worker whose connection the
+    server has forgotten (its SQLite was locked once) waits in vain for an answer.
+    """
     pid = alive(name)
     if pid:
-        for number, seconds in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):  # it ended by itself a moment ago
                 os.killpg(pid, number)
-            deadline = time.monotonic() + seconds
-            while group_alive(pid) and time.monotonic() < deadline:
+            started = busy = time.monotonic()
+            while (members := group(pid)) and (now := time.monotonic()) < min(started + AT_WORK, busy + ALONE):
+                busy = now if members != [pid] else busy
                 time.sleep(0.1)
-            if not group_alive(pid):
+            if not members:
                 break
     note(name).unlink(missing_ok=True)
     return bool(pid)
@@ -76,14 +82,14 @@ def start_time(pid: int) -> float | None:
         return None
 
 
-def group_alive(group: int) -> bool:
+def group(leader: int) -> list[int]:
+    """The living processes of a group."""
+    found = []
     for process in psutil.process_iter(["status"]):
-        try:
-            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
-                return True
-        except ProcessLookupError:
-            continue
-    return False
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 def taken(port: int) -> bool:

@@ -34,6 +34,14 @@ def test_started_known_and_stopped(state: Path) -> None:
     assert not daemons.stop("server")
 
 
+def test_one_that_does_not_end_is_killed(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemons, "ALONE", 0.3)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('deaf', 'w'); time.sleep(100)"
+    daemons.start("worker", ["python", "-c", deaf], environment())
+    daemons.wait_for("worker", (state / "deaf").exists)
+    assert daemons.stop("worker") and not daemons.alive("worker")
+
+
 def test_another_process_with_that_number_is_left_alone(state: Path) -> None:
     (state / "server.pid").write_text(json.dumps({"pid": os.getpid(), "started": 1.0}))
     assert not daemons.alive("server") and not daemons.stop("server")
