@@ -12,7 +12,7 @@ from lpo.evaluate.statistics import mean_difference, share, win_rate
 
 ABOUT = (
     "The untuned base draws each prompt, and the reward of the pipeline chooses: among K candidates of every step "
-    "(search), among N finished pictures (best of), or both. Nothing is trained. Each search is compared with the "
+    "(search) or among N finished pictures (best of). Nothing is trained. Each search is compared with the "
     "plain picture of the same prompt, which starts from the same noise, by the judge; {prompts} test prompts, "
     "intervals over prompts. Passes of the denoiser and of the reward, and seconds on the machine that ran it, are of "
     "one picture."

@@ -31,7 +31,7 @@ PROMPTS, OUT = Path("data/prompts.parquet"), Path("studies/verifier.parquet")
 COUNT = 400  # test prompts
 SEED = 57_000_000  # of the first picture
 # (K candidates of every step, N trajectories); the first is what the others are compared with
-SEARCHES = {"plain": (1, 1), "best of 4": (1, 4), "search 4": (4, 1), "search 4, best of 4": (4, 4)}
+SEARCHES = {"plain": (1, 1), "best of 4": (1, 4), "search 4": (4, 1)}
 
 
 def run(params: Params) -> None:

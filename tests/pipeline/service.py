@@ -79,7 +79,7 @@ class Service:
         try:
             yield process
         finally:
-            kill(process)  # type: ignore[arg-type]
+            kill(process)
 
     def start(self, deployment: str = "lpo/full", **parameters: Any) -> str:
         """Start a run and return its id. `prefect deployment run` does the same, seconds later."""

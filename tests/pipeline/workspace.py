@@ -132,7 +132,7 @@ def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
             kill(process)
 
 
-def finish(folder: Path, process: subprocess.Popen[str]) -> str:
+def finish(folder: Path, process: Any) -> str:
     """What the command printed on both streams, when it has ended well."""
     code = process.wait()
     output = folder.with_suffix(".log").read_text()
@@ -145,7 +145,7 @@ def run(folder: Path, *words: str) -> str:
         return finish(folder, process)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Any) -> None:
     """SIGKILL to the whole group: no handler runs, nothing is flushed."""
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
