@@ -137,7 +137,7 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
 def test_an_arm_that_answers_an_open_question_is_quoted() -> None:
     cells = pd.concat([cell("lpo", 1, [(9, 32, 0.9)]), cell("current_timestep", 1, [(9, 32, 0.4)])])
     rows = pd.DataFrame(comparison(cells, "timestep", ["current_timestep"], "prompts"))
-    html = render(rows, [], [], [], {}, {}, ["abc"], ["pipeline"])
+    html = render(rows, [], [], [], {}, {}, ["abc"], ["pipeline"], [])
     assert "utility: current_timestep less the reference \N{MINUS SIGN}50.0" in html
 
 
