@@ -41,8 +41,8 @@ def start(name: str, words: list[str], environment: dict[str, str]) -> None:
 def stop(name: str) -> bool:
     """Stop what `start` started, and its whole group; False if it was not running.
 
-    It has AT_WORK seconds for what it runs, and ALONE when nothing of that is left: a worker whose connection the
-    server has forgotten (its SQLite was locked once) waits in vain for an answer.
+    It has AT_WORK seconds for what it runs, and ALONE when nothing of that is left: after the server's SQLite was
+    locked for a moment, idle workers were seen to wait for something that does not come.
     """
     pid = alive(name)
     if pid:
