@@ -134,13 +134,15 @@ def make_pairs(split: str, rendered: int, sampled: int, painter: Painter, config
         prompts, differences, base = prompts + own[0], differences + own[3], np.concatenate([base, own[4]])
         first, second = np.concatenate([first, own[1]]), np.concatenate([second, own[2]])
     captions = [prompt.caption for prompt in prompts]
-    verdicts = [judge(pictures, prompts) for pictures in (first, second)]
-    weights = (config.alignment_weight, config.aesthetic_weight)
-    utility = np.array([[verdict.utility(*weights) for verdict in side] for side in verdicts])
-    label_0 = label(utility[0] - utility[1], config, rng)
-    counts = pd.Series(captions).value_counts()
     encoded = [[png(picture) for picture in pictures] for pictures in (first, second)]
     uids = [[_uid(data, c) for data, c in zip(side, captions, strict=True)] for side in encoded]
+    _, once, rows = np.unique(uids, return_index=True, return_inverse=True)  # the base's pictures are in several pairs
+    asked = prompts * 2
+    verdicts = judge(np.concatenate([first, second])[once], [asked[i] for i in once])
+    weights = (config.alignment_weight, config.aesthetic_weight)
+    utility = np.array([verdict.utility(*weights) for verdict in verdicts])[rows].reshape(2, -1)
+    label_0 = label(utility[0] - utility[1], config, rng)
+    counts = pd.Series(captions).value_counts()
     made_by = np.where(base, "base", "render")
     best = [u0 if y == 1 else u1 if y == 0 else "" for y, u0, u1 in zip(label_0, *uids, strict=True)]
     frame = pd.DataFrame(

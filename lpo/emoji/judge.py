@@ -63,10 +63,11 @@ def _templates(background: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
 
 def background_of(images: torch.Tensor) -> list[str]:
     """The background with the most pixels near its colour. images: (N, 3, H, W) in [0, 1]."""
-    colours = torch.tensor(list(BACKGROUND_COLOURS.values()))
-    distance = (images[:, None] - colours[None, :, :, None, None]).square().sum(2)  # (N, 5, H, W)
-    nearest = F.one_hot(distance.argmin(1), len(colours)).permute(0, 3, 1, 2) * (distance < 0.06)
-    return [list(BACKGROUND_COLOURS)[i] for i in nearest.sum((2, 3)).argmax(1).tolist()]
+    colours = torch.tensor(list(BACKGROUND_COLOURS.values()))[:, :, None, None]
+    distance, nearest = torch.stack([(images - colour).square().sum(1) for colour in colours]).min(0)  # (N, H, W)
+    nearest = torch.where(distance < 0.06, nearest, -1)
+    pixels = torch.stack([(nearest == k).sum((1, 2)) for k in range(len(colours))], dim=1)
+    return [list(BACKGROUND_COLOURS)[i] for i in pixels.argmax(1).tolist()]
 
 
 def gains(images: torch.Tensor, background: str) -> torch.Tensor:

@@ -136,7 +136,14 @@ def tokenizer(cls: Any, source: str, part: str, device: torch.device) -> Any:
     found = _without_weights(cls, source, part)
     if len(found) <= len(found.all_special_ids):  # what transformers makes, in silence, of an absent folder
         raise LpoError("the tokenizer has no words", f"{source}/{part}", REMEDY)
-    return found
+    return without_origin(found)
+
+
+def without_origin(tokenizer: Any) -> Any:
+    """The tokenizer; how it was found, from a folder or the hub and connected or not, is no longer saved with it."""
+    for name in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def _without_weights(cls: Any, source: str, part: str) -> Any:

@@ -25,6 +25,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
+from lpo.families.parts import without_origin
 from lpo.rewards import small
 
 TIME_WIDTH = 256
@@ -42,7 +43,7 @@ class StepPreferenceModel(nn.Module):
         guidance_scale: float,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone, self.clip, self.tokenizer = backbone, clip, tokenizer
+        self.backbone, self.clip, self.tokenizer = backbone, clip, without_origin(tokenizer)
         self.mean, self.std, self.guidance_scale = mean, std, guidance_scale
         self.transition = backbone.transition(1.0)
         width = clip.config.vision_config.hidden_size

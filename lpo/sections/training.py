@@ -28,6 +28,7 @@ class RewardTraining:
     likelihood: Literal["bradley_terry", "thurstone"]
     variance_offset: Positive
     validate_every: Count
+    validation_pairs: Count
     patience: Count
     checkpoint_every: Count
 
@@ -50,7 +51,6 @@ class Lrm(RewardTraining):
 class Spm(RewardTraining):
     clip: str
     trainable: Literal["full", "frozen"]
-    validation_pairs: Count
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ def train(params: Params) -> None:
     }  # fmt: skip
     folder = checkpoint.folder("lrm", identity)
     splits = {name: kept[kept["split"] == name].reset_index(drop=True) for name in ("train", "validation", "test")}
+    splits["validation"] = drawn(splits["validation"], config.validation_pairs, params.seed)
     pairs = {name: load_pairs(frame, latents, config.example_weights) for name, frame in splits.items()}
     model = reward_model(params, latents)
     trainer = RewardTrainer(model, latents, config, params.seed)
@@ -65,6 +66,11 @@ def train(params: Params) -> None:
         write_text(out / "README.md", reward_card(asdict(params), metrics))
     write_json("plots/lrm_accuracy.json", metrics["accuracy"]["by_timestep"])
     write_json("metrics/lrm.json", metrics)
+
+
+def drawn(pairs: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """`count` of the validation pairs, or all: each is scored at ten timesteps, every time."""
+    return pairs.sample(min(count, len(pairs)), random_state=seed)
 
 
 def reward_model(params: Params, latents: Latents) -> LatentRewardModel:

@@ -13,7 +13,7 @@ from lpo.data.latents import Latents
 from lpo.families import load_family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json
 from lpo.rewards.spm import start
-from lpo.stages.lrm import KEPT, measure
+from lpo.stages.lrm import KEPT, drawn, measure
 from lpo.tracking import Tracker
 from lpo.train import checkpoint
 from lpo.train.reward import RewardTrainer, load_pairs
@@ -30,8 +30,7 @@ def run(params: Params) -> None:
     }  # fmt: skip
     folder = checkpoint.folder("spm", identity)
     splits = {name: kept[kept["split"] == name].reset_index(drop=True) for name in ("train", "validation", "test")}
-    checked = min(config.validation_pairs, len(splits["validation"]))  # each costs 20 pictures drawn and looked at
-    splits["validation"] = splits["validation"].sample(checked, random_state=params.seed)
+    splits["validation"] = drawn(splits["validation"], config.validation_pairs, params.seed)
     pairs = {name: load_pairs(frame, latents, config.example_weights) for name, frame in splits.items()}
     torch.manual_seed(params.seed)
     model = start(config.clip, load_family(params.model), config.guidance_scale)

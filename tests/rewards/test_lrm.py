@@ -83,6 +83,12 @@ def test_saved_and_loaded_it_scores_the_same(tiny_reward, tmp_path):
     torch.testing.assert_close(again.score(latents(), T, text, null), expected, rtol=0, atol=0)
 
 
+def test_the_tokenizer_is_saved_as_it_was_read_whether_or_not_a_hub_may_be_asked(tiny_reward, tiny_base, tmp_path):
+    tiny_reward.save(tmp_path)
+    read, saved = ({f.name: f.read_text() for f in (p / "tokenizer").iterdir()} for p in (tiny_base, tmp_path))
+    assert saved == read
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(LpoError, match="no latent reward model"):
         lrm.load(tmp_path, torch.device("cpu"))
