@@ -81,10 +81,13 @@ def wins(gained: NDArray[np.float64]) -> NDArray[np.float64]:
     return (np.sign(gained) + 1) / 2
 
 
-def last_within(cell: pd.DataFrame, column: str, limit: float) -> int | None:
-    """The last snapshot whose `column` (seconds or prompts) is at most `limit`; None where there is none."""
-    within = cell[(cell["snapshot"] >= 0) & (cell[column] <= limit)]
-    return None if within.empty else int(within["snapshot"].max())
+def best_within(cell: pd.DataFrame, column: str, limit: float) -> int | None:
+    """Of the snapshots whose `column` (seconds or prompts) is at most `limit` the one with the best validation.
+
+    None where there is none. It is what a training that stops there would keep; the last one may be over-optimised.
+    """
+    within = cell[(cell["snapshot"] >= 0) & (cell[column] <= limit)].sort_values("snapshot")
+    return None if within.empty else int(within.loc[within["validation"].idxmax(), "snapshot"])
 
 
 def limit_of(cells: pd.DataFrame, column: str) -> float:
@@ -109,7 +112,7 @@ def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: s
     if not complete:
         return []
     limit = limit_of(chosen[chosen["arm"].isin(complete) & chosen["run"].isin(runs)], equal)
-    taken = {arm: [last_within(by_cell[arm, run], equal, limit) for run in runs] for arm in dict.fromkeys(complete)}
+    taken = {arm: [best_within(by_cell[arm, run], equal, limit) for run in runs] for arm in dict.fromkeys(complete)}
     rows: list[dict[str, Any]] = []
     for axis in AXES:
         gained = {

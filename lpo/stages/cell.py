@@ -1,10 +1,11 @@
 """cell: what the stage lpo reads -> studies/cell: an adapter trained on the clock, snapshots of it judged.
 
 results.parquet  snapshot (-1: the base), rollout, prompts, seconds (of training so far), prompt, seed, category,
-                 alignment, aesthetic, utility, all_correct; one row a picture, prompts and seeds as in every snapshot
+                 alignment, aesthetic, utility, all_correct; one row a picture, prompts and seeds as in every snapshot;
+                 validation: the scorers' gain on validation prompts, as the stage lpo chooses by (stages/lpo.py)
 summary.json     method, seed, seconds, rollouts, prompts, updates, reward_step_seconds (0 where no reward is used)
 
-Validation, judging and loading are not on the clock; the judge chooses nothing here. Seconds differ from run to run, so
+Validation, judging and loading are not on the clock; the judge chooses nothing. Seconds differ from run to run, so
 a cell is no part of the pipeline and equal inputs do not give equal bytes.
 """
 
@@ -29,8 +30,9 @@ from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import atomic_folder, write_json, write_parquet
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.published_scorers import load_scorers
 from lpo.rewards.spm import StepPreferenceModel
-from lpo.stages.lpo import KEPT, LATENTS, PROMPTS, trainer_of
+from lpo.stages.lpo import KEPT, LATENTS, PROMPTS, Validation, trainer_of
 from lpo.tracking import Tracker
 from lpo.train.policy import PolicyTrainer
 from lpo.train.reward import RewardTrainer, load_pairs
@@ -83,13 +85,15 @@ def run(params: Params) -> None:
     """Train `lpo.method` for `study.seconds`, then judge the base and `study.snapshots` adapters."""
     table = pd.read_parquet(PROMPTS)
     test = table.query("split == 'test'").head(params.study.prompts)
+    held_out = table.query("split == 'validation'")["prompt"].tolist()[: params.lpo.validation_prompts]
     if params.study.seed is not None:
         params = replace(params, seed=params.study.seed)
     family = load_family(params.model)
-    frames = [assess(family, test, params).assign(snapshot=-1, rollout=0, prompts=0, seconds=0.0)]
-    # The clock is looked at every `validate_every` rollouts; what the stage lpo would validate is not drawn.
-    config = replace(params.lpo, guard=replace(params.lpo.guard, action="off"))
-    trainer = trainer_of(replace(params, lpo=config), family)
+    frames = [assess(family, test, params).assign(snapshot=-1, rollout=0, prompts=0, seconds=0.0, validation=0.0)]
+    # The clock is looked at every `validate_every` rollouts; snapshots are validated when the time is up.
+    params = replace(params, lpo=replace(params.lpo, guard=replace(params.lpo.guard, action="off")))
+    trainer = trainer_of(params, family)
+    validate = Validation(family, trainer.reward, load_scorers(params.score, family.device), held_out, params)
     clock = Clock(trainer, params.study.seconds)
     with atomic_folder(OUT) as out, Tracker("cell", params) as tracker:
         checkpoints = out / "checkpoints"  # never resumed: a clock that is stopped and started tells nothing
@@ -100,12 +104,12 @@ def run(params: Params) -> None:
         for i in chosen(len(clock.snapshots), params.study.snapshots):
             found = clock.snapshots[i]
             family.load_lora_state(found.state)
-            frame = assess(family, test, params)
+            frame = assess(family, test, params).assign(validation=validate()["validation"])
             frames.append(frame.assign(snapshot=i, rollout=found.rollout, prompts=found.prompts, seconds=found.seconds))
         write_parquet(out / "results.parquet", pd.concat(frames, ignore_index=True))
         last = clock.snapshots[-1]
         summary = {
-            "method": config.method, "seed": params.seed, "seconds": last.seconds, "rollouts": last.rollout,
+            "method": params.lpo.method, "seed": params.seed, "seconds": last.seconds, "rollouts": last.rollout,
             "prompts": last.prompts, "updates": trainer.updates,
             "reward_step_seconds": reward_step_seconds(trainer, params),
         }  # fmt: skip

@@ -26,9 +26,7 @@ def run(cells: Path, out: Path) -> Path:
         raise LpoError(f"no cell of the arm {REFERENCE} here", str(cells), "run `make study-quick`")
     frame = pd.concat(
         [
-            pd.read_parquet(folder / "results.parquet").assign(
-                arm=cell["arm"], run=cell["seed"], reward_seconds=reward_seconds(folder)
-            )
+            results(folder).assign(arm=cell["arm"], run=cell["seed"], reward_seconds=reward_seconds(folder))
             for folder, cell in zip(found, about, strict=True)
         ],
         ignore_index=True,
@@ -56,6 +54,13 @@ def run(cells: Path, out: Path) -> Path:
         write_text(folder / "table.csv", table.round(5).to_csv(index=False))
         write_text(folder / "index.html", html)
     return out / "index.html"
+
+
+def results(folder: Path) -> pd.DataFrame:
+    """A cell's pictures. Cells of the ablations that were run before 22 November 2026 have no validation, and one
+    snapshot, so that there is nothing to choose."""
+    frame = pd.read_parquet(folder / "results.parquet")
+    return frame if "validation" in frame else frame.assign(validation=0.0)
 
 
 def reward_seconds(folder: Path) -> float:

@@ -8,13 +8,13 @@ import pytest
 
 from lpo.errors import LpoError
 from lpo.evaluate.study import (
+    best_within,
     comparison,
     curves,
     flip_rates,
     gains,
     holm,
     interval,
-    last_within,
     limit_of,
     nested_draws,
     wins,
@@ -24,7 +24,10 @@ from lpo.evaluate.verifier_section import searches, verifier_section
 
 
 def cell(arm: str, run: int, snapshots: list[tuple[float, int, float]], prompts: int = 40) -> pd.DataFrame:
-    """(seconds, prompts, share of pictures better than the base) by snapshot; the rest are worse, alignment ties."""
+    """(seconds, prompts, share of pictures better than the base) by snapshot; the rest are worse, alignment ties.
+
+    Validation rises from snapshot to snapshot.
+    """
     rows = []
     for k, (seconds, used, share) in enumerate([(0.0, 0, 0.0), *snapshots]):
         for i in range(prompts):
@@ -33,7 +36,7 @@ def cell(arm: str, run: int, snapshots: list[tuple[float, int, float]], prompts:
                 {
                     "arm": arm, "run": run, "snapshot": k - 1, "seconds": seconds, "prompts": used, "prompt": f"p{i}",
                     "seed": i, "utility": 0.0 if k == 0 else better, "aesthetic": 0.0 if k == 0 else better,
-                    "alignment": 1.0, "reward_seconds": 7.0,
+                    "alignment": 1.0, "reward_seconds": 7.0, "validation": float(k),
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -73,13 +76,15 @@ def test_wins_are_paired_with_the_base_and_ties_are_halves() -> None:
         gains(broken, 0, "utility")
 
 
-def test_equal_time_takes_the_last_snapshot_and_equal_data_the_last_within_the_least() -> None:
+def test_the_snapshot_within_the_limit_is_the_one_that_validation_likes_best() -> None:
     slow = cell("spo", 1, [(50, 32, 0.5), (95, 64, 0.6)])
     fast = cell("lpo", 1, [(20, 64, 0.7), (99, 320, 0.9)])
     both = pd.concat([slow, fast])
     assert limit_of(both, "seconds") == 99 and limit_of(both, "prompts") == 64
-    assert [last_within(fast, "seconds", 99), last_within(fast, "prompts", 64)] == [1, 0]
-    assert last_within(fast, "seconds", 10) is None
+    assert [best_within(fast, "seconds", 99), best_within(fast, "prompts", 64)] == [1, 0]
+    assert best_within(fast, "seconds", 10) is None
+    gone_too_far = fast.assign(validation=-fast["validation"])
+    assert best_within(gone_too_far, "seconds", 99) == 0
 
 
 def test_the_table_of_a_question() -> None:

@@ -99,6 +99,8 @@ def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
     assert base["seed"].equals(last["seed"]) and base["prompt"].equals(last["prompt"])
     assert (base["seconds"] == 0).all() and 0 < first["seconds"][0] < last["seconds"][0]
     assert (first["prompts"][0], last["prompts"][0]) == (2, 6)
+    assert (base["validation"] == 0).all() and first["validation"].nunique() == last["validation"].nunique() == 1
+    assert first["validation"][0] not in (0, last["validation"][0])
     summary = json.loads(Path("studies/cell/summary.json").read_text())
     assert summary["rollouts"] == 3 and summary["prompts"] == 6 and summary["method"] == "lpo"
     assert summary["reward_step_seconds"] > 0
