@@ -151,8 +151,8 @@ def run(cell: Cell) -> bool:
     """Whether the cell is there now."""
     ref = reference(cell)
     if ref is None:
-        # The copy's own code, whatever is edited here meanwhile: its commands start in its folder. And one core: seconds
-        # then mean about the same on machines of few cores and of many, and learning rates were chosen for them.
+        # The copy's own code, whatever is edited here meanwhile: its commands start in its folder. And one core, for
+        # which the learning rates were chosen: on all cores of a machine the same seconds would be more training.
         environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": "."}
         if subprocess.run(command(cell), cwd=ROOT, env=environment).returncode != 0:
             return False
