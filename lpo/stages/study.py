@@ -58,9 +58,13 @@ def run(cells: Path, out: Path) -> Path:
 
 def results(folder: Path) -> pd.DataFrame:
     """A cell's pictures. Cells of the ablations that were run before 22 November 2026 have no validation, and one
-    snapshot, so that there is nothing to choose."""
+    snapshot, so that there is nothing to choose. Raises LpoError where there is."""
     frame = pd.read_parquet(folder / "results.parquet")
-    return frame if "validation" in frame else frame.assign(validation=0.0)
+    if "validation" in frame:
+        return frame
+    if frame["snapshot"].nunique() > 2:  # the base is one of them
+        raise LpoError("its snapshots were never validated, so none can be chosen", str(folder), "run the cell again")
+    return frame.assign(validation=0.0)
 
 
 def reward_seconds(folder: Path) -> float:

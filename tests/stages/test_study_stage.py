@@ -32,6 +32,16 @@ def write_cell(cells: Path, arm: str, question: str, changes: dict[str, Any], be
     (folder / "cell.json").write_text(json.dumps(about))
 
 
+def test_of_several_snapshots_that_were_not_validated_none_is_chosen(tmp_path: Path) -> None:
+    write_cell(tmp_path, "lpo", "reference", {}, 5)
+    file = tmp_path / "lpo-42" / "results.parquet"
+    frame = pd.read_parquet(file)
+    assert (study.results(file.parent)["validation"] == 0).all(), "of one there is nothing to choose"
+    pd.concat([frame, frame[frame["snapshot"] == 0].assign(snapshot=1)]).to_parquet(file)
+    with pytest.raises(LpoError, match="never validated"):
+        study.results(file.parent)
+
+
 @pytest.mark.parametrize("name", ["ablations", "methods"])
 def test_arms_are_compared_at_what_their_study_says(
     name: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
