@@ -27,14 +27,13 @@ run: .venv  ## run what is not up to date, then print the figures and where the 
 study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, then write studies/results
 	$(BIN)/python studies/run.py quick
 
-study-methods: .venv  ## the same with three seeds of the tuning, on one data set and reward
+study-methods: .venv  ## the same with three seeds of the tuning, on the same data and rewards
 	$(BIN)/python studies/run.py methods
 
-study-ablations: .venv  ## every change of parameters against the default, one seed, as many prompts each
+study-ablations: .venv  ## every change of parameters against the default, three seeds, as many prompts each
 	$(BIN)/python studies/run.py ablations
 
-study: .venv  ## all methods and ablations with three seeds; takes hours, goes on where it was stopped
-	$(BIN)/python studies/run.py full
+study: study-methods study-ablations  ## both; takes hours, goes on where it was stopped
 
 up: .venv  ## start Prefect here: server, pool, deployments, a worker; then print its address
 	@$(BIN)/python -m flows.service up

@@ -1,7 +1,7 @@
 """Run a study of studies/study.yaml: every cell a DVC experiment, then table and page.
 
-    python studies/run.py quick            what `make study-quick` runs; so for methods and full
-    python studies/run.py full --dry       list the cells, say which are done
+    python studies/run.py quick              what `make study-quick` runs; so for methods and ablations
+    python studies/run.py ablations --dry    list the cells, say which are done
     python studies/run.py ablations --arms lpo beta_20    some arms alone
 
 A cell is an arm and a seed, of the whole pipeline or of the tuning alone. `dvc exp run --temp` trains it in a copy of
@@ -64,9 +64,8 @@ class Cell:
 def cells_of(study: dict[str, Any], name: str, fingerprint: Callable[[str], str]) -> list[Cell]:
     """The cells of a study, seeds outermost, so that whole runs are finished first. `fingerprint`: by reward."""
     plan = study[name]
-    chosen = study["questions"] if plan["questions"] == "all" else plan["questions"]
     arms = {REFERENCE: ("reference", {})}
-    for question in chosen:
+    for question in plan["questions"]:
         arms |= {arm: (question, changes) for arm, changes in study["questions"][question]["arms"].items()}
     found = []
     for seed in plan["seeds"]:
@@ -165,7 +164,7 @@ def run(cell: Cell) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", choices=["quick", "methods", "ablations", "full"])
+    parser.add_argument("study", choices=["quick", "methods", "ablations"])
     parser.add_argument("--arms", nargs="+", help="run these alone; the page shows all that are there")
     parser.add_argument("--dry", action="store_true", help="only list the cells")
     asked = parser.parse_args(arguments)

@@ -30,6 +30,8 @@ SEEDS = {
     "differences between runs is not in the intervals.",
 }
 
+SIGNIFICANT = 0.05  # of a p-value after correction
+
 HEAD = (
     "arm", "overall, %", "alignment, %", "aesthetics, %", "ties", "less the reference", "p (Holm)", "gain",
     "less the reference's", "p (Holm)", "seconds", "of its reward", "prompts",
@@ -78,13 +80,34 @@ def render(
 
 
 def conclusion(rows: pd.DataFrame) -> str:
-    """On equal time: is LPO above Diffusion-DPO and SPO, by win rate and by gain, and do the intervals carry it?"""
+    """On equal time: is LPO above Diffusion-DPO and SPO, by win rate and by gain, and do the intervals carry it?
+
+    Where methods were not compared: which changes alter the gain.
+    """
     found = rows[(rows["question"] == "methods") & (rows["equal"] == "seconds") & (rows["axis"] == "utility")]
     by_arm = {row["arm"]: row for _, row in found.iterrows()}
     others = [arm for arm in ("diffusion_dpo", "spo") if arm in by_arm]
     if REFERENCE not in by_arm or not others:
-        return "The methods were not compared at equal time."
+        return _told_apart(rows)
     return f"{_verdicts(by_arm, others, 'difference')} {_verdicts(by_arm, others, 'gain_difference')}"
+
+
+def _told_apart(rows: pd.DataFrame) -> str:
+    """The arms whose gain differs from the reference's after correction, in the order of the difference."""
+    changes = rows[(rows["axis"] == "utility") & (rows["equal"] == rows["equal"].iloc[0]) & (rows["arm"] != REFERENCE)]
+    if changes.empty:
+        return "No arm has a cell for every seed yet."
+    clear = changes[changes["gain_difference_p_holm"] < SIGNIFICANT].sort_values("gain_difference_value")
+    said = []
+    for word, part in (
+        ("less", clear[clear["gain_difference_value"] < 0]),
+        ("more", clear[clear["gain_difference_value"] > 0]),
+    ):
+        arms = [
+            f"{row['arm'].replace('_', ' ')} ({_units(row['gain_difference_value'])})" for _, row in part.iterrows()
+        ]
+        said.append(f"{len(arms)} gain {word} than {REFERENCE}" + (f": {', '.join(arms)}" if arms else ""))
+    return f"Of {len(changes)} changes, at p < {SIGNIFICANT} after correction, {'; '.join(said)}."
 
 
 def _verdicts(by_arm: Mapping[str, Any], others: Sequence[str], kind: str) -> str:

@@ -146,6 +146,17 @@ def test_an_arm_that_answers_an_open_question_is_quoted() -> None:
     assert "utility: current_timestep less the reference \N{MINUS SIGN}50.0" in html
 
 
+def test_where_methods_were_not_compared_the_page_says_which_changes_matter() -> None:
+    """Gains of .9, .4 and .9 of +1 and the rest of -1: the second is 1 below the others."""
+    arms = {"lpo": 0.9, "beta_20": 0.4, "beta_100": 0.9}
+    cells = pd.concat([cell(arm, 1, [(9, 32, share)]) for arm, share in arms.items()])
+    said = conclusion(pd.DataFrame(comparison(cells, "beta", ["beta_20", "beta_100"], "prompts")))
+    assert said.startswith("Of 2 changes") and "1 gain less than lpo: beta 20 (\N{MINUS SIGN}1.000)" in said
+    assert said.endswith("0 gain more than lpo.")
+    alone = pd.DataFrame(comparison(cells[cells["arm"] == "lpo"], "beta", ["beta_20"], "prompts"))
+    assert conclusion(alone) == "No arm has a cell for every seed yet."
+
+
 def verified(search: str, right: list[bool], utility: list[float]) -> pd.DataFrame:
     """Two prompts about one object, two about a relation."""
     categories = ["single", "single", "relation", "relation"]

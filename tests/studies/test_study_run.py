@@ -37,7 +37,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["quick", "methods", "ablations", "full"])
+@pytest.mark.parametrize("name", ["quick", "methods", "ablations"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
         tree = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -52,20 +52,25 @@ def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name
 
 
 def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(runner: ModuleType) -> None:
-    quick, full = (runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "full"))
+    quick, methods, ablations = (
+        runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "methods", "ablations")
+    )
     assert {cell.arm for cell in quick} == set(METHODS) and quick[0].arm == "lpo"
     arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
-    assert len(full) == len(arms) * 3 and [cell.seed for cell in full[: len(arms)]] == [42] * len(arms)
-    assert len({cell.experiment for cell in full}) == len(full)
-    methods = runner.cells_of(STUDY, "methods", by_code(""))
+    everything = methods + ablations
+    assert {cell.arm for cell in everything} == arms, "`make study` runs these two"
     assert [cell.changes["study.seed"] for cell in methods] == [42] * 4 + [43] * 4 + [44] * 4
-    assert all("seed" not in cell.changes for cell in methods) and {cell.changes["seed"] for cell in quick} == {42}
+    assert [cell.seed for cell in ablations] == sorted(cell.seed for cell in ablations)
+    for cells in (methods, ablations):
+        assert len(cells) == len({cell.arm for cell in cells}) * 3 and cells[0].arm == "lpo"
+    assert len({cell.experiment for cell in everything}) == len(everything)
+    assert all("seed" not in cell.changes for cell in everything) and {cell.changes["seed"] for cell in quick} == {42}
     assert set(STUDY["paper"]) - {"columns", "base"} <= arms
 
 
 def test_a_key_belongs_to_changes_and_code(runner: ModuleType) -> None:
     one, other = (runner.cells_of(STUDY, "quick", by_code(code))[0] for code in ("a", "b"))
-    assert one.key != other.key and one.key != runner.cells_of(STUDY, "full", by_code("a"))[0].key
+    assert one.key != other.key and one.key != runner.cells_of(STUDY, "methods", by_code("a"))[0].key
     assert one.key == runner.cells_of(STUDY, "quick", by_code("a"))[0].key
 
 
@@ -80,10 +85,10 @@ def test_only_a_cell_whose_key_is_there_is_done(runner: ModuleType) -> None:
 
 
 def test_the_command_is_an_experiment_in_a_copy_with_a_name_that_git_takes(runner: ModuleType) -> None:
-    by_arm = {cell.arm: cell for cell in runner.cells_of(STUDY, "full", by_code("a"))}
+    by_arm = {cell.arm: cell for cell in runner.cells_of(STUDY, "ablations", by_code("a"))}
     words = runner.command(by_arm["vfe_7.5"])
     assert words[:4] == ["dvc", "exp", "run", "--temp"] and words[-1] == "studies/dvc.yaml:cell"
-    assert "lrm.guidance_scale=7.5" in words and "seed=44" in words
+    assert "lrm.guidance_scale=7.5" in words and "study.seed=44" in words
     assert "lrm.shared_noise=true" in runner.command(by_arm["shared_noise"])
     for cell in by_arm.values():
         subprocess.run(["git", "check-ref-format", f"refs/exps/aa/bb/{cell.experiment}"], check=True)
