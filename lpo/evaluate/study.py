@@ -100,19 +100,19 @@ def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: s
     """Rows of the table for one question: every arm at equal `seconds` or `prompts`, on every axis.
 
     Args:
-        cells: results.parquet of all cells with arm, run and reward_seconds. arms: those of the question; of these,
-            the ones that have a cell for every run that the reference has.
+        cells: results.parquet of all cells with arm, run and reward_seconds. arms: those of the question.
 
-    An arm without a snapshot within the limit in some run is left out.
+    All arms are compared over the same runs: those of which the reference and every arm that is there have a cell. An
+    arm without a snapshot within the limit in some run is left out.
     """
-    chosen = cells[cells["arm"].isin([REFERENCE, *arms])]
-    runs = sorted(int(run) for run in chosen.loc[chosen["arm"] == REFERENCE, "run"].unique())
-    by_cell = {(str(arm), int(run)): rows for (arm, run), rows in chosen.groupby(["arm", "run"])}
-    complete = [arm for arm in [REFERENCE, *arms] if runs and all((arm, run) in by_cell for run in runs)]
-    if not complete:
+    present = [arm for arm in (REFERENCE, *arms) if arm in set(cells["arm"])]
+    runs = sorted(set.intersection(*(set(cells.loc[cells["arm"] == arm, "run"]) for arm in present)))
+    if not runs:
         return []
-    limit = limit_of(chosen[chosen["arm"].isin(complete) & chosen["run"].isin(runs)], equal)
-    taken = {arm: [best_within(by_cell[arm, run], equal, limit) for run in runs] for arm in dict.fromkeys(complete)}
+    chosen = cells[cells["arm"].isin(present) & cells["run"].isin(runs)]
+    by_cell = {(str(arm), int(run)): rows for (arm, run), rows in chosen.groupby(["arm", "run"])}
+    limit = limit_of(chosen, equal)
+    taken = {arm: [best_within(by_cell[arm, run], equal, limit) for run in runs] for arm in present}
     rows: list[dict[str, Any]] = []
     for axis in AXES:
         gained = {

@@ -51,12 +51,12 @@ def render(
         revisions: commits that the cells were made with. seeds_of: what the seeds are of, see SEEDS.
         verified: see `verifier_section.searches`.
     """
-    runs = int(rows["runs"].max())
+    fewest, runs = int(rows["runs"].min()), int(rows["runs"].max())
     coarse = "does not exist: differences between seeds are not in the interval" if runs == 1 else "is coarse"
     bodies = [
         "<header><h1>The study</h1>",
         text(conclusion(rows), "lead"),
-        text(HOW.format(budget=CLOCK if (rows["equal"] == "seconds").any() else PROMPTS, runs=runs, coarse=coarse)),
+        text(HOW.format(budget=CLOCK if (rows["equal"] == "seconds").any() else PROMPTS, runs=runs if fewest == runs else f"{fewest} to {runs}", coarse=coarse)),
         *(text(SEEDS[kind]) for kind in seeds_of),
         text(f"Made with revision {', '.join(revisions)}.", "soft"),
         "</header><main>",
@@ -96,7 +96,7 @@ def _told_apart(rows: pd.DataFrame) -> str:
     """The arms whose gain differs from the reference's after correction, in the order of the difference."""
     changes = rows[(rows["axis"] == "utility") & (rows["equal"] == rows["equal"].iloc[0]) & (rows["arm"] != REFERENCE)]
     if changes.empty:
-        return "No arm has a cell for every seed yet."
+        return f"Nothing was compared with {REFERENCE} yet."
     clear = changes[changes["gain_difference_p_holm"] < SIGNIFICANT].sort_values("gain_difference_value")
     said = []
     for word, part in (
@@ -134,7 +134,10 @@ def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
         if part.empty:
             continue
         bodies.append(
-            heading(f"At equal {'time' if equal == 'seconds' else 'data'}: at most {part['limit'].iloc[0]:.0f} {unit}")
+            heading(
+                f"At equal {'time' if equal == 'seconds' else 'data'}: at most {part['limit'].iloc[0]:.0f} {unit}; "
+                f"{part['runs'].iloc[0]} run(s)"
+            )
         )
         utility = part[part["axis"] == "utility"]
         shown: list[tuple[str, Mapping[str, Any]]] = [(str(row["arm"]), row.to_dict()) for _, row in utility.iterrows()]

@@ -39,7 +39,7 @@ def run(cells: Path, out: Path) -> Path:
         for equal in compared if arms else ():
             rows += comparison(frame, question, arms, equal)
     if not rows:
-        raise LpoError("no arm has a cell for every seed of the reference", str(cells), "run the study to its end")
+        raise LpoError(f"no arm has a cell of a seed that {REFERENCE} has", str(cells), "run the study to its end")
     revisions = sorted({cell["revision"] for cell in about})
     table = pd.DataFrame(rows).assign(revision=", ".join(revisions))
     methods = [REFERENCE, *declared["questions"]["methods"]["arms"]]
