@@ -24,7 +24,7 @@ run: .venv  ## run what is not up to date, then print the figures and where the 
 	dvc repro
 	@lpo summary
 
-study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, then write studies/results
+study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, about 25 minutes, then write studies/results
 	$(BIN)/python studies/run.py quick
 
 study-methods: .venv  ## the same with three seeds of the tuning, on the same data and rewards
