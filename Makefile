@@ -30,7 +30,7 @@ study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, a
 study-methods: .venv  ## the same with three seeds of the tuning, on the same data and rewards
 	$(BIN)/python studies/run.py methods
 
-study-ablations: .venv  ## every change of parameters against the default, three seeds, as many prompts each
+study-ablations: .venv  ## every change of parameters against the default, two seeds, as many prompts each
 	$(BIN)/python studies/run.py ablations
 
 study: study-methods study-ablations  ## both; takes hours, goes on where it was stopped
