@@ -53,10 +53,11 @@ def render(
     """
     fewest, runs = int(rows["runs"].min()), int(rows["runs"].max())
     coarse = "does not exist: differences between seeds are not in the interval" if runs == 1 else "is coarse"
+    budget = CLOCK if (rows["equal"] == "seconds").any() else PROMPTS
     bodies = [
         "<header><h1>The study</h1>",
         text(conclusion(rows), "lead"),
-        text(HOW.format(budget=CLOCK if (rows["equal"] == "seconds").any() else PROMPTS, runs=runs if fewest == runs else f"{fewest} to {runs}", coarse=coarse)),
+        text(HOW.format(budget=budget, runs=runs if fewest == runs else f"{fewest} to {runs}", coarse=coarse)),
         *(text(SEEDS[kind]) for kind in seeds_of),
         text(f"Made with revision {', '.join(revisions)}.", "soft"),
         "</header><main>",
