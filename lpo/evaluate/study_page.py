@@ -81,51 +81,32 @@ def render(
 
 
 def conclusion(rows: pd.DataFrame) -> str:
-    """On equal time: is LPO above Diffusion-DPO and SPO, by win rate and by gain, and do the intervals carry it?
+    """Which arms differ from the reference after correction, by win rate and by mean gain.
 
-    Where methods were not compared: which changes alter the gain.
+    At equal time; at equal data where no arm had a clock.
     """
-    found = rows[(rows["question"] == "methods") & (rows["equal"] == "seconds") & (rows["axis"] == "utility")]
-    by_arm = {row["arm"]: row for _, row in found.iterrows()}
-    others = [arm for arm in ("diffusion_dpo", "spo") if arm in by_arm]
-    if REFERENCE not in by_arm or not others:
-        return _told_apart(rows)
-    return f"{_verdicts(by_arm, others, 'difference')} {_verdicts(by_arm, others, 'gain_difference')}"
-
-
-def _told_apart(rows: pd.DataFrame) -> str:
-    """The arms whose gain differs from the reference's after correction, in the order of the difference."""
-    changes = rows[(rows["axis"] == "utility") & (rows["equal"] == rows["equal"].iloc[0]) & (rows["arm"] != REFERENCE)]
-    if changes.empty:
+    equal = "seconds" if (rows["equal"] == "seconds").any() else "prompts"
+    found = rows[(rows["axis"] == "utility") & (rows["equal"] == equal)]
+    mine, others = found[found["arm"] == REFERENCE].iloc[0], found[found["arm"] != REFERENCE]
+    if others.empty:
         return f"Nothing was compared with {REFERENCE} yet."
-    clear = changes[changes["gain_difference_p_holm"] < SIGNIFICANT].sort_values("gain_difference_value")
+    by_wins = _verdict(others, "difference", lambda row: percent(row["value"]))
+    by_gain = _verdict(others, "gain_difference", lambda row: _units(row["gain_value"]))
+    budget = f"{mine['seconds']:.0f} s" if equal == "seconds" else f"{mine['prompts']:.0f} prompts"
+    return (
+        f"After {budget} {REFERENCE} wins {_interval(mine)} over the base; {by_wins}. "
+        f"Its mean gain is {_gained(mine)}; {by_gain}. All of it at p < {SIGNIFICANT} after correction."
+    )
+
+
+def _verdict(others: pd.DataFrame, kind: str, show: Callable[[Any], str]) -> str:
+    """The arms less than the reference, those above it, how many are neither; kind: difference or gain_difference."""
+    clear = others[others[f"{kind}_p_holm"] < SIGNIFICANT].sort_values(f"{kind}_value")
     said = []
-    for word, part in (
-        ("less", clear[clear["gain_difference_value"] < 0]),
-        ("more", clear[clear["gain_difference_value"] > 0]),
-    ):
-        arms = [
-            f"{row['arm'].replace('_', ' ')} ({_units(row['gain_difference_value'])})" for _, row in part.iterrows()
-        ]
-        said.append(f"{len(arms)} gain {word} than {REFERENCE}" + (f": {', '.join(arms)}" if arms else ""))
-    return f"Of {len(changes)} changes, at p < {SIGNIFICANT} after correction, {'; '.join(said)}."
-
-
-def _verdicts(by_arm: Mapping[str, Any], others: Sequence[str], kind: str) -> str:
-    """LPO against the others at equal time by win rate ("difference") or by gain ("gain_difference")."""
-    mine = by_arm[REFERENCE]
-    by_wins = kind == "difference"
-    show: Callable[[Any], str] = _interval if by_wins else _gained
-    change = _points if by_wins else _units
-    start = "On equal clocks LPO ({:.0f} s) wins {} over the base" if by_wins else "By mean gain LPO ({:.0f} s) has {}"
-    said = [start.format(mine["seconds"], show(mine))]
-    for arm in others:
-        row = by_arm[arm]
-        low, high = -row[f"{kind}_high"], -row[f"{kind}_low"]
-        verdict = "above it" if low > 0 else "below it" if high < 0 else "not told apart from it"
-        difference = f"difference {change(low)} to {change(high)}"
-        said.append(f"{arm} ({row['seconds']:.0f} s) {show(row)}: LPO is {verdict} ({difference})")
-    return "; ".join(said) + "."
+    for word, part in (("less", clear[clear[f"{kind}_value"] < 0]), ("more", clear[clear[f"{kind}_value"] > 0])):
+        names = ", ".join(f"{row['arm'].replace('_', ' ')} ({show(row)})" for _, row in part.iterrows())
+        said.append(f"{len(part)} of {len(others)} arms have {word}" + (f": {names}" if names else ""))
+    return "; ".join(said)
 
 
 def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
