@@ -27,13 +27,14 @@ run: .venv  ## run what is not up to date, then print the figures and where the 
 study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, about 25 minutes, then write studies/results
 	$(BIN)/python studies/run.py quick
 
-study-methods: .venv  ## the same with three seeds of the tuning, on the same data and rewards
+study-methods: .venv  ## the same with three seeds of the tuning and two learning rates each
 	$(BIN)/python studies/run.py methods
 
 study-ablations: .venv  ## every change of parameters against the default, two seeds, as many prompts each
 	$(BIN)/python studies/run.py ablations
 
-study: study-methods study-ablations  ## both; takes hours, goes on where it was stopped
+study: .venv  ## both; takes hours, goes on where it was stopped, and past a cell that fails
+	$(MAKE) --keep-going study-methods study-ablations
 
 up: .venv  ## start Prefect here: server, pool, deployments, a worker; then print its address
 	@$(BIN)/python -m flows.service up
