@@ -16,12 +16,12 @@ from benchmarks import models
 from benchmarks.meters import Flops, peak_bytes, seconds, size_of
 from benchmarks.published import Published
 from lpo.config import Lpo
+from lpo.doctor.memory import Alive
 from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
 from lpo.families.sdxl import SDXL
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.train.checkpoint import generator
-from lpo.train.footprint import Alive
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import explore, idle
 from lpo.train.steps import Steps

@@ -46,8 +46,8 @@ def write_table(path: Path, rows: int, image_bytes: int, rng: np.random.Generato
 
 
 def import_rows(rows: int, image_bytes: int) -> dict[str, float]:
+    from lpo.commands.imports import import_pairs
     from lpo.config import load_params
-    from lpo.stages.data import import_pairs
 
     params = load_params(ROOT / "params.yaml")
     folder = Path.cwd()

@@ -3,7 +3,7 @@
     with Flops() as flops: ...          flops.total, exact: every multiplication and addition of matmuls, convolutions
     seconds(function, device)           wall time of one call
 
-Live bytes are counted by `lpo.train.footprint.Alive`. FLOPs and bytes need no device: on the meta device they are those
+Live bytes are counted by `lpo.doctor.memory.Alive`. FLOPs and bytes need no device: on the meta device they are those
 of the full size. Inside `Flops` attention is one fused operation, as it runs on a GPU and on a CPU: it keeps its inputs
 and its output, not the matrix of weights.
 
@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from lpo.train.footprint import Alive, attention_as
+from lpo.doctor.memory import Alive, attention_as
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 TORCH_ATTENTION = functional.scaled_dot_product_attention

@@ -67,7 +67,7 @@ def score(
         return
     if prompt is None:
         raise typer.BadParameter("give the prompt of the picture too: lpo score IMAGE PROMPT", param_hint="PROMPT")
-    from lpo.stages.inspect import run as inspect
+    from lpo.commands.inspect import run as inspect
 
     inspect(loaded, image, prompt, out)
     typer.echo(f"wrote {out}")
@@ -98,7 +98,7 @@ def lrm(params: ParamsFile = PARAMS) -> None:
 def spm(params: ParamsFile = PARAMS) -> None:
     """SPO's reward, a CLIP that looks at pictures (method spo)."""
     loaded = load_params(params)
-    from lpo.stages.spm import run
+    from lpo.study.spm import run
 
     run(loaded)
 
@@ -119,7 +119,7 @@ def evaluate(params: ParamsFile = PARAMS) -> None:
 def cell(params: ParamsFile = PARAMS) -> None:
     """One cell of a study: train on the clock, judge."""
     loaded = load_params(params)
-    from lpo.stages.cell import run
+    from lpo.study.cell import run
 
     run(loaded)
 
@@ -128,7 +128,7 @@ def cell(params: ParamsFile = PARAMS) -> None:
 def flips(params: ParamsFile = PARAMS) -> None:
     """Do preferences flip with noise? For the study."""
     loaded = load_params(params)
-    from lpo.stages.flips import run
+    from lpo.study.flips import run
 
     run(loaded)
 
@@ -137,7 +137,7 @@ def flips(params: ParamsFile = PARAMS) -> None:
 def verifier(params: ParamsFile = PARAMS) -> None:
     """What does choosing by the reward bring? For the study."""
     loaded = load_params(params)
-    from lpo.stages.verifier import run
+    from lpo.study.verifier import run
 
     run(loaded)
 
@@ -148,7 +148,7 @@ def study(
     out: Annotated[Path, typer.Option(help="Table and page.", metavar="FOLDER")] = Path("studies/results/quick"),
 ) -> None:
     """Table and page of a study's cells (`make study`)."""
-    from lpo.stages.study import run
+    from lpo.study.collect import run
 
     typer.echo(f"wrote {run(cells, out)}")
 
@@ -163,7 +163,7 @@ def report(params: ParamsFile = PARAMS) -> None:
 def ingest(params: ParamsFile = PARAMS) -> None:
     """Take new pairs out of the inbox. Prints one line of JSON; progress goes to stderr."""
     loaded = load_params(params)
-    from lpo.stages.ingest import run
+    from lpo.commands.ingest import run
 
     run(loaded)
 
@@ -175,7 +175,7 @@ def promote(params: ParamsFile = PARAMS) -> None:
     Prints one line of JSON; a refusal is no failure.
     """
     loaded = load_params(params)
-    from lpo.stages.promote import run
+    from lpo.commands.promote import run
 
     run(loaded)
 
@@ -196,7 +196,7 @@ def generate(
 ) -> None:
     """Draw one picture of a prompt."""
     loaded = load_params(params)
-    from lpo.stages.generate import run
+    from lpo.commands.generate import run
 
     seed = loaded.seed if seed is None else seed
     if said := run(loaded, prompt, lora, out, seed, guidance_scale, steps, search, best_of):
@@ -214,7 +214,7 @@ def export(
 ) -> None:
     """Write a tuned model for other tools: merged into its base, or as one LoRA file."""
     loaded = load_params(params)
-    from lpo.stages.export import run
+    from lpo.commands.export import run
 
     run(loaded, lora, out)
     typer.echo(f"wrote {out}")
@@ -226,7 +226,7 @@ def preset(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Merge a preset into the parameters. Keeps the comments of the file, and shows what changed."""
-    from lpo.presets import apply_preset
+    from lpo.config.presets import apply_preset
 
     changes = apply_preset(name, params)
     typer.echo("\n".join(changes) if changes else f"{params} already holds the preset {name}")
@@ -240,8 +240,8 @@ def doctor(
     params: ParamsFile = PARAMS,
 ) -> None:
     """Check that what a run needs is here: packages, models, memory, disk."""
-    from lpo.presets import with_preset
-    from lpo.stages.doctor import run
+    from lpo.commands.doctor import run
+    from lpo.config.presets import with_preset
 
     if preset is None:
         passed = run(lambda: load_params(params), str(params))
@@ -256,7 +256,7 @@ def summary(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of figures in README.md.")] = False,
 ) -> None:
     """Print the figures and where the report is."""
-    from lpo.stages.summary import run
+    from lpo.commands.summary import run
 
     run(markdown)
 

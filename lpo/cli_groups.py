@@ -20,7 +20,7 @@ models = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 def list_models(context: typer.Context) -> None:
     """List promotions and refusals; roll back."""
     if context.invoked_subcommand is None:
-        from lpo.stages.models import show
+        from lpo.registry.ledger import show
 
         show()
 
@@ -32,7 +32,7 @@ def rollback(
     ] = None,
 ) -> None:
     """Take NAME into use, or what was in use before the present model."""
-    from lpo.stages.models import rollback as run
+    from lpo.registry.ledger import rollback as run
 
     run(name)
 
@@ -51,7 +51,7 @@ def data_import(
 ) -> None:
     """Turn tables of pairs into a source: images as bytes or paths, captions, labels."""
     loaded = load_params(params)
-    from lpo.stages.data import import_pairs
+    from lpo.commands.imports import import_pairs
 
     columns = {item.partition("=")[0]: item.partition("=")[2] for item in column or []}
     counts = import_pairs(loaded, tables, images, out, columns)
@@ -66,6 +66,6 @@ def data_scores(
     out: Annotated[Path, typer.Option(help="Where they go; score.table names it.", metavar="FILE")],
 ) -> None:
     """Bring in scores that were computed elsewhere, keyed by image uid."""
-    from lpo.stages.data import import_scores
+    from lpo.commands.imports import import_scores
 
     typer.echo(f"{import_scores(table, out)} rows; now set score.table to {out} in params.yaml")

@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from lpo.config import check_params
+from lpo.config.presets import merge
+from lpo.config.reader import parse_yaml
 from lpo.errors import LpoError
 from lpo.files import key_of, write_text
-from lpo.presets import merge
-from lpo.schema import parse_yaml
 from tasks.process import STOP, Stopped
 
 ROOT = Path(__file__).resolve().parents[1]  # the clone that this worker belongs to

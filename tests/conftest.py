@@ -124,14 +124,14 @@ def tiny_reward(tiny_base: Path) -> LatentRewardModel:
 @pytest.fixture(scope="session")
 def tiny_sd_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four levels, as SD1.5 has them."""
-    import tiny_models
+    from support import tiny_models
 
     return tiny_models.sd(tmp_path_factory.mktemp("tiny") / "sd")
 
 
 @pytest.fixture(scope="session")
 def tiny_sdxl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tiny_models
+    from support import tiny_models
 
     return tiny_models.sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
 
@@ -139,13 +139,13 @@ def tiny_sdxl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sd3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without T5, as many run it."""
-    import tiny_models
+    from support import tiny_models
 
     return tiny_models.sd3(tmp_path_factory.mktemp("tiny") / "sd3", t5=False)
 
 
 @pytest.fixture(scope="session")
 def tiny_sd3_t5_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tiny_models
+    from support import tiny_models
 
     return tiny_models.sd3(tmp_path_factory.mktemp("tiny") / "sd3-t5", t5=True)

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from lpo.config import Params, check_params, load_params
+from lpo.config.presets import merge
+from lpo.config.reader import parse_yaml
+from lpo.doctor.memory import configured
 from lpo.errors import ConfigError
 from lpo.families import load_family
 from lpo.families.family import Family
-from lpo.presets import merge
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.schema import parse_yaml
-from lpo.train.footprint import configured
 
 META = torch.device("meta")
 MILLION = 1e6

@@ -2,7 +2,7 @@
 
     pairs = read_pairs("data/pairs")                         one row a pair, in the order of the shards
     for uids, data in iter_images("data/pairs", None, 64):   every image once, as encoded bytes
-        pictures = decode_rgb(data, 512)                     of lpo/data/images.py
+        pictures = decode_rgb(data, 512)                     of lpo/images.py
 
 A shard is SPLIT-*.parquet; where a folder is asked for, several may be named. `file` and `row` say where each pair was
 found. Integers and truth values are nullable: a hole in the data stays a hole until the contract names it.
@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from lpo.data.images import image_problem
 from lpo.errors import LpoError
+from lpo.images import image_problem
 
 SPLITS = ("train", "validation", "test")
 UIDS, IMAGES = ["image_0_uid", "image_1_uid"], ["jpg_0", "jpg_1"]

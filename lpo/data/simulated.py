@@ -25,7 +25,7 @@ import pandas as pd
 from PIL import Image
 
 from lpo.config import Dataset
-from lpo.emoji.judge import judge
+from lpo.emoji.oracle import judge
 from lpo.emoji.render import render
 from lpo.emoji.scenes import OPPOSITE, Prompt, Scene, flawed, layout, near_miss, prompts_of, sample_prompts
 

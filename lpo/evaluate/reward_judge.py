@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lpo.evaluate.generation import to_tensor
 from lpo.families.family import Family
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.sampling.generate import to_tensor
 
 T_OF_REWARD = 1  # it reads finished pictures at the clean end
 

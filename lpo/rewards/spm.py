@@ -26,7 +26,7 @@ from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.families.parts import without_origin
-from lpo.rewards import small
+from lpo.scorers import embedded
 
 TIME_WIDTH = 256
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # of all CLIPs
@@ -127,7 +127,7 @@ def start(path: str, backbone: Family, guidance_scale: float) -> StepPreferenceM
     Raises LpoError where there is neither.
     """
     if (Path(path) / "scorers.safetensors").exists():
-        scorers = small.load(Path(path))
+        scorers = embedded.load(Path(path))
         model = StepPreferenceModel(backbone, scorers.clip, scorers.tokenizer, PLAIN, PLAIN, guidance_scale)
         return model.requires_grad_(False)
     try:

@@ -9,20 +9,20 @@ import torch
 from diffusers import AutoencoderKL
 
 from lpo.config import Params, Pretrain
-from lpo.emoji.judge import judge
+from lpo.emoji.oracle import judge
 from lpo.emoji.scenes import CATEGORY_SHARES, prompts_of, sample_prompts
 from lpo.emoji.sprites import ATLAS
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
-from lpo.evaluate.generation import generate, to_uint8
 from lpo.families import sd, settle
 from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, write_json
-from lpo.rewards.small import Scorers
+from lpo.sampling.generate import generate, to_uint8
+from lpo.scorers.embedded import Scorers
 from lpo.train import checkpoint
 from lpo.train.loop import numpy_rng
 from lpo.train.pretrain import encode_pictures, flawed_pictures, new_pipeline, train_unet, train_vae, training_set
-from lpo.train.scorers import train_scorers
+from lpo.train.pretrain_scorers import train_scorers
 
 PAIRS = ("pair", "colour_pair", "relation")
 GUIDANCE_SCALE, STEPS = 3.0, 20

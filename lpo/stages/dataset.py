@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lpo.config import Dataset, Params
-from lpo.data import prompts, registry, sources_hpdv2, sources_pickapic
+from lpo.data import prompts, sources_hpdv2, sources_index, sources_pickapic
 from lpo.data.download import Store, open_store
 from lpo.data.sources import Part, convert, finish
 from lpo.files import write_json, write_parquet
@@ -55,7 +55,7 @@ def run(params: Params) -> None:
 
 def _store(config: Dataset) -> Store:
     if config.source == "folder":
-        registry.check(Path(str(config.path)), f"lpo data import TABLE --out {config.path}")
+        sources_index.check(Path(str(config.path)), f"lpo data import TABLE --out {config.path}")
     if config.path is not None:
         return open_store(config.path, None, config.revision)
     return open_store(DOWNLOADS / config.source, REPOSITORIES[config.source], config.revision)

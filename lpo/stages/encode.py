@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 
 from lpo.config import Params
-from lpo.data.images import decode_rgb
 from lpo.data.latents import write_captions, write_moments, write_space
 from lpo.data.schema import iter_images
-from lpo.evaluate.generation import to_tensor
 from lpo.families import codec_of, latent_space_of, load_family
 from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder
+from lpo.images import decode_rgb
+from lpo.sampling.generate import to_tensor
 
 PAIRS, KEPT = (Path("data/pairs"), Path("data/collected")), Path("data/filtered/kept.parquet")
 

@@ -17,17 +17,18 @@ import torch
 
 from lpo.config import Params
 from lpo.data.simulated import png
-from lpo.emoji.judge import judge
+from lpo.emoji.oracle import judge
 from lpo.emoji.scenes import parse
 from lpo.errors import LpoError
-from lpo.evaluate.generation import generate, to_tensor
 from lpo.evaluate.metrics import evaluate_results
 from lpo.evaluate.reward_judge import RewardJudge
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import folder_hash, key_of, replacing, write_json, write_parquet
-from lpo.rewards import lrm, small
-from lpo.stages.models import PROMOTED, WEIGHTS, name_of
+from lpo.registry.ledger import PROMOTED, WEIGHTS, name_of
+from lpo.rewards import lrm
+from lpo.sampling.generate import generate, to_tensor
+from lpo.scorers import embedded
 from lpo.train import checkpoint
 
 SEED = 42_000_000  # of the first picture; the seeds of the pairs and of validation lie elsewhere
@@ -39,7 +40,7 @@ class Jury:
     """What looks at every picture beside the judge. `family` encodes pictures for the reward."""
 
     family: Family
-    scorers: small.Scorers
+    scorers: embedded.Scorers
     reward: lrm.LatentRewardModel
 
 
@@ -66,7 +67,7 @@ def run(params: Params) -> None:
     seeds = list(range(SEED, SEED + len(prompts)))
     family = load_family(params.model)
     reward = lrm.load(Path("data/lrm"), family.device, family.dtype, family)
-    jury = Jury(family, small.load(Path(params.score.scorers)), reward)
+    jury = Jury(family, embedded.load(Path(params.score.scorers)), reward)
     frames: list[pd.DataFrame] = []
     drawn = Drawn(params, prompts, seeds, family)
 

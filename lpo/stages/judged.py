@@ -24,17 +24,17 @@ import torch
 
 from lpo.config import Params
 from lpo.errors import LpoError
-from lpo.evaluate.generation import generate
-from lpo.evaluate.judges import Judge, check_judges, load_judge, sources_of
-from lpo.evaluate.judging import collect, draw, judge_parts
 from lpo.evaluate.metrics import judged_results
-from lpo.evaluate.prompts import read_prompts
+from lpo.evaluate.prompt_files import read_prompts
 from lpo.evaluate.reward_judge import RewardJudge
+from lpo.evaluate.shards import collect, draw, judge_parts
 from lpo.families import device_of, load_family, lora
 from lpo.families.parts import split_source
 from lpo.files import atomic_folder, file_hash, folder_hash, key_of, write_json, write_parquet
+from lpo.hub import file_of
 from lpo.rewards import lrm
-from lpo.rewards.published_files import file_of
+from lpo.sampling.generate import generate
+from lpo.scorers.judges import Judge, check_judges, load_judge, sources_of
 from lpo.train import checkpoint
 
 PROMPTS, REWARD = Path("data/prompts.parquet"), Path("data/lrm")

@@ -17,9 +17,9 @@ import pandas as pd
 import yaml
 
 from lpo.config import Params
-from lpo.evaluate.pictures import contact_sheet
-from lpo.evaluate.report import Artifact, ReportContext, model_card, render_report
 from lpo.files import atomic_folder, write_bytes, write_text
+from lpo.report.page import Artifact, ReportContext, model_card, render_report
+from lpo.report.pictures import contact_sheet
 
 STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate")  # before this one, in order
 CODE = ("lpo", "params.yaml")

@@ -16,16 +16,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from lpo import images as encoded_images
+from lpo.commands.imports import table_scores
 from lpo.config import Params
-from lpo.data import images as encoded_images
 from lpo.data import schema
 from lpo.errors import LpoError
-from lpo.evaluate.generation import to_tensor
 from lpo.families import device_of
 from lpo.files import file_hash, folder_hash, write_json, write_parquet
-from lpo.rewards.published_scorers import Published, load_scorers
-from lpo.rewards.small import Scorers
-from lpo.stages.data import table_scores
+from lpo.sampling.generate import to_tensor
+from lpo.scorers.embedded import Scorers
+from lpo.scorers.published import Published, load_scorers
 from lpo.train import checkpoint
 
 PAIRS = (Path("data/pairs"), Path("data/collected"))

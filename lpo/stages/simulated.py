@@ -10,9 +10,9 @@ from lpo.config import Params
 from lpo.data.simulated import Painter, make_pairs
 from lpo.data.sources import left_table
 from lpo.emoji.scenes import sample_prompts
-from lpo.evaluate.generation import generate, to_tensor, to_uint8
 from lpo.families import load_family
 from lpo.files import atomic_folder, write_json, write_parquet
+from lpo.sampling.generate import generate, to_tensor, to_uint8
 
 ENCODED_AT_ONCE = 100  # small batches stay in the processor's cache
 

@@ -25,7 +25,7 @@ from lpo.families.family import Family
 from lpo.families.parts import away
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
-from lpo.train import checkpoint, guard, processes
+from lpo.train import checkpoint, distributed, overoptimisation
 from lpo.train.loop import adamw, apply_gradients
 from lpo.train.methods import METHODS
 from lpo.train.offline import StoredPairs, draw
@@ -103,19 +103,19 @@ class PolicyTrainer:
         """
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[dict[str, torch.Tensor]] = []
-        for rows, counts in processes.batches(len(batch), self.config.micro_batch_size):
+        for rows, counts in distributed.batches(len(batch), self.config.micro_batch_size):
             part = batch[rows.to(batch.t.device)] if len(rows) < len(batch) else batch
             loss, statistics = self.loss(part, conditioning[part.prompt])
             (loss.sum() / len(batch) * counts).backward()
             if counts:
                 seen.append({"loss": loss.detach()} | statistics)
-        processes.sum_gradients(self.weights)
+        distributed.sum_gradients(self.weights)
         apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm)
         self.updates += 1
         checkpoint.update_ema(self.ema, self.trained, self.config.ema_decay)
-        if processes.count() > 1:
+        if distributed.count() > 1:
             on_host = [{k: v.cpu() for k, v in s.items()} for s in seen]
-            seen = [s for part in processes.gathered(on_host) for s in part]
+            seen = [s for part in distributed.gathered(on_host) for s in part]
         joined = {k: torch.cat([s[k] for s in seen]) for k in seen[0]}
         return joined.pop("loss"), joined
 
@@ -161,17 +161,17 @@ class PolicyTrainer:
         """Roll out and update until the prompts are used up; the best adapter by `validate` is left in the model.
 
         `validate` is called with the EMA in the model and returns "validation", a figure to be raised (BASE_VALUE is
-        the base's own), and what else the guard looks at (lpo/train/guard.py). Several processes all call it; the first
-        one's figures count, and it alone writes checkpoints and has a tracker.
+        the base's own), and what else the guard looks at (lpo/train/overoptimisation.py). All processes call it. The
+        first one's figures count, and it alone writes checkpoints and has a tracker.
 
         Raises:
             LpoError: if there are more processes than prompts in a rollout.
         """
         least = self.config.prompts % self.config.prompts_per_rollout or self.config.prompts_per_rollout
-        if least < processes.count():
-            what = f"a rollout of {least} prompts can't be shared by {processes.count()} processes"
+        if least < distributed.count():
+            what = f"a rollout of {least} prompts can't be shared by {distributed.count()} processes"
             raise LpoError(what, "params.yaml: lpo.prompts, lpo.prompts_per_rollout", "raise them, or start fewer")
-        done, first = self.resume(folder), processes.is_first()
+        done, first = self.resume(folder), distributed.is_first()
         if done == 0:
             self.best_value = BASE_VALUE
         if self.stopped:
@@ -193,7 +193,7 @@ class PolicyTrainer:
             if (r + 1) % self.config.validate_every == 0 or last:
                 entry |= self.validation(validate)
             self.history.append(entry)
-            if found := guard.warnings(self.history, self.config.guard):
+            if found := overoptimisation.warnings(self.history, self.config.guard):
                 entry["warnings"] = found
                 log.warning("rollout %d: %s", r + 1, "; ".join(found))
                 last = last or self.config.guard.action == "stop"
@@ -221,7 +221,7 @@ class PolicyTrainer:
         """The figures of the EMA adapter; it becomes the best if it is."""
         current = {k: v.detach().clone() for k, v in self.family.lora_state().items()}
         self.family.load_lora_state(self.ema)
-        figures = processes.from_first(validate())
+        figures = distributed.from_first(validate())
         if figures["validation"] > self.best_value:
             self.best_value, self.best = figures["validation"], {k: v.clone() for k, v in self.ema.items()}
         self.family.load_lora_state(current)

@@ -27,7 +27,7 @@ from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
-from lpo.train import checkpoint, processes
+from lpo.train import checkpoint, distributed
 from lpo.train.loop import adamw, apply_gradients
 
 BINS = 10  # of the timestep axis, in validation
@@ -135,13 +135,13 @@ class RewardTrainer:
         noisy = self.noised(pairs, rows, t, generator)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for part, counts in processes.batches(len(rows), config.micro_batch_size):
+        for part, counts in distributed.batches(len(rows), config.micro_batch_size):
             whole = len(part) == len(rows)
             loss = self.loss(pairs, rows[part], t[part], noisy if whole else noisy[:, part.to(self.device)])
             share = counts * len(part) / len(rows)
             (loss * share).backward()
             total += loss.detach() * share
-        processes.sum_gradients(self.weights)
+        distributed.sum_gradients(self.weights)
         warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
         learning_rate = config.learning_rate * warmup * (1 - step / config.steps)
         apply_gradients(self.optimizer, learning_rate, config.max_grad_norm)
@@ -163,20 +163,20 @@ class RewardTrainer:
         done = self.resume(folder)
         name = "spm" if isinstance(config, Spm) else "lrm"
         bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc=name, mininterval=2,
-                   disable=not processes.is_first())  # fmt: skip
+                   disable=not distributed.is_first())  # fmt: skip
         for step in bar:
             if self.misses >= config.patience:
                 break
             found = self.step(train, step)
             if step % 25 == 0:
-                loss = sum(processes.gathered(found.item()))
+                loss = sum(distributed.gathered(found.item()))
                 bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best_accuracy:.3f}")
                 self.history.append({"step": step, "loss": loss})
                 if tracker is not None:
                     tracker.log(step, {"lrm/loss": loss})
             last = step + 1 == config.steps
             if (step + 1) % config.validate_every == 0 or last:
-                right = processes.from_first(self.accuracy(validation))
+                right = distributed.from_first(self.accuracy(validation))
                 accuracy = float(np.nanmean(right))
                 self.history.append({"step": step + 1, "accuracy": accuracy})
                 if tracker is not None:
@@ -188,7 +188,7 @@ class RewardTrainer:
                 if accuracy > self.best_accuracy:
                     self.best_accuracy, self.misses = accuracy, 0
                     self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            if processes.is_first() and ((step + 1) % config.checkpoint_every == 0 or last):
+            if distributed.is_first() and ((step + 1) % config.checkpoint_every == 0 or last):
                 self.save(folder, step + 1)
         self.model.load_state_dict(self.best)
 

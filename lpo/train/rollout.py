@@ -22,7 +22,7 @@ from lpo.families.parts import away
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
-from lpo.train import processes
+from lpo.train import distributed
 from lpo.train.methods import Select
 from lpo.train.steps import Steps, concatenate
 
@@ -63,7 +63,7 @@ def rollout(
     """
     made, conditioning = explore(family, reward, select, prompts, config, generator)
     check_finite(made.scores)
-    keep, gap = (torch.cat(processes.gathered(x.cpu()), dim=1) for x in (made.keep, made.gap))
+    keep, gap = (torch.cat(distributed.gathered(x.cpu()), dim=1) for x in (made.keep, made.gap))
     times = made.steps.t.view(keep.shape[0], -1)[:, 0].tolist()
     statistics = [
         StepStatistics(int(t), len(prompts), int(k.sum()), float(g.mean()), limit)
@@ -74,9 +74,9 @@ def rollout(
 
 def _together(steps: Steps) -> Steps:
     """The steps of all processes, in the order in which one process would have made them."""
-    if processes.count() == 1:
+    if distributed.count() == 1:
         return steps
-    parts = processes.gathered(steps.to(torch.device("cpu")))
+    parts = distributed.gathered(steps.to(torch.device("cpu")))
     joined = concatenate(parts)
     order = sorted(range(len(joined)), key=lambda i: (-float(joined.t[i]), int(joined.prompt[i])))
     return joined[torch.tensor(order, dtype=torch.long)].to(steps.t.device)
@@ -94,7 +94,7 @@ def explore(
     What only prompts need is away meanwhile (`idle`).
     """
     device, k = family.device, config.num_candidates
-    mine = processes.share(torch.arange(len(prompts)))
+    mine = distributed.share(torch.arange(len(prompts)))
     rows, count = mine.to(device), len(mine)
     conditioning, null = family.encode_prompts(prompts), family.null()
     own = isinstance(reward, LatentRewardModel) and reward.backbone.denoiser is family.denoiser  # an adapter
@@ -105,7 +105,7 @@ def explore(
     x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in plan], generator)
     sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
     own_text, every = conditioning[rows], torch.arange(count, device=device)
-    longest = processes.largest_share(len(prompts))
+    longest = distributed.largest_share(len(prompts))
     parts, scored_parts = (consecutive(count * n, k * config.micro_batch_size, longest * n) for n in (1, k))
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
@@ -199,8 +199,8 @@ def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t
     rule = config.threshold
     if rule.schedule == "quantile":
         gap = scores.amax(1) - scores.amin(1)
-        if processes.count() > 1:  # the quantile is that of all prompts
-            gap = torch.cat(processes.gathered(gap.cpu())).to(gap.device)
+        if distributed.count() > 1:  # the quantile is that of all prompts
+            gap = torch.cat(distributed.gathered(gap.cpu())).to(gap.device)
         return quantile_threshold(measure(gap), rule.low)
     limit = threshold(sigmas[step], sigmas.min(), sigmas.max(), rule.schedule, rule.low, rule.high, t)
     return torch.full((), float(limit), device=scores.device)

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from loopback_hub import COMMIT, serve
+from support.loopback_hub import COMMIT, serve
 
 from lpo.data.download import open_store
 from lpo.errors import LpoError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from new_pairs import mirrored, pairs, png
+from support.new_pairs import mirrored, pairs, png
 
 from lpo.data.inbox import Known, examine, found_keys, identities, plain_captions, write_quarantine, write_shard
 from lpo.data.schema import OPTIONAL, PAIRS, in_order, inspect_images, read_pairs

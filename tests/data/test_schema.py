@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from lpo.data import schema
-from lpo.data.images import decode_rgb, image_problem
 from lpo.data.schema import (
     inspect_images,
     iter_images,
@@ -24,6 +23,7 @@ from lpo.data.schema import (
     read_scores,
 )
 from lpo.errors import LpoError
+from lpo.images import decode_rgb, image_problem
 
 
 def encode(value: int, size: int = 4, kind: str = "PNG") -> bytes:

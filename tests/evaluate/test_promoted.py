@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lpo.evaluate.metrics import evaluate_results
-from lpo.evaluate.sections import promoted, wins
+from lpo.report.sections import promoted, wins
 
 NAME = "lpo-<b>1</b>"
 

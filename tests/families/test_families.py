@@ -110,7 +110,7 @@ def test_features_are_the_values_inside_of_diffusers_own_forward(family: Family,
 @torch.no_grad()
 def test_guided_sampling_is_that_of_the_pipeline(family: Family, pipe: Any) -> None:
     """Four steps without noise, guidance 3: the latents of the diffusers pipeline from the same start."""
-    from lpo.evaluate.generation import sample
+    from lpo.sampling.generate import sample
 
     seeds = [3]
     start = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(3))

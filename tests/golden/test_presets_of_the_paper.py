@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lpo.config import Params
-from lpo.presets import with_preset
+from lpo.config.presets import with_preset
 
 SD15, SD21 = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1-base"
 # model, what the reward grows from, steps, warm-up, batch

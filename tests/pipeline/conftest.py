@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from service import Service, add_flows, serving
-from workspace import commit, make, run
+from support.service import Service, add_flows, serving
+from support.workspace import commit, make, run
 
 from tasks.workspace import locked
 

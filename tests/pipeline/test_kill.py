@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from workspace import (
+from support.workspace import (
     KILLS,
     LRM_STEPS,
     ROLLOUTS,

@@ -17,8 +17,8 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from support.workspace import REPOSITORY, changed, contents, dvc, git, names, outs, ran, stages
 from typer.testing import CliRunner
-from workspace import REPOSITORY, changed, contents, dvc, git, names, outs, ran, stages
 
 from lpo import cli
 from lpo.config import Params
@@ -369,14 +369,14 @@ def test_a_stage_is_one_command_over_files_that_exist(stage: str) -> None:
 
 
 NO_RESULT = {  # what a stage imports and does not owe its result to: checks, names, logs, reports
-    "lpo/config.py", "lpo/errors.py", "lpo/files.py", "lpo/tracking.py", "lpo/data/registry.py",
-    "lpo/evaluate/card.py", "lpo/evaluate/reward_card.py", "lpo/stages/models.py", "lpo/train/checkpoint.py",
+    "lpo/config/__init__.py", "lpo/errors.py", "lpo/files.py", "lpo/tracking.py", "lpo/data/sources_index.py",
+    "lpo/report/cards.py", "lpo/report/reward_card.py", "lpo/registry/ledger.py", "lpo/train/checkpoint.py",
 }  # fmt: skip
 BESIDE = {  # of a module that decides results elsewhere, a stage takes a constant, a device or a file format
     "score": {"lpo/families/__init__.py",  # the device
-              "lpo/data/sources.py", "lpo/data/sources_table.py"},  # for the other half of lpo/stages/data.py
+              "lpo/data/sources.py", "lpo/data/sources_table.py"},  # for the other half of lpo/commands/imports.py
     "evaluate": {"lpo/data/simulated.py"},  # pictures as PNG
-    "flips": {"lpo/stages/lrm.py"},  # where the pairs lie
+    "flips": {"lpo/stages/reward.py"},  # where the pairs lie
 }
 
 

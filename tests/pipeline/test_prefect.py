@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from service import Service, processes
-from workspace import contents, git, hashes, outs, run, stages
+from support.service import Service, processes
+from support.workspace import contents, git, hashes, outs, run, stages
 
 from tasks.graph import read_graph
 

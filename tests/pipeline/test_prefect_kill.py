@@ -15,9 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from service import Service, add_flows, drop, processes, serving
+from support.service import Service, add_flows, drop, processes, serving
+from support.workspace import commit, hashes, run
 from test_kill import progress
-from workspace import commit, hashes, run
 
 pytestmark = pytest.mark.prefect
 KILLED_STEPS = 120  # several a second: long enough to be interrupted four times

@@ -7,7 +7,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
-from lpo.rewards import choose, small, spm
+from lpo.rewards import load, spm
+from lpo.scorers import embedded
 
 PROMPTS = ["a cat", "two dogs at night"]
 T = torch.tensor([1, 700])
@@ -17,7 +18,7 @@ T = torch.tensor([1, 700])
 def model(tiny, tmp_path):
     """On untrained small scorers, which read pictures of 32 pixels; the tiny model makes such."""
     torch.manual_seed(2)
-    small.Scorers(make_tokenizer()).save(tmp_path)
+    embedded.Scorers(make_tokenizer()).save(tmp_path)
     return spm.start(str(tmp_path), tiny, guidance_scale=3.0)
 
 
@@ -94,7 +95,7 @@ def test_saved_and_chosen_by_its_folder_it_scores_the_same(tiny, model, tmp_path
     folder = tmp_path / "spm"
     folder.mkdir()
     model.save(folder)
-    again = choose.load_reward(folder, tiny)
+    again = load.load_reward(folder, tiny)
     assert again.space == "pixel" and not any(p.requires_grad for p in again.parameters())
     torch.testing.assert_close(
         again.score(latents(), T, again.encode_prompts(PROMPTS), again.encode_prompts([""])), expected, rtol=0, atol=0
@@ -104,7 +105,7 @@ def test_saved_and_chosen_by_its_folder_it_scores_the_same(tiny, model, tmp_path
 @torch.no_grad()
 def test_a_latent_reward_is_chosen_by_its_folder_too(tiny, tiny_reward, tmp_path):
     tiny_reward.save(tmp_path)
-    assert choose.load_reward(tmp_path, tiny).space == "latent"
+    assert load.load_reward(tmp_path, tiny).space == "latent"
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 
 from lpo.data.latents import write_captions, write_moments
 from lpo.emoji.vocabulary import make_tokenizer
-from lpo.rewards import small
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.scorers import embedded
 
 CAPTIONS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
 
@@ -24,7 +24,7 @@ def trained_inputs(project: Path, tiny_reward: LatentRewardModel) -> None:
     tiny_reward.save(data / "lrm")
     torch.manual_seed(4)
     (data / "scorers").mkdir()
-    small.Scorers(make_tokenizer()).save(data / "scorers")
+    embedded.Scorers(make_tokenizer()).save(data / "scorers")
     split = ["train"] * 4 + ["validation"] * 4 + ["test"] * 4
     pd.DataFrame({"prompt": CAPTIONS * 3, "split": split, "category": "single"}).to_parquet(data / "prompts.parquet")
     uids = [f"u{i}" for i in range(24)]

@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from lpo.commands import imports as data_stage
 from lpo.config import Params, load_params
 from lpo.data import schema
 from lpo.data.sources import split_of_caption
 from lpo.errors import LpoError
 from lpo.files import folder_hash
-from lpo.stages import data as data_stage
 from lpo.stages import dataset
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
-from loopback_hub import serve  # noqa: E402
+from support.loopback_hub import serve  # noqa: E402
 
 
 def png(*colour: int) -> bytes:

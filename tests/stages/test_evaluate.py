@@ -18,9 +18,9 @@ import torch
 from lpo.config import Params, load_params
 from lpo.emoji.scenes import sample_prompts
 from lpo.families.sd import SD
+from lpo.registry.ledger import PROMOTED, name_of
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.stages import evaluate
-from lpo.stages.models import PROMOTED, name_of
 
 PROMPTS, LORA = 3, Path("data/lpo")
 

@@ -8,16 +8,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from judge_folders import clip_folder, hps_folder, imagereward_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.judge_folders import clip_folder, hps_folder, imagereward_folder
 
+from lpo.commands import summary
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
-from lpo.evaluate import judging
+from lpo.evaluate import shards
 from lpo.files import write_parquet
-from lpo.rewards import pickscore
-from lpo.stages import evaluate, judged, report, summary
+from lpo.scorers import pickscore
+from lpo.stages import evaluate, judged, report
 
 JUDGES = ("pickscore", "hps_v2", "imagereward")
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
@@ -167,10 +168,10 @@ def test_a_score_that_is_no_number_stops_the_stage_with_its_prompt(params, monke
 def test_large_pictures_are_shown_small():
     buffer = io.BytesIO()
     Image.new("RGB", (1024, 512), "red").save(buffer, "PNG")
-    assert Image.open(io.BytesIO(judging.preview(buffer.getvalue()))).size == (256, 128)
+    assert Image.open(io.BytesIO(shards.preview(buffer.getvalue()))).size == (256, 128)
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(buffer, "PNG")
-    assert judging.preview(buffer.getvalue()) == buffer.getvalue()
+    assert shards.preview(buffer.getvalue()) == buffer.getvalue()
 
 
 def test_the_scorers_of_mpcf_are_judges_too(params: Params) -> None:

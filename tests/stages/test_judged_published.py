@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from judge_folders import clip_folder
+from support.judge_folders import clip_folder
 
 from lpo.config import Params, load_params
 from lpo.errors import LpoError

@@ -1,4 +1,4 @@
-"""The stages end to end on tiny SDXL and SD3 folders: encode, lrm, rollouts and updates, the LoRA reloaded."""
+"""The stages end to end on tiny SDXL and SD3 folders: encode, reward, rollouts and updates, the LoRA reloaded."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-
-from lpo.config import Params, load_params
-from lpo.data.images import decode_rgb
-from lpo.data.latents import Latents
-from lpo.errors import LpoError
-from lpo.evaluate.generation import to_tensor
-from lpo.families import load_family
-from lpo.rewards import lrm as rewards
-from lpo.stages import encode, generate, lpo, lrm
+from tune.commands import generate
+from tune.config import Params, load_params
+from tune.data.latents import Latents
+from tune.errors import LpoError
+from tune.families import load_family
+from tune.images import decode_rgb
+from tune.rewards import lrm as rewards
+from tune.sampling.generate import to_tensor
+from tune.stages import encode, reward, tune
 
 CAPTIONS = ["a cat", "two dogs", "a star on grass"]
 
@@ -85,10 +85,10 @@ def test_from_pictures_to_a_lora_that_diffusers_loads(
     params = params_of(repository, family, base)
     write_pairs(project)
     encode.run(params)
-    lrm.run(params)
-    reward = rewards.load(Path("data/lrm"), torch.device("cpu"))
-    assert reward.backbone.name == family and (project / "data/lrm/README.md").read_text().startswith("---\nbase_model")
-    lpo.run(params)
+    reward.run(params)
+    loaded = rewards.load(Path("data/lrm"), torch.device("cpu"))
+    assert loaded.backbone.name == family and (project / "data/lrm/README.md").read_text().startswith("---\nbase_model")
+    tune.run(params)
     history = pd.read_json("data/lpo/history.json")
     assert len(history) == 2 and (history["pairs"] > 0).all()
     without: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
@@ -125,7 +125,7 @@ def test_encode_reads_the_weights_of_the_vae_alone(project: Path, repository: Pa
 def trained_reward(params: Params, project: Path) -> None:
     write_pairs(project)
     encode.run(params)
-    lrm.run(params)
+    reward.run(params)
 
 
 def test_a_reward_of_one_model_trains_another_with_the_same_latents(
@@ -134,31 +134,31 @@ def test_a_reward_of_one_model_trains_another_with_the_same_latents(
     """Both tiny SD models have the VAE of seed 0 (they differ in everything else): LRM-1.5 -> SD2.1 in small."""
     params = params_of(repository, "sd", tiny_sd_base)
     params = replace(params, lrm=replace(params.lrm, base=str(tiny_sd_base.parent / "other")))
-    import tiny_models
+    from support import tiny_models
 
     tiny_models.sd(tiny_sd_base.parent / "other", seed=9)  # another U-Net and text encoder
     shutil.copytree(tiny_sd_base / "vae", tiny_sd_base.parent / "other" / "vae", dirs_exist_ok=True)
     trained_reward(params, project)
-    lpo.run(params)
+    tune.run(params)
     assert (project / "data/lpo/pytorch_lora_weights.safetensors").exists()
 
 
 def test_another_vae_is_refused_before_anything_runs(project: Path, repository: Path, tiny_sd_base: Path) -> None:
-    import tiny_models
+    from support import tiny_models
 
     params = params_of(repository, "sd", tiny_sd_base)
     other = tiny_models.sd(project / "other-vae", seed=5)
     trained_reward(params, project)
     foreign = replace(params, model=replace(params.model, path=str(other)))
     with pytest.raises(LpoError, match="another VAE"):
-        lpo.run(foreign)
+        tune.run(foreign)
     assert not (project / "data/lpo").exists()
     with pytest.raises(LpoError, match="another VAE"):  # and so is one that would be trained on these latents
-        lrm.run(replace(params, lrm=replace(params.lrm, base=str(other))))
+        reward.run(replace(params, lrm=replace(params.lrm, base=str(other))))
     shutil.rmtree("data/latents")
     with pytest.raises(LpoError, match="another VAE"):  # and so, before a picture is encoded, is a base like that
         encode.run(replace(params, lrm=replace(params.lrm, base=str(other))))
     assert not (project / "data/latents").exists()
     encode.run(foreign)  # and so is a finished one, where the latents are another model's
     with pytest.raises(LpoError, match="another VAE"):
-        lrm.run(replace(foreign, lrm=replace(params.lrm, pretrained="data/lrm")))
+        reward.run(replace(foreign, lrm=replace(params.lrm, pretrained="data/lrm")))

@@ -9,8 +9,8 @@ import yaml
 from PIL import Image
 
 from lpo.config import load_params
-from lpo.evaluate.pictures import contact_sheet
 from lpo.files import write_json, write_parquet, write_text
+from lpo.report.pictures import contact_sheet
 from lpo.stages.report import SHEET, locked, revision, run
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from lpo.commands import imports as data_stage
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
-from lpo.stages import data as data_stage
 from lpo.stages import score
 
 

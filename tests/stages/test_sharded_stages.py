@@ -11,17 +11,17 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from together import together
+from support.together import together
 from torch.distributed.tensor import DTensor
 
 from lpo.config import Params, check_params, load_params
+from lpo.config.reader import parse_yaml
 from lpo.data.latents import write_space
 from lpo.errors import ConfigError
 from lpo.families import latent_space_of, sharding
-from lpo.schema import parse_yaml
-from lpo.stages import lpo as stage
-from lpo.stages import lrm
-from lpo.train import processes
+from lpo.stages import reward
+from lpo.stages import tune as stage
+from lpo.train import distributed
 
 
 @pytest.fixture(params=["sd"])
@@ -60,8 +60,8 @@ def run_sharded(params: Params, *stages: Callable[[Params], None]) -> list[tuple
 
     def work() -> None:
         sharding.shard = counted
-        with processes.joined(torch.device("cpu")):
-            rank = processes.rank()
+        with distributed.joined(torch.device("cpu")):
+            rank = distributed.rank()
             for run in stages:
                 run(replace(params, model=replace(params.model, shard=True)))
                 dist.barrier()
@@ -111,11 +111,11 @@ def test_the_policy_with_a_reward_of_its_own(params: Params) -> None:
 @pytest.mark.parametrize("params", ["sd3"], indirect=True)
 def test_a_reward_that_is_an_adapter_is_trained_and_used(params: Params) -> None:
     """Reward and policy are two adapters of one sharded model."""
-    lrm.run(params)
+    reward.run(params)
     one, metrics = load_file("data/lrm/reward.safetensors"), json.loads(Path("metrics/lrm.json").read_text())
     stage.run(params)
     tuned = newest(Path(".checkpoints/lpo"))
-    held = run_sharded(params, lrm.train, stage.tune)
+    held = run_sharded(params, reward.train, stage.tune)
     assert len(held) == 4 and all(here < 0.6 * whole for here, whole, _ in held)  # to the policy the reward adds none
     check_same(load_file("data/lrm/reward.safetensors"), one, rtol=1e-3, atol=1e-5)
     assert json.loads(Path("metrics/lrm.json").read_text())["accuracy"] == metrics["accuracy"]

@@ -160,12 +160,13 @@ def spm_trainer_of(tiny_base, latents, config, tmp_path):
     from lpo.config import Spm
     from lpo.emoji.vocabulary import make_tokenizer
     from lpo.families import sd
-    from lpo.rewards import small, spm
+    from lpo.rewards import spm
+    from lpo.scorers import embedded
 
     torch.manual_seed(2)
     folder = tmp_path / "scorers"
     folder.mkdir(exist_ok=True)
-    small.Scorers(make_tokenizer()).save(folder)
+    embedded.Scorers(make_tokenizer()).save(folder)
     torch.manual_seed(1)
     model = spm.start(str(folder), sd.load(str(tiny_base), torch.device("cpu"), torch.float32), 1.0)
     assert isinstance(config, Spm)

@@ -1,0 +1,76 @@
+"""generate: a prompt, and perhaps a LoRA and a search by the reward -> a PNG."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lpo.config import Params
+from lpo.errors import LpoError
+from lpo.families import load_family
+from lpo.families.family import Family
+from lpo.files import write_bytes
+from lpo.registry.ledger import folder_of
+from lpo.rewards.load import load_reward
+from lpo.sampling.generate import generate, to_uint8
+from lpo.sampling.search import Search, search
+
+ENLARGED = 256  # small pictures are shown at least this large, like pixel art
+
+
+def run(
+    params: Params,
+    prompt: str,
+    lora: Path | None,
+    out: Path,
+    seed: int,
+    guidance_scale: float | None,
+    steps: int | None,
+    candidates: int,
+    trajectories: int,
+) -> str:
+    """Write `out` and say what a search found and cost ("" without one).
+
+    Raises LpoError for a prompt that is empty or longer than the model reads.
+    """
+    config, family = params.evaluate, load_family(params.model)
+    length = len(family.tokenizer(prompt).input_ids)
+    if not prompt.strip() or length > family.tokens:
+        raise LpoError(
+            f"the prompt has {length} tokens, the model reads 3 to {family.tokens}", "PROMPT", "change the prompt"
+        )
+    if lora is not None:
+        family.load_lora(folder_of(lora))
+    scale = config.guidance_scale if guidance_scale is None else guidance_scale
+    steps = steps or config.num_inference_steps
+    if candidates > 1 or trajectories > 1:
+        pixels, said = searched(family, params, prompt, seed, steps, scale, candidates, trajectories)
+    else:
+        pixels, said = generate(family, [prompt], [seed], steps, scale, config.eta, 1, "")[0], ""
+    picture = Image.fromarray(pixels)
+    if picture.width < ENLARGED:
+        factor = ENLARGED // picture.width
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_bytes(out, buffer.getvalue())
+    return said
+
+
+def searched(
+    family: Family, params: Params, prompt: str, seed: int, steps: int, scale: float, candidates: int, trajectories: int
+) -> tuple[np.ndarray, str]:
+    """The picture (H, W, 3) uint8 that the reward of `lpo.reward` likes best, and a line about it."""
+    how = Search(candidates, trajectories, params.lrm.ensemble_timesteps, params.lrm.ensemble_draws)
+    reward = load_reward(Path(params.lpo.reward), family)
+    latents, scores, cost = search(family, reward, prompt, seed, steps, scale, params.evaluate.eta, how)
+    plain = steps * (1 if scale == 1 else 2)
+    said = (
+        f"searched {candidates} candidates a step in {trajectories} trajectories: reward {scores.max():.3f} "
+        f"(of all: {', '.join(f'{score:.3f}' for score in scores.tolist())}); {cost.denoiser} denoiser passes "
+        f"(without search {plain}) and {cost.reward} reward passes in {cost.seconds:.2f} s"
+    )
+    return to_uint8(family.decode(latents))[0], said

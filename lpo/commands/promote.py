@@ -1,0 +1,143 @@
+"""promote: data/lpo, metrics/evaluate.json, dvc.lock -> models/, if the gate of params.yaml holds.
+
+Not a stage of DVC: it is a decision, and it is recorded with what it was made from. dvc.lock says what that was, and
+that the figures are of this model against the promoted one; it is read as the plain YAML that it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+
+from lpo.config import Params
+from lpo.errors import LpoError
+from lpo.files import alone
+from lpo.registry.gate import objections
+from lpo.registry.ledger import (
+    BUSY,
+    LOCK,
+    PROMOTED,
+    append,
+    collect,
+    in_use,
+    keep_files,
+    name_of,
+    read_ledger,
+    settle,
+)
+
+CANDIDATE, FIGURES, LOCKED = Path("data/lpo"), Path("metrics/evaluate.json"), Path("dvc.lock")
+STAGES = ("lpo", "evaluate")  # whose records must match the files, in order
+
+
+def run(params: Params) -> None:
+    """Decide, record the decision, print {"promoted", "reason", "name"} as one line of JSON.
+
+    The model in use, and one that was refused for the same reasons before, change nothing. A model that was rolled
+    back stays out until `lpo models rollback NAME` takes it back.
+
+    Raises:
+        LpoError: if there is no model, or the figures are not those of this model and the one in use.
+    """
+    with alone(LOCK, BUSY):
+        records = read_ledger()
+        settle(records)
+        name, current = name_of(CANDIDATE), in_use(records)
+        if name == current:
+            decision = {"promoted": False, "reason": "it is the promoted model already", "name": name}
+        else:
+            stages = locked()
+            figures = json.loads(FIGURES.read_text())
+            reasons = _rolled_back(name, records) or objections(figures, params.promote)
+            event = "refused" if reasons else "promoted"
+            reason = "; ".join(reasons) or "the gate holds"
+            decision = {"promoted": not reasons, "reason": reason, "name": name}
+            record = {"event": event, "name": name, "reason": reason, "against": current}
+            if not any(record.items() <= old.items() for old in records if event == "refused"):
+                if event == "promoted":
+                    keep_files(CANDIDATE, name)
+                gate = asdict(params.promote)
+                append(record | {"metrics": figures, "made_from": made_from(stages) | {"gate": gate}})
+                settle(read_ledger())
+                collect(read_ledger(), params.promote.keep)
+    typer.echo(json.dumps(decision))
+
+
+def locked() -> dict[str, Any]:
+    """The stages of dvc.lock.
+
+    Raises:
+        LpoError: if the files here are not those that dvc.lock records of the stages lpo and evaluate.
+    """
+    remedy = "run `dvc repro`, so that the model and its figures belong together"
+    if not LOCKED.exists():
+        raise LpoError("there is no record of how the model was made", str(LOCKED), remedy)
+    stages = yaml.safe_load(LOCKED.read_text())["stages"]
+    wanted = {
+        str(CANDIDATE): _recorded(stages, "lpo", "outs", CANDIDATE),
+        f"{CANDIDATE}, as evaluated": _recorded(stages, "evaluate", "deps", CANDIDATE),
+        f"{PROMOTED}, as evaluated": _recorded(stages, "evaluate", "deps", PROMOTED),
+        str(FIGURES): _recorded(stages, "evaluate", "outs", FIGURES),
+    }
+    wrong = [what for what, md5 in wanted.items() if md5 != dvc_hash(Path(what.split(",")[0]))]
+    if wrong:
+        what = f"dvc.lock is about other files than those here: {'; '.join(wrong)}"
+        raise LpoError(what, str(LOCKED), remedy)
+    return dict(stages)
+
+
+def _recorded(stages: dict[str, Any], stage: str, key: str, path: Path) -> str | None:
+    items = stages.get(stage, {}).get(key, [])
+    return next((item["md5"] for item in items if item["path"] == str(path)), None)
+
+
+def dvc_hash(path: Path) -> str:
+    """The MD5 that DVC 3 records of a file, or of a folder: that of the JSON list of its files' MD5 and names."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).parts)
+    listed = [{"md5": dvc_hash(p), "relpath": p.relative_to(path).as_posix()} for p in files]
+    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def made_from(stages: dict[str, Any]) -> dict[str, Any]:
+    """data: MD5 by path of all that the stages read and made; params by stage; revision of the repository."""
+    items = [item for stage in stages.values() for key in ("deps", "outs") for item in stage.get(key, [])]
+    return {
+        "data": {item["path"]: item["md5"] for item in items},
+        "params": {name: stage.get("params", {}).get("params.yaml", {}) for name, stage in stages.items()},
+        "revision": revision(),
+    }
+
+
+def revision() -> dict[str, Any]:
+    """commit, and the paths that differ from it; "unknown" without a repository or without git."""
+    try:
+        commit = _git("rev-parse", "HEAD").strip()
+        changed = [line[3:] for line in _git("status", "--porcelain", "--no-renames", "-z").split("\0") if line]
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return {"commit": "unknown", "changed": []}
+    return {"commit": commit, "changed": sorted(changed)}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
+
+
+def _rolled_back(name: str, records: list[dict[str, Any]]) -> list[str]:
+    """Why a model that somebody took out of use stays out."""
+    out = ""
+    for record in records:
+        if record["event"] == "rolled_back" and record["against"] == name:
+            out = f"it was rolled back on {record['time']}; `lpo models rollback {name}` takes it back"
+        elif record["event"] in ("promoted", "rolled_back") and record["name"] == name:
+            out = ""
+    return [out] if out else []

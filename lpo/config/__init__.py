@@ -1,0 +1,141 @@
+"""params.yaml -> frozen, typed sections; every mistake at once, each with its YAML path.
+
+    params = load_params("params.yaml")
+    params.lpo.threshold.low
+
+A field is one line of lpo/sections: its name, its type and what it may hold. params.yaml holds every value, so nothing
+has a default: a missing key is a mistake, and so is a key that no field asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
+from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
+from lpo.config.results import Evaluate, Ingest, JudgeModels, Promote, PromotionMargins, Report, Study, Tracking
+from lpo.config.training import Guard, Lpo, Lrm, Spm, Threshold
+from lpo.errors import ConfigError
+
+__all__ = [
+    "Dataset",
+    "Encode",
+    "Evaluate",
+    "Filter",
+    "Guard",
+    "Ingest",
+    "JudgeModels",
+    "Lpo",
+    "Lrm",
+    "Margins",
+    "Model",
+    "Params",
+    "Pretrain",
+    "Promote",
+    "PromotionMargins",
+    "Report",
+    "Score",
+    "ScoreModels",
+    "Spm",
+    "Study",
+    "Threshold",
+    "TieMargins",
+    "Tracking",
+    "check_params",
+    "load_params",
+]
+
+
+@dataclass(frozen=True)
+class Params:
+    seed: Annotated[int, Range(at_least=0, below=2**31)]
+    model: Model
+    pretrain: Pretrain
+    dataset: Dataset
+    score: Score
+    filter: Filter
+    encode: Encode
+    lrm: Lrm
+    spm: Spm
+    lpo: Lpo
+    evaluate: Evaluate
+    report: Report
+    ingest: Ingest
+    promote: Promote
+    study: Study
+    tracking: Tracking
+
+
+# What no field can say by itself: the first may be at most the second; of two weights one must be above zero.
+AT_MOST = (
+    ("lrm.warmup_steps", "lrm.steps"),
+    ("spm.warmup_steps", "spm.steps"),
+    ("lpo.prompts_per_rollout", "lpo.prompts"),
+    ("lpo.threshold.low", "lpo.threshold.high"),
+)
+REAL = ("pickapic", "pickapic_v2", "hpdv2")  # sources of photographs and paintings
+OWN = "data/lpo"  # the LoRA that the pipeline trains
+NOT_BOTH_ZERO = (
+    ("dataset.rendered_pairs", "dataset.sampled_prompts"),
+    ("dataset.alignment_weight", "dataset.aesthetic_weight"),
+)
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        LpoError: if the file is absent or is no YAML (a key given twice included).
+        ConfigError: see `check_params`.
+    """
+    return check_params(parse_yaml(read_text(path), path), path)
+
+
+def check_params(tree: dict[str, Any], path: str | Path) -> Params:
+    """The sections that the mapping `tree` holds; `path` is the file that messages name.
+
+    Raises:
+        ConfigError: with all mistakes: unknown and missing keys, wrong types, values out of range, unknown choices.
+    """
+    reading = Reading()
+    sections = read_fields(Params, tree, "", reading)
+    mistakes = reading.mistakes + list(_relations(reading.values))
+    if mistakes:
+        raise ConfigError([f"{Path(path).name}: {mistake}" for mistake in mistakes], str(path))
+    return Params(**sections)
+
+
+def _relations(values: dict[str, Any]) -> Iterator[str]:
+    """`values` holds, by YAML path, only what is right by itself."""
+    for low, high in AT_MOST:
+        if low in values and high in values and values[low] > values[high]:
+            yield f"{low}: must be <= {high} ({values[high]:g}), is {values[low]:g}"
+    for one, other in NOT_BOTH_ZERO:
+        if values.get(one) == 0 and values.get(other) == 0:
+            yield f"{one}: must be > 0 where {other} is 0, is 0"
+    if judges := values.get("evaluate.judges"):
+        if len(set(judges)) < len(judges):
+            yield f"evaluate.judges: each judge once, is {list(judges)}"
+        if "emoji" in judges and len(judges) > 1:
+            yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
+        if "emoji" in judges and values.get("dataset.source") in REAL:
+            source = values["dataset.source"]
+            yield f"evaluate.judges: emoji judges scenes of the embedded world, dataset.source is {source}"
+        if "emoji" in judges and values.get("evaluate.tuned", OWN) != OWN:
+            yield f"evaluate.tuned: emoji judges {OWN} alone, is {values['evaluate.tuned']!r}"
+    if values.get("model.shard"):
+        trainable = values.get("lrm.trainable")
+        if values.get("lrm.pretrained", "") is None and trainable not in (None, "adapter"):
+            needed = "must be adapter where model.shard is true (what else is trained or saved is whole)"
+            yield f"lrm.trainable: {needed}, is {trainable!r}"
+        if values.get("model.compile"):
+            yield "model.compile: must be false where model.shard is true, is true"
+    if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
+        yield "dataset.path: must name a folder where dataset.source is folder, is empty"
+    if "filter.strategy" in values and "filter.strategies" in values:
+        strategy, names = values["filter.strategy"], ["none", *values["filter.strategies"]]
+        if strategy not in names:
+            yield f"filter.strategy: must be one of {', '.join(names)}, is {strategy!r}"

@@ -1,0 +1,100 @@
+"""Sections of the rewards and of the policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from lpo.config.ranges import Count, Decay, Guidance, NotNegative, Positive, Share, ZeroOrMore
+from lpo.config.reader import Range
+
+
+@dataclass(frozen=True)
+class RewardTraining:
+    """What the trainings of both rewards have in common."""
+
+    steps: Count
+    warmup_steps: ZeroOrMore
+    batch_size: Count
+    micro_batch_size: Count
+    learning_rate: Positive
+    weight_decay: NotNegative
+    max_grad_norm: Positive | None
+    guidance_scale: Guidance
+    dtype: Literal["fp32", "bf16", "fp16"]
+    timesteps: Literal["uniform", "grid"]
+    shared_noise: bool
+    example_weights: bool
+    likelihood: Literal["bradley_terry", "thurstone"]
+    variance_offset: Positive
+    validate_every: Count
+    validation_pairs: Count
+    patience: Count
+    checkpoint_every: Count
+
+
+@dataclass(frozen=True)
+class Lrm(RewardTraining):
+    pretrained: str | None
+    base: str | None
+    features: Literal["multi_scale", "mid"]
+    layer: Count | None
+    text_projection: str
+    trainable: Literal["full", "denoiser", "adapter", "frozen"]
+    adapter_rank: Count
+    embedding_dim: Count
+    ensemble_timesteps: tuple[ZeroOrMore, ZeroOrMore, ZeroOrMore]
+    ensemble_draws: Count
+
+
+@dataclass(frozen=True)
+class Spm(RewardTraining):
+    clip: str
+    trainable: Literal["full", "frozen"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    schedule: Literal["constant", "sigma", "sigma_squared", "linear", "quantile"]
+    low: Share
+    high: Share
+
+
+@dataclass(frozen=True)
+class Guard:
+    action: Literal["off", "flag", "stop"]
+    reward_margin: NotNegative
+    diversity_floor: NotNegative
+    prompts: Count
+    seeds: Annotated[int, Range(at_least=2)]
+
+
+@dataclass(frozen=True)
+class Lpo:
+    method: Literal["lpo", "spo", "diffusion_dpo", "grpo"]
+    reward: str
+    prompts: Count
+    prompts_per_rollout: Count
+    num_inference_steps: Count
+    eta: Annotated[float, Range(above=0, at_most=1)]  # without noise a step has no density
+    guidance_scale: Guidance
+    num_candidates: Annotated[int, Range(at_least=2)]
+    continue_from: Literal["random", "best"]
+    reward_timestep: Literal["current", "next"]
+    threshold: Threshold
+    timestep_range: Annotated[tuple[int, int], Range(at_least=0, ascending=True)]
+    beta: Positive
+    clip_epsilon: Annotated[float, Range(above=0, below=1)]
+    logprob_reduction: Literal["mean", "sum"]
+    lora_rank: Count
+    learning_rate: Positive
+    batch_size: Count
+    micro_batch_size: Count
+    epochs_per_rollout: Count
+    weight_decay: NotNegative
+    max_grad_norm: Positive | None
+    ema_decay: Decay
+    validate_every: Count
+    validation_prompts: Count
+    checkpoint_every: Count
+    guard: Guard

@@ -1,0 +1,237 @@
+"""Memory that a stage needs on a GPU, computed from configurations on the meta device.
+
+A tensor on the meta device has a shape and no memory, so a step of a training runs there in seconds, whatever the size
+of the model. Counted are the bytes of every storage alive at one time. What a real device adds (the allocator's
+rounding, work space of kernels, the CUDA context: together some GB) is not counted. Attention is taken to be fused: it
+keeps queries, keys, values and output, and never the matrix of all pairs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from lpo.config import Model, Params, Score
+from lpo.doctor import scorer_memory
+from lpo.families import DTYPES, load_family, sharding
+from lpo.families.family import Family
+from lpo.families.parts import local
+from lpo.rewards.lrm import LatentRewardModel
+
+META = torch.device("meta")
+ADAM = 4 + 8  # bytes a trained weight: its gradient and two moments, float32
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one stage: weights and what training keeps of them, the most that a step adds, and what goes to disk.
+
+    The disk of encode is that of 1000 pictures; elsewhere it is the artifact with its checkpoint.
+    """
+
+    stage: str
+    weights: int
+    step: int
+    disk: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.step
+
+
+def configured(model: Model) -> Model:
+    """The model with configurations in the place of hub ids, where presets/models has them."""
+    names = {"path": model.path, "vae": model.vae, "denoiser": model.denoiser}
+    return replace(model, **{key: local(source) for key, source in names.items()})  # type: ignore[arg-type]
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of storages that operations make inside and that are alive; `peak` is the most at one time.
+
+    On any device. A view of what was there before costs nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self.seen:
+                self.count(storage)
+        return out
+
+    def count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        self.seen.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self.free, key, size)
+
+    def free(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    return (leaf for leaf in tree_iter(tree) if isinstance(leaf, torch.Tensor))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_grad: torch.Tensor) -> Any:
+        q, k, v, _ = ctx.saved_tensors
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return _Fused.apply(query, key, value)
+
+
+@contextmanager
+def attention_as(function: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Inside, `function` is torch's attention. A mode of torch would miss what checkpointing computes again."""
+    before, F.scaled_dot_product_attention = F.scaled_dot_product_attention, function
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = before
+
+
+def peak(step: Callable[[], torch.Tensor], backward: bool = False) -> int:
+    """Bytes that a step makes, at most at one time; with `backward` through its result."""
+    with attention_as(_fused), Alive() as alive, torch.set_grad_enabled(backward):
+        result = step()
+        if backward:
+            result.float().sum().backward()
+        return alive.peak
+
+
+def bytes_of(*modules: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for part in modules for p in part.parameters())
+
+
+def needs(params: Params) -> Iterator[Need]:
+    """What score, encode, lrm, lpo and evaluate need, by params.yaml. Raises LpoError without configurations."""
+    beside = scorer_memory.loaded(params.score)
+    yield Need("score", beside, of_scorers(params.score), 0)
+    family = load_family(configured(params.model), device=META)
+    assert family.codec.vae is not None
+    everything = bytes_of(*family.modules().values(), family.codec.vae)
+    picture = torch.empty(params.encode.batch_size, 3, family.pixels, family.pixels, device=META, dtype=family.dtype)
+    channels, height, width = family.latent_shape
+    disk = 1000 * 2 * channels * height * width * 2  # mean and log variance in float16
+    yield Need("encode", bytes_of(family.codec.vae), peak(lambda: family.codec.encode(picture)), disk)
+    yield of_reward(params)
+    policy = of_policy(params, family, everything)
+    yield replace(policy, weights=policy.weights + beside)  # the scorers choose the checkpoint
+    config = params.evaluate
+    pictures = 3 * config.prompts * config.images_per_prompt * 3 * family.pixels**2  # base twice and tuned, raw
+    held = max(everything, scorer_memory.largest_judge(params))  # judges come when the model is gone
+    yield Need("evaluate", held, drawing(family, config.batch_size, config.guidance_scale), pictures)
+
+
+def of_scorers(config: Score) -> int:
+    """The largest forward of a published scorer on a batch."""
+    if config.scorers != "published":
+        return 0
+    dtype = DTYPES[config.models.dtype]
+    firsts = [parts[0].to(dtype) for parts in scorer_memory.scorers(config.models).values()]
+    sized = [first for first in firsts if isinstance(first, scorer_memory.Sized)]
+    return max(peak(lambda one=one: one(config.batch_size, dtype)) for one in sized)  # type: ignore[misc]
+
+
+def elsewhere(params: Params, *denoisers: nn.Module) -> int:
+    """How many weights other GPUs hold: with model.shard all GPUs here, a process each, share out what is frozen."""
+    blocks = [block for denoiser in denoisers for block in sharding.blocks(denoiser)]
+    shared = sum(p.numel() for block in blocks for p in block.parameters() if not p.requires_grad)
+    return shared - shared // max(torch.cuda.device_count(), 1) if params.model.shard else 0
+
+
+def inputs(family: Family, n: int) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """Latents, timesteps and conditioning of n rows."""
+    with torch.no_grad():
+        ids = torch.zeros(n, family.token_columns, dtype=torch.long, device=META)
+        text = family.encode_tokens(ids)
+    latents = torch.empty(n, *family.latent_shape, device=META, dtype=family.dtype)
+    return latents, torch.zeros(n, device=META, dtype=torch.long), text
+
+
+def drawing(family: Family, batch: int, scale: float) -> int:
+    """The larger one of a guided forward and decoding."""
+    latents, t, text = inputs(family, batch)
+    guided = peak(lambda: family.guided(latents, t, text, text[:1], scale))
+    return max(guided, peak(lambda: family.decode(latents)))
+
+
+def of_reward(params: Params) -> Need:
+    """Trained weights: float32, its copy in the dtype of the forward pass, gradient, Adam, the best so far."""
+    config = params.lrm
+    base = configured(replace(params.model, path=config.base or params.model.path))
+    base = replace(base, vae=None, denoiser=None) if config.base else base
+    backbone = load_family(base, reward=True, layer=config.layer, dtype=DTYPES[config.dtype], device=META)
+    projection = "none" if config.text_projection == "none" else "random"
+    model = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features, projection)
+    modules = list(backbone.modules().values())
+    trained = {"full": modules, "denoiser": modules[:1], "frozen": [], "adapter": []}[config.trainable]
+    for part in trained:
+        part.requires_grad_(True)
+    weights = sum(p.numel() for p in model.parameters())
+    count = sum(p.numel() for part in trained for p in part.parameters())
+    pairs = min(config.batch_size, config.micro_batch_size)
+    latents, t, _ = inputs(backbone, 2 * pairs)
+    ids = torch.zeros(pairs + 1, backbone.token_columns, dtype=torch.long, device=META)
+
+    def step() -> torch.Tensor:
+        text = backbone.encode_tokens(ids)
+        rows = torch.arange(2 * pairs, device=META) % pairs
+        return model.visual(latents, t, text[rows], text[:1])  # the projections are too small to count
+
+    activations = peak(step, backward=bool(trained))
+    gradients = bytes_of(*trained)
+    copies = 0 if config.dtype == "fp32" else 2 * weights
+    stored = 8 * weights + count * (8 + 4)  # the artifact; weights, moments and best of a checkpoint
+    held = 4 * (weights - elsewhere(params, backbone.denoiser))
+    return Need("lrm", held + copies + count * (ADAM + 4), activations - gradients, stored)
+
+
+def of_policy(params: Params, family: Family, everything: int) -> Need:
+    """Policy and reward side by side; the adapter with Adam, average and best."""
+    config = params.lpo
+    base = configured(replace(params.model, path=params.lrm.base or params.model.path, denoiser=None))
+    backbone = load_family(base, reward=True, layer=params.lrm.layer, device=META)
+    at_once = config.num_candidates * config.micro_batch_size  # rows of a forward without gradients
+    latents, t, text = inputs(family, min(config.prompts_per_rollout, at_once))
+    rollout = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale))
+    seen, when, words = inputs(backbone, min(config.prompts_per_rollout * config.num_candidates, at_once))
+    scored = peak(lambda: backbone.features(seen, when, words)[1])
+    adapter = sum(p.numel() for p in family.add_lora(config.lora_rank, seed=0))
+    latents, t, text = inputs(family, min(config.batch_size, config.micro_batch_size))
+    update = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale), backward=True)
+    weights = everything + bytes_of(*backbone.modules().values()) + adapter * (4 + ADAM + 8)
+    weights -= elsewhere(params, family.denoiser, backbone.denoiser) * family.dtype.itemsize
+    encoders = [part for each in (family, backbone) for part in list(each.modules().values())[1:]]
+    assert family.codec.vae is not None
+    away = bytes_of(*encoders, family.codec.vae)  # in host memory but for prompts and validations
+    validation = drawing(family, params.evaluate.batch_size, params.evaluate.guidance_scale)
+    step = max(validation, max(rollout, scored, update) - away)
+    return Need("lpo", weights, step, adapter * (4 + 4 + 8 + 8))

@@ -1,0 +1,135 @@
+"""The report's pictures: what base and tuned model made of random prompts, of the best and of the worst.
+
+    gain = value(tuned) - value(base at the same guidance scale), for one prompt and seed
+
+The value is the embedded judge's utility, elsewhere the first judge's score (`value_of`).
+
+Best and worst are the ends of the list sorted by gain; random ones are drawn with the run's seed, and say so.
+Shapes: results is data/evaluation/results.parquet, one row a picture (columns: see lpo.evaluate.metrics).
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFont
+
+from lpo.evaluate.metrics import paired
+from lpo.report.html import heading, missing, plain, section, text
+from lpo.report.html import title as title_of
+from lpo.report.plots import picture_uri
+
+Place = tuple[str, int]  # prompt, seed
+SHEET = {"base_matched": "base", "tuned": "tuned"}  # rows of the contact sheet, from above, and their names
+SHOWN = 128  # pixels: smaller pictures are enlarged to it by a whole number, larger ones stay
+GAP, SIDE, LINE, LINES = 12, 48, 15, 4  # pixels between pictures, for the rows' names and for a line; lines a caption
+
+
+def value_of(results: pd.DataFrame) -> str:
+    """The column that gains are measured in: utility, or the first judge's."""
+    return "utility" if "utility" in results else str(results.columns[list(results.columns).index("png") + 1])
+
+
+def choose(results: pd.DataFrame, count: int, seed: int) -> dict[str, list[Place]]:
+    """Prompts and seeds of {random, best, worst}, at most `count` each."""
+    pairs = paired(results, "tuned", "base_matched")
+    places = list(zip(pairs["prompt"], pairs["seed"], strict=True))
+    value = value_of(results)
+    best = np.argsort(-(pairs[f"{value}_tuned"] - pairs[f"{value}_base"]).to_numpy(float), kind="stable")
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:count])
+    chosen = {"random": drawn, "best": best[:count], "worst": best[::-1][:count]}
+    return {name: [places[i] for i in index] for name, index in chosen.items()}
+
+
+def pictures(results: pd.DataFrame | None, params: Mapping[str, Any]) -> str:
+    """The section: three grids of cards, each base | base with the tuned model's guidance | tuned."""
+    title = "Before and after"
+    if results is None:
+        return section("pictures", title, missing("data/evaluation/results.parquet", "evaluate"))
+    usual, scale = params["evaluate"]["base_guidance_scale"], params["evaluate"]["guidance_scale"]
+    shown = [("base_matched", "base", scale), ("tuned", "tuned", scale)]
+    words = "The base usually runs at this guidance scale (CFG) too, so one picture of it is shown. "
+    if usual != scale:
+        shown.insert(0, ("base", "base", usual))
+        words = "CFG is the guidance scale; the base is shown at its usual one and at the tuned model's. "
+    chosen = choose(results, params["report"]["examples"], params["seed"])
+    total = int((results["model"] == "tuned").sum())
+    value = "utility" if "utility" in results else title_of(value_of(results))
+    notes = {
+        "random": f"Drawn with seed {params['seed']} from {plain(total)} pictures. Nobody chose them.",
+        "best": f"The largest gains in {value} among {plain(total)} pictures: picked because they look good.",
+        "worst": f"The largest losses in {value} among {plain(total)} pictures: picked because they look bad.",
+    }
+    intro = f"Same prompt, same noise, same sampler. {words}"
+    if "utility" in results:
+        intro += (
+            "The judge counts how much of the prompt is right and rates looks from 0 to 10; utility weighs both."
+        )
+    else:
+        intro += f"The number is {value}."
+    rows = results.set_index(["model", "prompt", "seed"])
+    bodies = [text(intro)]
+    for name, places in chosen.items():
+        cards = "\n".join(_card(rows, place, shown) for place in places)
+        bodies += [heading(name.capitalize()), text(notes[name], "soft"), f'<div class="cards">\n{cards}\n</div>']
+    return section("pictures", title, *bodies)
+
+
+def _card(rows: pd.DataFrame, place: Place, shown: Sequence[tuple[str, str, float]]) -> str:
+    prompt = escape(place[0])
+    shots = []
+    for model, label, scale in shown:
+        row = rows.loc[(model, *place)]
+        shots.append(
+            f'<div class="shot"><img src="{picture_uri(row["png"])}" alt="{escape(label)}: {prompt}">'
+            f"<b>{escape(label)}</b> CFG {plain(scale)}<br>{_verdict(row)}</div>"
+        )
+    kind = "row two" if len(shown) == 2 else "row"
+    return f'<div class="card"><p>{prompt}</p><div class="{kind}">{"".join(shots)}</div></div>'
+
+
+def _verdict(row: pd.Series) -> str:
+    if "all_correct" not in row:
+        return f"{row[value_of(row.to_frame().T)]:.4g}"
+    right = bool(row["all_correct"])
+    verdict = "✓ all right" if right else f"✗ {100 * row['alignment']:.0f} % right"
+    return f'<span class="{"good" if right else "bad"}">{verdict}</span><br>looks {row["aesthetic"]:.1f}'
+
+
+def contact_sheet(results: pd.DataFrame, n: int, seed: int = 0) -> bytes:
+    """PNG of n prompts that `choose` draws with `seed`: the base above, the tuned model below, the caption under both.
+
+    The base has the tuned model's guidance scale. A picture of 32 pixels is enlarged four times, pixel by pixel.
+    """
+    rows = results.set_index(["model", "prompt", "seed"])["png"]
+    places = choose(results, n, seed)["random"]
+    shots = [[_enlarged(rows.loc[(model, *place)]) for place in places] for model in SHEET]
+    width, height = (max(shot.size[k] for row in shots for shot in row) for k in (0, 1))
+    font = ImageFont.load_default(12)
+    below = 2 * (height + GAP) + GAP // 2
+    sheet = Image.new("RGB", (SIDE + len(places) * (width + GAP) + GAP, below + LINES * LINE + GAP // 2), "white")
+    for row, name in enumerate(SHEET.values()):
+        top = GAP + row * (height + GAP // 2)
+        ImageDraw.Draw(sheet).text((GAP, top + height // 2), name, fill="black", font=font, anchor="lm")
+        for column, shot in enumerate(shots[row]):
+            sheet.paste(shot, (SIDE + GAP + column * (width + GAP), top))
+    for column, (prompt, _) in enumerate(places):
+        caption = Image.new("RGB", (width, LINES * LINE), "white")  # what is too wide is cut at its edge
+        for line, words in enumerate(textwrap.wrap(prompt, width // 6, max_lines=LINES, placeholder=" ...")):
+            ImageDraw.Draw(caption).text((0, line * LINE), words, fill="black", font=font)
+        sheet.paste(caption, (SIDE + GAP + column * (width + GAP), below))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _enlarged(png: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    factor = max(1, SHOWN // picture.width)
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)

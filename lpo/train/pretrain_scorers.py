@@ -1,0 +1,60 @@
+"""Training of the embedded scorers on rendered scenes and their near-misses.
+
+clip       cross entropy over captions and over pictures, a near-miss of every picture among the negatives,
+aesthetic  squared error against the quality that the drawing's own flaws give (the judge is not asked),
+vqa        binary cross entropy: yes for the caption drawn, no for its near-miss.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from lpo.emoji.render import render
+from lpo.emoji.scenes import Scene, flawed, layout, near_miss, sample_prompts
+from lpo.scorers.embedded import Scorers
+from lpo.train.loop import cosine, numpy_rng, optimizer_step, resume_training, save_training
+
+
+def quality(scene: Scene) -> float:
+    """0..10 from a drawing's flaws: blur, fade and clutter each cost up to three points."""
+    return 10 - 3 * scene.blur / 0.9 - 3 * (1 - scene.fade) / 0.4 - 3 * scene.clutter / 12
+
+
+def batch(n: int, rng: np.random.Generator) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(captions, pictures, pictures of a near-miss, quality of both in a row), pictures in [-1, 1]."""
+    prompts = sample_prompts("train", n, rng)
+    wrong = [near_miss(prompt, rng)[0] for prompt in prompts]
+    scenes = [flawed(layout(prompt, rng), rng) for prompt in [*prompts, *wrong]]
+    pictures = torch.from_numpy(render(scenes, rng)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return [p.caption for p in prompts], pictures[:n], pictures[n:], torch.tensor([quality(s) for s in scenes])
+
+
+def train_scorers(
+    scorers: Scorers, folder: Path, seed: int, steps: int, batch_size: int, learning_rate: float, every: int
+) -> None:
+    """Train the three in place; resumes from `folder`."""
+    optimizer = torch.optim.AdamW(scorers.parameters(), lr=learning_rate, weight_decay=1e-3)
+    start = resume_training(folder, {"scorers": scorers}, optimizer)
+    scorers.train()
+    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc="scorers", mininterval=2)):
+        captions, right, wrong, target = batch(batch_size, numpy_rng(seed, "scorers", step))
+        ids = scorers.tokenize(captions)
+        pictures = torch.cat([right, wrong])
+        embedding, text = scorers.embed(pictures), scorers.embed_text(ids)
+        logits = scorers.clip.logit_scale.exp().clamp(max=100) * text @ embedding.T
+        rows = torch.arange(batch_size)
+        contrast = F.cross_entropy(logits, rows) + F.cross_entropy(logits[:, :batch_size].T, rows)
+        beauty = F.mse_loss(scorers.predict_aesthetic(embedding), target)
+        truth = torch.cat([torch.ones(batch_size), torch.zeros(batch_size)])
+        yes = F.binary_cross_entropy_with_logits(scorers.vqa(pictures, ids.repeat(2, 1)), truth)
+        optimizer_step(optimizer, contrast + 0.3 * beauty + yes, learning_rate * cosine(step, steps))
+        if step % 50 == 0:
+            bar.set_postfix(clip=f"{contrast.item():.2f}", aesthetic=f"{beauty.item():.2f}", vqa=f"{yes.item():.3f}")
+        if (step + 1) % every == 0 or step + 1 == steps:
+            save_training(folder, step + 1, {"scorers": scorers}, optimizer)
+    scorers.eval()

@@ -1,0 +1,138 @@
+"""Memory on the meta device, against sums by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from lpo.config import load_params
+from lpo.doctor.memory import META, Alive, bytes_of, needs, peak
+from lpo.families import load_family
+
+
+def test_a_chain_keeps_two_tensors_at_a_time_and_training_all_that_it_needs() -> None:
+    """x (10, 100) -> three tanh: without gradients input's successor and its source live together, 2 * 4000 bytes.
+
+    With gradients every tanh keeps its output, 3 * 4000; backward adds the gradients that flow.
+    """
+    x = torch.empty(10, 100, device=META, requires_grad=True)
+    assert peak(lambda: x.tanh().tanh().tanh()) == 2 * 4000
+    training = peak(lambda: x.tanh().tanh().tanh(), backward=True)
+    assert 4 * 4000 <= training <= 6 * 4000
+
+
+def test_attention_never_makes_the_matrix_of_all_pairs() -> None:
+    q = torch.empty(1, 2, 1000, 8, device=META)
+    assert peak(lambda: F.scaled_dot_product_attention(q, q, q)) == 2 * 1000 * 8 * 4
+    assert peak(lambda: F.scaled_dot_product_attention(query=q, key=q, value=q)) == 2 * 1000 * 8 * 4
+
+
+def test_what_checkpointing_computes_again_is_counted() -> None:
+    """Twenty tanh under one checkpoint keep nothing, and all come back at once in backward."""
+    x = torch.empty(10, 100, device=META, requires_grad=True)
+
+    def chain(y: torch.Tensor) -> torch.Tensor:
+        for _ in range(20):
+            y = y.tanh()
+        return y
+
+    def step() -> torch.Tensor:
+        return checkpoint(chain, x, use_reentrant=False)
+
+    assert peak(step, backward=True) >= 20 * 4000 > 3 * peak(step)
+
+
+def test_a_view_costs_nothing_and_freed_memory_counts_no_more() -> None:
+    x = torch.empty(1000, device=META)
+
+    def step() -> torch.Tensor:
+        for _ in range(5):
+            y = x + 1
+            del y
+        return x.view(10, 100)
+
+    assert peak(step) == 4000
+
+
+def test_weights_that_were_there_before_are_not_counted_again() -> None:
+    """A linear layer reads a transposed view of its weight, 400 * 4 bytes; it makes its output, 40 * 4."""
+    layer, x = torch.nn.Linear(40, 10, bias=False, device=META), torch.empty(4, 40, device=META)
+    assert peak(lambda: layer(x)) == 4 * 10 * 4
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_peak_is_what_was_alive_at_once(device: str) -> None:
+    """Two tensors of 4000 bytes, of which the first is gone when a third one comes."""
+    with Alive() as memory:
+        a = torch.ones(1000, device=device)
+        b = a + 1
+        del a
+        c = b + 1
+    assert memory.peak == 8000 and memory.now == 8000
+    del b, c
+    assert memory.now == 0
+
+
+@pytest.mark.parametrize("base", ["tiny_base", "tiny_sdxl_base", "tiny_sd3_t5_base"])
+def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest.FixtureRequest, base: str) -> None:
+    params = load_params(repository / "params.yaml")
+    folder = request.getfixturevalue(base)
+    name = {"tiny_base": "sd", "tiny_sdxl_base": "sdxl", "tiny_sd3_t5_base": "sd3"}[base]
+    model = replace(params.model, family=name, path=str(folder))
+    params = replace(params, model=model, lrm=replace(params.lrm, layer=2 if name == "sd3" else None))
+    small = {need.stage: need for need in needs(params)}
+    assert list(small) == ["score", "encode", "lrm", "lpo", "evaluate"]
+    lpo, lrm, encode = params.lpo, params.lrm, params.encode
+    batches = replace(
+        params, lpo=replace(lpo, batch_size=2 * lpo.batch_size, prompts_per_rollout=2 * lpo.prompts_per_rollout),
+        lrm=replace(lrm, batch_size=2 * lrm.batch_size), encode=replace(encode, batch_size=2 * encode.batch_size),
+    )  # fmt: skip
+    assert {need.stage: need for need in needs(batches)}["lrm"].step == small["lrm"].step  # a micro-batch bounds it
+    doubled = replace(
+        batches, lpo=replace(batches.lpo, micro_batch_size=2 * lpo.micro_batch_size),
+        lrm=replace(batches.lrm, micro_batch_size=2 * lrm.micro_batch_size),
+    )  # fmt: skip
+    for need in needs(doubled):
+        before = small[need.stage]
+        assert need.weights == before.weights
+        if need.stage not in ("score", "evaluate"):
+            assert 1.7 * before.step < need.step <= 2.3 * before.step
+    half = {need.stage: need for need in needs(replace(params, model=replace(model, dtype="bf16")))}
+    assert half["encode"].weights * 2 == small["encode"].weights
+    family = load_family(model, device=META)
+    assert family.codec.vae is not None
+    assert small["encode"].weights == bytes_of(family.codec.vae)
+    assert small["evaluate"].weights == bytes_of(*family.modules().values(), family.codec.vae)
+
+
+def test_two_gpus_hold_half_of_the_blocks_each(
+    repository: Path, tiny_sd3_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32: of the policy's 3 layers and the reward's 2; in the reward's training those of the reward."""
+    params = load_params(repository / "params.yaml")
+    model = replace(params.model, family="sd3", path=str(tiny_sd3_base))
+    params = replace(params, model=model, lrm=replace(params.lrm, layer=2, trainable="adapter"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    whole = {need.stage: need.weights for need in needs(params)}
+    shared = {need.stage: need.weights for need in needs(replace(params, model=replace(model, shard=True)))}
+    layers = load_family(model, device=META).denoiser.transformer_blocks
+    assert whole["lrm"] - shared["lrm"] == bytes_of(*layers[:2]) // 2
+    assert whole["lpo"] - shared["lpo"] == (bytes_of(*layers) + bytes_of(*layers[:2])) // 2
+    assert whole["encode"] == shared["encode"] and whole["evaluate"] == shared["evaluate"]
+
+
+def test_checkpointing_saves_memory_in_training(repository: Path, tiny_sd3_base: Path) -> None:
+    params = load_params(repository / "params.yaml")
+    model = replace(params.model, family="sd3", path=str(tiny_sd3_base))
+    lrm = replace(params.lrm, layer=3)
+    steps = [
+        {n.stage: n.step for n in needs(replace(params, lrm=lrm, model=replace(model, gradient_checkpointing=on)))}
+        for on in (False, True)
+    ]
+    assert steps[1]["lpo"] < steps[0]["lpo"] and steps[1]["lrm"] < steps[0]["lrm"]
+    assert steps[1]["encode"] == steps[0]["encode"]

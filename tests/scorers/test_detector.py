@@ -1,0 +1,76 @@
+"""GenEval's two models from folders as published, tiny and random."""
+
+import json
+
+import pytest
+import torch
+from support.judge_folders import clip_folder
+from support.published_judges import photo
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+from lpo.errors import LpoError
+from lpo.scorers import detector
+from lpo.scorers.geneval import COLOURS, Found
+
+CPU = torch.device("cpu")
+LABELS = ["cat", "mouse", "remote", "keyboard", "bench"]
+TASKS = {"a cat": json.dumps({"tag": "single_object", "include": [{"class": "cat", "count": 1}]})}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[str, str]:
+    torch.manual_seed(0)
+    swin = SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=6,
+        feature_strides=[4, 8, 16, 32], id2label=dict(enumerate(LABELS)),
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("geneval")
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / "detector")
+    return str(folder / "detector"), str(clip_folder(folder / "clip"))
+
+
+def test_the_models_load_and_judge(folders):
+    geneval = detector.load(*folders, TASKS, CPU)
+    assert geneval.classes == ["cat", "computer mouse", "tv remote", "computer keyboard", "bench"]
+    scores = geneval.score([photo(0), photo(1)], ["a cat", "a cat"])
+    assert set(scores.tolist()) <= {0.0, 1.0} and scores.shape == (2,)
+
+
+def test_a_detection_is_that_of_the_models_own_output(folders, monkeypatch):
+    """With every object kept, scores are p(class) times the mask's mean probability, masks have the picture's size."""
+    geneval = detector.load(*folders, TASKS, CPU)
+    monkeypatch.setattr(detector, "CONFIDENCE", 0.0)
+    found = [one for objects in geneval.detect(photo(0, 48, 40)).values() for one in objects]
+    assert found
+    for one in found:
+        left, top, right, bottom = one.box
+        assert one.mask.shape == (40, 48) and one.mask[top:bottom, left:right].sum() == one.mask.sum()
+        assert one.mask[:, left].any() and one.mask[:, right - 1].any()
+        assert one.mask[top].any() and one.mask[bottom - 1].any()
+
+
+@torch.no_grad()
+def test_the_colour_is_the_nearest_sentence(folders):
+    """Against the formula written out: mean of three unit embeddings, normalised, highest cosine."""
+    geneval = detector.load(*folders, TASKS, CPU)
+    picture = photo(3)
+    whole = Found(torch.tensor([0, 0, 64, 64]).numpy(), torch.ones(64, 64, dtype=torch.bool).numpy(), 1.0)
+    (answer,) = geneval.colours(picture, [whole], "cat")
+    seen, cosines = geneval.clip.embed_pixels(geneval.pixels([picture])), {}
+    for colour in COLOURS:
+        words = [f"a photo of a {colour} cat", f"a photo of a {colour}-colored cat", f"a photo of a {colour} object"]
+        mean = geneval.clip.embed_text(words).mean(0)
+        cosines[colour] = float(seen[0] @ mean / mean.norm())
+    assert answer == max(cosines, key=cosines.__getitem__)
+
+
+def test_tasks_are_checked_when_the_models_load(folders):
+    with pytest.raises(LpoError, match="class 'unicorn'"):
+        detector.load(*folders, {"x": TASKS["a cat"].replace("cat", "unicorn")}, CPU)
+    with pytest.raises(LpoError, match="no task of GenEval"):
+        detector.load(*folders, {"x": json.dumps({"tag": "colors", "include": 3})}, CPU)

@@ -1,0 +1,143 @@
+"""The stages lpo, spm and generate on the tiny model: files in, files out, for every method."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lpo.commands import generate
+from lpo.config import load_params
+from lpo.data.latents import write_space
+from lpo.emoji.oracle import judge
+from lpo.emoji.scenes import parse
+from lpo.errors import LpoError
+from lpo.families import load_family
+from lpo.sampling.generate import generate as draw
+from lpo.scorers import embedded
+from lpo.stages import tune as stage
+from lpo.study import cell, flips, spm, verifier
+
+
+@pytest.fixture
+def params(trained_inputs, tiny_base, tiny):
+    """What the stages read, in the working directory, and parameters for seconds."""
+    write_space(Path("data/latents"), tiny.codec.space())
+    found = load_params("params.yaml")
+    return replace(
+        found,
+        model=replace(found.model, path=str(tiny_base)),
+        tracking=replace(found.tracking, wandb="disabled"),
+        evaluate=replace(found.evaluate, num_inference_steps=3, batch_size=5),
+        spm=replace(found.spm, steps=2, warmup_steps=1, batch_size=4, validate_every=2, checkpoint_every=1),
+        lpo=replace(
+            found.lpo, prompts=4, prompts_per_rollout=2, num_inference_steps=3, batch_size=4, learning_rate=1e-2,
+            validate_every=1, validation_prompts=3, ema_decay=0.5, beta=10.0, lora_rank=2,
+            threshold=replace(found.lpo.threshold, schedule="constant", low=0.0, high=0.0),
+            guard=replace(found.lpo.guard, prompts=2, seeds=2),
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["lpo", "grpo", "diffusion_dpo"])
+def test_a_method_writes_an_adapter_and_its_history(params, method):
+    stage.run(replace(params, lpo=replace(params.lpo, method=method)))
+    assert Path("data/lpo/pytorch_lora_weights.safetensors").exists()
+    history = json.loads(Path("data/lpo/history.json").read_text())
+    assert [entry["prompts"] for entry in history] == [2, 2]
+    assert all({"loss", "validation", "reward", "diversity"} <= entry.keys() for entry in history)
+    metrics = json.loads(Path("metrics/lpo.json").read_text())
+    assert metrics["prompts"] == 4 and metrics["updates"] > 0 and isinstance(metrics["warnings"], list)
+    tracked = Path("dvclive/lpo/plots")
+    assert len(list(tracked.glob("images/lpo/validation/*.png"))) == 2  # a picture of every validation
+    kept = {int(file.stem[1:]) for file in tracked.glob("metrics/lpo/by_timestep/kept/t*.tsv")}
+    assert kept == {row["t"] for entry in history for row in entry["by_timestep"]}
+    assert kept or method == "diffusion_dpo"
+
+
+def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
+    spm.run(params)
+    assert len(list(Path("dvclive").glob("*/plots/metrics/lrm/by_timestep/accuracy/t*.tsv"))) == 10
+    accuracy = json.loads(Path("studies/spm.json").read_text())["accuracy"]
+    assert len(accuracy["by_timestep"]) == 10 and 0 <= accuracy["mean"] <= 1
+    spo = replace(params, lpo=replace(params.lpo, method="spo", reward="data/spm"))
+    stage.run(spo)
+    assert json.loads(Path("metrics/lpo.json").read_text())["pairs"] > 0
+    with pytest.raises(LpoError, match="lpo scores noisy latents"):
+        stage.run(replace(params, lpo=replace(params.lpo, reward="data/spm")))
+
+
+def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params, tiny, tiny_reward):
+    tiny.add_lora(2, 0)
+    prompts = pd.read_parquet("data/prompts.parquet").query("split == 'validation'")["prompt"].tolist()
+    validate = stage.Validation(tiny, tiny_reward, embedded.load(Path("data/scorers")), prompts, params)
+    assert validate() == {"validation": 0.0, "reward": 0.0, "diversity": 1.0}
+    state = {k: 0.3 * torch.randn_like(v) for k, v in tiny.lora_state().items()}
+    tiny.load_lora_state(state)
+    moved = validate()
+    assert moved["validation"] != 0 and moved["reward"] != 0 and moved["diversity"] != 1
+
+
+def test_a_search_says_what_it_found_and_what_it_cost(params):
+    said = generate.run(params, "a cat", None, Path("x.png"), 3, 1.0, None, 2, 2)
+    assert "reward" in said and "6 denoiser passes (without search 3) and 18 reward passes" in said
+    assert Path("x.png").exists()
+    assert generate.run(params, "a cat", None, Path("y.png"), 3, 1.0, None, 1, 1) == ""
+
+
+def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
+    """Three rollouts fit the prompts; then a clock of no time, which leaves the first snapshot alone."""
+    study = replace(params.study, seconds=1e6, snapshots=2, prompts=3)
+    config = replace(params.lpo, prompts=6)
+    cell.run(replace(params, lpo=config, study=study))
+    frame = pd.read_parquet("studies/cell/results.parquet")
+    assert frame.groupby("snapshot").size().to_dict() == {-1: 3, 0: 3, 2: 3}
+    base, first, last = (frame[frame["snapshot"] == k].reset_index(drop=True) for k in (-1, 0, 2))
+    assert base["seed"].equals(last["seed"]) and base["prompt"].equals(last["prompt"])
+    assert (base["seconds"] == 0).all() and 0 < first["seconds"][0] < last["seconds"][0]
+    assert (first["prompts"][0], last["prompts"][0]) == (2, 6)
+    assert (base["validation"] == 0).all() and first["validation"].nunique() == last["validation"].nunique() == 1
+    assert first["validation"][0] not in (0, last["validation"][0])
+    summary = json.loads(Path("studies/cell/summary.json").read_text())
+    assert summary["rollouts"] == 3 and summary["prompts"] == 6 and summary["method"] == "lpo"
+    assert summary["reward_step_seconds"] > 0
+    cell.run(replace(params, lpo=config, study=replace(study, seconds=1e-9)))
+    assert json.loads(Path("studies/cell/summary.json").read_text())["rollouts"] == 1
+    assert sorted(path.name for path in Path("studies/cell").iterdir()) == ["results.parquet", "summary.json"]
+
+
+def test_snapshots_are_the_last_and_a_constant_factor_apart():
+    assert cell.chosen(16, 5) == [0, 1, 3, 7, 15]
+    assert cell.chosen(3, 5) == [0, 1, 2] and cell.chosen(9, 1) == [8] and cell.chosen(1, 4) == [0]
+
+
+def test_flips_compare_every_t_with_no_noise_on_decided_test_pairs(params):
+    flips.run(replace(params, study=replace(params.study, flip_pairs=3)))
+    frame = pd.read_parquet("studies/flips.parquet")
+    assert set(frame["t"]) == set(flips.TIMESTEPS[1:]) and len(frame) == 3 * 3 * 9
+    assert not (frame["flip"] & frame["tie"]).any()
+    # gap_vqa of every other pair is below the margin of strategy 2, which is 0
+    assert frame.groupby("pair")["consistent"].first().tolist() == [False, True, False]
+
+
+def test_the_verifier_draws_the_same_prompts_with_every_search_and_counts_its_work(params):
+    verifier.run(params)
+    frame = pd.read_parquet("studies/verifier.parquet")
+    assert frame["search"].unique().tolist() == list(verifier.SEARCHES) and len(frame) == 3 * 4
+    plain = frame[frame["search"] == "plain"]
+    assert all(found["seed"].tolist() == plain["seed"].tolist() for _, found in frame.groupby("search"))
+    config, prompts = params.evaluate, plain["prompt"].tolist()
+    drawn = draw(
+        load_family(params.model), prompts, plain["seed"].tolist(), 3, config.guidance_scale, config.eta, 1
+    )
+    verdicts = judge(drawn, [parse(prompt) for prompt in prompts])
+    assert plain["aesthetic"].tolist() == [v.aesthetic for v in verdicts]
+    finished = len(params.lrm.ensemble_timesteps) * params.lrm.ensemble_draws
+    for name, (k, n) in verifier.SEARCHES.items():
+        work = frame[frame["search"] == name].iloc[0]
+        assert work["denoiser"] == 2 * 3 * n  # guidance counts double
+        assert work["reward"] == n * (finished + (3 * k if k > 1 else 0))
