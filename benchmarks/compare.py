@@ -15,7 +15,7 @@ import torch
 from benchmarks import models
 from benchmarks.meters import Flops, peak_bytes, seconds, size_of
 from benchmarks.published import Published
-from lpo.config import Lpo
+from lpo.config import Tune
 from lpo.doctor.memory import Alive
 from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
@@ -33,7 +33,7 @@ META = torch.device("meta")
 class Ours:
     """The stages' code on a family and a reward."""
 
-    def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Lpo, seed: int) -> None:
+    def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Tune, seed: int) -> None:
         self.family, self.reward, self.config = family, reward, config
         self.trainer = PolicyTrainer(family, reward, config, seed)
 
@@ -99,13 +99,13 @@ class Theirs(Published):
         """The reference, and the reward's whole U-Net, beside the policy; the VAE stays on the device."""
         family, heads = self.prompt_encoder, [self.reward.visual_projection, self.reward.text_projection]
         encoders = [e for f in (family, self.reward.backbone) for e in list(f.modules().values())[1:]]
-        kept = size_of(self.unet, self.reference, self.lrm, *encoders, *heads)
+        kept = size_of(self.unet, self.reference, self.reward, *encoders, *heads)
         vae = size_of(family.codec.vae)
         return {"weights": kept + vae, "optimizer": 8 * sum(p.numel() for p in self.weights)}
 
 
 def build_both(
-    size: str, device: torch.device, dtype: torch.dtype, config: Lpo, side: int | None = None
+    size: str, device: torch.device, dtype: torch.dtype, config: Tune, side: int | None = None
 ) -> tuple[Ours, Theirs]:
     """On one set of weights; the published recipe makes its copies of them."""
     family, reward = (make(size, device, dtype, side=side) for make in (models.build, models.build_reward))
@@ -114,7 +114,7 @@ def build_both(
     return ours_of(family, reward, config), theirs
 
 
-def ours_of(family: SD | SDXL, reward: LatentRewardModel, config: Lpo) -> Ours:
+def ours_of(family: SD | SDXL, reward: LatentRewardModel, config: Tune) -> Ours:
     device = family.device
     with device if device.type == "meta" else nullcontext():  # peft makes a second adapter on the CPU
         return Ours(family, reward, config, 0)
@@ -187,7 +187,7 @@ def flops_at(**changes: int) -> dict[str, int]:
     return walked(ours_of(family, reward, config), config)[0]
 
 
-def count(recipe: Ours | Theirs, config: Lpo) -> dict[str, dict[str, int]]:
+def count(recipe: Ours | Theirs, config: Tune) -> dict[str, dict[str, int]]:
     """FLOPs and bytes of an iteration on the meta device; a batch tells the bytes of all updates."""
     flops, peak, batch = walked(recipe, config)
     peaks = {"rollout": peak, "update": peak_bytes(lambda: recipe.update(batch, generator(3, "measure")))}
@@ -198,7 +198,7 @@ def count(recipe: Ours | Theirs, config: Lpo) -> dict[str, dict[str, int]]:
     return {"flops": flops, "bytes": kept | peaks | {"all": sum(kept.values()) + most}}
 
 
-def walked(recipe: Ours | Theirs, config: Lpo) -> tuple[dict[str, int], int, Any]:
+def walked(recipe: Ours | Theirs, config: Tune) -> tuple[dict[str, int], int, Any]:
     """FLOPs of an iteration, the most bytes alive in its rollout, and a batch of its pairs.
 
     Both are linear in the number of steps, so one step and two tell all; a batch tells the FLOPs of all updates.

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lpo.config import Lpo, load_params
+from lpo.config import Tune, load_params
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.families import sd
 from lpo.families.latent_space import Codec
@@ -71,10 +71,10 @@ SIZES = {
 EMOJI = Size({}, (), 128, 1.0, 16, 32, 64, 64, False)  # rollouts and batches as in params.yaml
 
 
-def iteration(size: str, **changes: Any) -> Lpo:
+def iteration(size: str, **changes: Any) -> Tune:
     """The iteration of the bars: 20 steps, eta 1, guidance 5, 4 candidates, a quarter of the pairs kept."""
     shape = SIZES.get(size, EMOJI)
-    config = load_params(ROOT / "params.yaml").lpo
+    config = load_params(ROOT / "params.yaml").tune
     rule = replace(config.threshold, schedule="quantile", low=0.75, high=0.75)
     usual = replace(
         config, prompts=shape.prompts, prompts_per_rollout=shape.prompts, num_inference_steps=20, eta=1.0,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lpo.config import Lpo
+from lpo.config import Tune
 from lpo.families.sd import SD
 from lpo.families.sdxl import SDXL
 from lpo.rewards.lrm import LatentRewardModel
@@ -27,14 +27,14 @@ from lpo.rewards.lrm import LatentRewardModel
 class Published:
     """Policy, reference and reward, and one optimiser. `family` has no adapter yet, and is left as it is."""
 
-    def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Lpo, seed: int, recompute: bool) -> None:
+    def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Tune, seed: int, recompute: bool) -> None:
         self.config, self.reward, self.prompt_encoder = config, reward, family
         policy = replace(family, unet=copy.deepcopy(family.unet))
         self.reference = copy.deepcopy(family.unet)
         self.weights = policy.add_lora(config.lora_rank, seed)
         self.unet = policy.unet
-        self.lrm = copy.deepcopy(family.unet)
-        self.lrm.load_state_dict(reward.unet.state_dict(), strict=False)  # its up blocks are there, and never run
+        self.reward = copy.deepcopy(family.unet)
+        self.reward.load_state_dict(reward.unet.state_dict(), strict=False)  # its up blocks are there, and never run
         if recompute:
             self.unet.enable_gradient_checkpointing()
             self.unet.train()
@@ -71,7 +71,7 @@ class Published:
         return a_s**0.5 * x0 + (1 - a_s - std**2) ** 0.5 * noise, std
 
     def features(self, x: torch.Tensor, t: torch.Tensor, text: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
-        unet, given = self.lrm, self.arguments(text)
+        unet, given = self.reward, self.arguments(text)
         emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))
         added = given.get("added_cond_kwargs")
         if added:

@@ -45,13 +45,13 @@ def lpo(
     Args:
         stages: {"from": NAME, "until": NAME}; without them every stage.
         params: overrides as section.key=value, spelt as for `dvc exp run -S`. The run then works in a copy.
-        method: the same as lpo.method=METHOD.
+        method: the same as tune.method=METHOD.
         force: run the stages although nothing changed.
         promote: hold the result against the gate of params.yaml, and promote it if it passes.
         ingest: take in new pairs from the inbox first; the nightly does.
     """
     logger = get_run_logger()
-    changes = [*params, *([f"lpo.method={method}"] if method else [])]
+    changes = [*params, *([f"tune.method={method}"] if method else [])]
     graph, selected = check(stages, changes, promote, ingest)
 
     def waiting(holder: str) -> None:

@@ -25,7 +25,7 @@ from lpo.files import TIMINGS, write_json
 app = typer.Typer(
     name="lpo",
     help="Teach a text-to-image model what people prefer. The stages run in the order base, dataset, score, filter, "
-    "encode, lrm, lpo, evaluate, report; `dvc repro` runs those whose inputs changed.",
+    "encode, reward, tune, evaluate, report; `dvc repro` runs those whose inputs changed.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -89,9 +89,9 @@ def encode(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def lrm(params: ParamsFile = PARAMS) -> None:
+def reward(params: ParamsFile = PARAMS) -> None:
     """Stage: train the latent reward model."""
-    timed("lrm", load_params(params))
+    timed("reward", load_params(params))
 
 
 @app.command()
@@ -104,9 +104,9 @@ def spm(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def lpo(params: ParamsFile = PARAMS) -> None:
+def tune(params: ParamsFile = PARAMS) -> None:
     """Stage: tune the base by preferences (a LoRA)."""
-    timed("lpo", load_params(params))
+    timed("tune", load_params(params))
 
 
 @app.command()
@@ -184,7 +184,7 @@ def promote(params: ParamsFile = PARAMS) -> None:
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='For example "a cat left of a taxi at night".')],
     lora: Annotated[
-        Path | None, typer.Option(help="A folder, such as data/lpo, or a name of `lpo models`; without it: the base.")
+        Path | None, typer.Option(help="A folder, such as data/tuned, or a name of `lpo models`; without it: the base.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the picture goes.", metavar="FILE")] = Path("image.png"),
     seed: Annotated[int | None, typer.Option(help="Default: seed of the parameters.")] = None,
@@ -209,7 +209,7 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="A folder: the merged pipeline. A .safetensors file: the LoRA.")
     ],
-    lora: Annotated[Path, typer.Option(help="A tuned model.")] = Path("data/lpo"),
+    lora: Annotated[Path, typer.Option(help="A tuned model.")] = Path("data/tuned"),
     params: ParamsFile = PARAMS,
 ) -> None:
     """Write a tuned model for other tools: merged into its base, or as one LoRA file."""

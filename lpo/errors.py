@@ -37,7 +37,7 @@ class ConfigError(LpoError):
     """Every mistake of one params.yaml at once.
 
     Args:
-        mistakes: lines such as "params.yaml: lpo.beta: must be > 0, is -3".
+        mistakes: lines such as "params.yaml: tune.beta: must be > 0, is -3".
         where: the file.
     """
 

@@ -1,8 +1,8 @@
 """wandb and DVCLive behind one small class, for watching a run. Nothing that the project makes depends on it.
 
-    with Tracker("lrm", params) as tracker:
-        tracker.show("lrm/picture", pixels)  # with the next step that is logged
-        tracker.log(step, {"lrm/loss": 0.69})
+    with Tracker("reward", params) as tracker:
+        tracker.show("reward/picture", pixels)  # with the next step that is logged
+        tracker.log(step, {"reward/loss": 0.69})
 
 DVCLive writes `dvclive/RUN_NAME/`, wandb writes `.wandb/` (offline, unless params.tracking.wandb says else); neither
 touches git. A tracker that raises is warned of once and dropped, and the run goes on. The global random states of

@@ -30,8 +30,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CELLS = ROOT / "studies" / "cells"
 FILES = {"results.parquet": "studies/cell/results.parquet", "summary.json": "studies/cell/summary.json"}
-REWARDS = {"data/lrm": "metrics/lrm.json", "data/spm": "studies/spm.json"}
-DEFAULT_REWARD = "data/lrm"
+REWARDS = {"data/reward": "metrics/reward.json", "data/spm": "studies/spm.json"}
+DEFAULT_REWARD = "data/reward"
 REFERENCE = "lpo"
 
 
@@ -71,7 +71,7 @@ def cells_of(study: dict[str, Any], name: str, fingerprint: Callable[[str], str]
     for seed in plan["seeds"]:
         for arm, (question, changes) in arms.items():
             everything = study["common"] | plan["set"] | changes | {plan.get("seeds_of", "seed"): seed}
-            text = json.dumps(everything, sort_keys=True) + fingerprint(changes.get("lpo.reward", DEFAULT_REWARD))
+            text = json.dumps(everything, sort_keys=True) + fingerprint(changes.get("tune.reward", DEFAULT_REWARD))
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
             found.append(Cell(name, arm, question, seed, everything, key))
     return found
@@ -86,7 +86,7 @@ def fingerprint(reward: str) -> str:
     """
     stages = {}
     for file in ("studies/dvc.yaml", "dvc.yaml"):
-        stages |= yaml.safe_load((ROOT / file).read_text().replace("${lpo.reward}", reward))["stages"]
+        stages |= yaml.safe_load((ROOT / file).read_text().replace("${tune.reward}", reward))["stages"]
     makers = {_name(out): name for name, stage in stages.items() if not stage.get("frozen") for out in stage["outs"]}
     tree, digest = yaml.safe_load((ROOT / "params.yaml").read_text()), hashlib.sha256()
     wanted, seen = ["cell"], set()
@@ -135,7 +135,7 @@ def export(cell: Cell, ref: str) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     (cell.folder / "cell.json").unlink(missing_ok=True)
     params = yaml.safe_load(_git("show", f"{ref}:params.yaml"))
-    reward = REWARDS.get(params["lpo"]["reward"])
+    reward = REWARDS.get(params["tune"]["reward"])
     for name, path in (FILES | ({"reward.json": reward} if reward else {})).items():
         (cell.folder / name).write_bytes(_git("show", f"{ref}:{path}"))
     revision = _git("rev-parse", "--short=12", f"{ref}^").decode().strip()

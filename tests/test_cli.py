@@ -15,7 +15,7 @@ from lpo import cli
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
 
-STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report")
+STAGES = ("base", "dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report")
 Calls = list[tuple[Any, ...]]
 
 
@@ -86,11 +86,11 @@ def test_score_with_a_picture_and_a_prompt_is_the_plot_and_needs_both(
 def test_generate_takes_what_is_not_said_from_the_parameters(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake(monkeypatch, "generate")
     params: Params = load_params()
-    assert run("generate", "a cat", "--lora", "data/lpo").exit_code == 0
+    assert run("generate", "a cat", "--lora", "data/tuned").exit_code == 0
     said = ("--out", "x.png", "--seed", "0", "--guidance-scale", "1", "--steps", "5")
     assert run("generate", "a cat", *said, "--search", "4", "--best-of", "2").exit_code == 0
     assert calls == [
-        (params, "a cat", Path("data/lpo"), Path("image.png"), params.seed, None, None, 1, 1),
+        (params, "a cat", Path("data/tuned"), Path("image.png"), params.seed, None, None, 1, 1),
         (params, "a cat", None, Path("x.png"), 0, 1.0, 5, 4, 2),
     ]
 
@@ -117,29 +117,29 @@ def test_a_bug_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> None:
     before = Path("params.yaml").read_text(encoding="utf-8")
     Path("presets/tiny.yaml").write_text(
-        "lpo: {beta: 100.0, threshold: {low: 0.4}, timestep_range: [250, 950]}\nlrm: {max_grad_norm: null}\n"
+        "tune: {beta: 100.0, threshold: {low: 0.4}, timestep_range: [250, 950]}\nreward: {max_grad_norm: null}\n"
     )
     result = run("preset", "tiny")
     assert result.exit_code == 0
     assert set(result.stdout.splitlines()) == {
-        "lpo.beta: 150.0 -> 100.0",
-        "lpo.threshold.low: 0.5 -> 0.4",
-        "lpo.timestep_range: [0, 1000] -> [250, 950]",
-        "lrm.max_grad_norm: 1.0 -> null",
+        "tune.beta: 150.0 -> 100.0",
+        "tune.threshold.low: 0.5 -> 0.4",
+        "tune.timestep_range: [0, 1000] -> [250, 950]",
+        "reward.max_grad_norm: 1.0 -> null",
     }
     after = Path("params.yaml").read_text(encoding="utf-8")
     changed = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
     assert len(changed) == 4
     assert all(a.partition("#")[2] == b.partition("#")[2] for a, b in changed)
     params = load_params()
-    assert (params.lpo.beta, params.lpo.threshold.low, params.lpo.timestep_range) == (100.0, 0.4, (250, 950))
+    assert (params.tune.beta, params.tune.threshold.low, params.tune.timestep_range) == (100.0, 0.4, (250, 950))
     assert run("preset", "tiny").stdout == "params.yaml already holds the preset tiny\n"
     assert Path("params.yaml").read_text(encoding="utf-8") == after
 
 
 @pytest.mark.parametrize(
     "preset",
-    ["lpo: {bata: 1}", "lpo: {beta: -1}", "nonsense: 1", "lpo: [", "seed: 1\nseed: 1", "filter: {table: null}"],
+    ["tune: {bata: 1}", "tune: {beta: -1}", "nonsense: 1", "tune: [", "seed: 1\nseed: 1", "filter: {table: null}"],
 )
 def test_a_preset_that_is_not_valid_changes_nothing(project: Path, preset: str) -> None:
     before = Path("params.yaml").read_bytes()
@@ -208,7 +208,7 @@ def test_the_summary_shows_the_figures_that_are_there(
     bins = [{"t_low": 0, "t_high": 250, "value": 0.8, "low": 0.75, "high": 0.85}]
     metrics = {
         "evaluate": {"win_rate": dict.fromkeys(("overall", "alignment", "aesthetics"), rate), "all_correct": right},
-        "lrm": {"accuracy": {"mean": 0.714, "by_timestep": bins}},
+        "reward": {"accuracy": {"mean": 0.714, "by_timestep": bins}},
         "filter": {"input": 10, "kept": 6, "dropped": 3, "quarantined": 1},
     }
     Path("metrics").mkdir()

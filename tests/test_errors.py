@@ -18,11 +18,11 @@ def test_parts_that_are_not_given_leave_no_line() -> None:
 
 
 def test_a_config_error_carries_and_shows_every_mistake() -> None:
-    mistakes = ["params.yaml: lpo.beta: must be > 0, is -3", "params.yaml: seed: missing"]
+    mistakes = ["params.yaml: tune.beta: must be > 0, is -3", "params.yaml: seed: missing"]
     error = ConfigError(mistakes, "params.yaml")
     assert isinstance(error, LpoError)
     assert error.mistakes == mistakes
-    assert str(error).startswith("2 mistakes in the parameters:\n  params.yaml: lpo.beta: must be > 0, is -3\n")
+    assert str(error).startswith("2 mistakes in the parameters:\n  params.yaml: tune.beta: must be > 0, is -3\n")
     assert str(ConfigError(mistakes[:1])).startswith("1 mistake in")
 
 

@@ -40,8 +40,8 @@ def millions(module: nn.Module) -> float:
 
 def families(params: Params) -> tuple[Family, Family]:
     model = configured(params.model)
-    base = configured(replace(params.model, path=params.lrm.base or params.model.path, denoiser=None))
-    return load_family(model, device=META), load_family(base, reward=True, layer=params.lrm.layer, device=META)
+    base = configured(replace(params.model, path=params.reward.base or params.model.path, denoiser=None))
+    return load_family(model, device=META), load_family(base, reward=True, layer=params.reward.layer, device=META)
 
 
 # The first two are the figures of the papers; the others follow from the configurations.
@@ -56,8 +56,8 @@ def test_a_preset_builds_its_models_and_the_rewards_widths_come_out_of_probing(r
     if name in SIZES:
         assert millions(family.denoiser) == pytest.approx(SIZES[name], abs=0.05)
     assert family.latent_shape == ((16 if name == "sd3" else 4), *(params.model.resolution // 8,) * 2)  # type: ignore
-    projection = "none" if params.lrm.text_projection == "none" else "random"
-    config = params.lrm
+    projection = "none" if params.reward.text_projection == "none" else "random"
+    config = params.reward
     reward = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features, projection)
     visual, text, dim = WIDTHS[name]
     assert (reward.visual_projection.in_features, reward.visual_projection.out_features) == (visual, dim)

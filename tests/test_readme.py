@@ -52,7 +52,7 @@ def test_the_table_of_figures_by_hand(project: Path) -> None:
             for k in range(5)]  # fmt: skip
     metrics = {
         "evaluate": {"win_rate": dict.fromkeys(("overall", "alignment", "aesthetics"), rate), "all_correct": right},
-        "lrm": {"accuracy": {"mean": 0.714, "by_timestep": bins}},
+        "reward": {"accuracy": {"mean": 0.714, "by_timestep": bins}},
         "filter": {"by_split": {"train": {"input": 2000, "kept": 500}}},
     }
     Path("metrics").mkdir()
@@ -140,10 +140,10 @@ def test_the_table_of_stages_is_that_of_dvc() -> None:
         stage: (f"lpo {command}", *(set(re.findall(r"`([^`]+)`", cell)) for cell in cells))
         for stage, command, *cells in rows
     }
-    expected, reward = {}, yaml("params.yaml")["lpo"]["reward"]
+    expected, reward = {}, yaml("params.yaml")["tune"]["reward"]
     for name, stage in yaml("dvc.yaml")["stages"].items():
         outs = {next(iter(out)) if isinstance(out, dict) else out for out in stage["outs"]}
-        deps = {dep.replace("${lpo.reward}", reward) for dep in stage["deps"]}
+        deps = {dep.replace("${tune.reward}", reward) for dep in stage["deps"]}
         reads = {dep for dep in deps if dep.startswith("data/")}
         expected[name] = (stage["cmd"], reads, outs)
     assert shown == expected

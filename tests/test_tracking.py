@@ -40,12 +40,12 @@ def test_a_run_is_written_by_both_trackers_and_git_sees_nothing_else(params: Par
     git("add", "--all")
     git("commit", "--quiet", "--message", "start")
     refs = git("for-each-ref")
-    with Tracker("lrm", params) as tracker:
-        tracker.log(0, {"lrm/loss": 0.75})
-        tracker.show("lrm/picture", np.zeros((4, 6, 3), np.uint8))
-        tracker.log(250, {"lrm/loss": 0.5, "lrm/accuracy": 0.625})
-        tracker.log(300, {"lrm/loss": 0.4})
-    rows = Path("dvclive/lrm/plots/metrics/lrm/loss.tsv").read_text().split()
+    with Tracker("reward", params) as tracker:
+        tracker.log(0, {"reward/loss": 0.75})
+        tracker.show("reward/picture", np.zeros((4, 6, 3), np.uint8))
+        tracker.log(250, {"reward/loss": 0.5, "reward/accuracy": 0.625})
+        tracker.log(300, {"reward/loss": 0.4})
+    rows = Path("dvclive/reward/plots/metrics/reward/loss.tsv").read_text().split()
     assert rows == ["step", "loss", "0", "0.75", "250", "0.5", "300", "0.4"]
     (picture,) = Path("dvclive").rglob("*.png")
     assert picture.name == "000250.png" and Image.open(picture).size == (6, 4)
@@ -62,8 +62,8 @@ def test_each_run_of_a_process_is_kept_in_the_folder_it_was_started_in(
     for name in ("one", "two"):
         (project / name).mkdir()
         monkeypatch.chdir(project / name)
-        with Tracker("lrm", params) as tracker:
-            tracker.log(0, {"lrm/loss": 0.75})
+        with Tracker("reward", params) as tracker:
+            tracker.log(0, {"reward/loss": 0.75})
         assert len(list((project / name / ".wandb").rglob("*.wandb"))) == 1
 
 
@@ -79,7 +79,7 @@ def test_random_states_are_those_of_a_run_without_trackers(params: Params) -> No
     seed()
     plain = [draw() for _ in range(3)]
     seed()
-    with Tracker("lpo", params) as tracker:
+    with Tracker("tune", params) as tracker:
         tracked = [draw()]
         tracker.log(0, {"loss": 1.0})
         tracked.append(draw())
@@ -133,7 +133,7 @@ def test_a_tracker_that_fails_is_told_once_dropped_and_harms_nothing(
 ) -> None:
     calls = broken_live(monkeypatch, fails_in)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    with Tracker("lrm", without_wandb(params)) as tracker:
+    with Tracker("reward", without_wandb(params)) as tracker:
         for step in range(3):
             tracker.log(step, {"loss": 1.0})
     assert calls == expected
@@ -145,12 +145,12 @@ def test_the_error_of_a_run_goes_through_and_the_tracker_is_closed(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = broken_live(monkeypatch, "never")
-    with pytest.raises(KeyboardInterrupt), Tracker("lrm", without_wandb(params)):
+    with pytest.raises(KeyboardInterrupt), Tracker("reward", without_wandb(params)):
         raise KeyboardInterrupt
     assert calls == ["init", "end"]
 
 
 def test_outside_of_its_block_a_tracker_does_nothing(params: Params, project: Path) -> None:
-    Tracker("lrm", params).log(0, {"loss": 1.0})
+    Tracker("reward", params).log(0, {"loss": 1.0})
     assert not Path("dvclive").exists()
     assert not Path(".wandb").exists()

@@ -18,7 +18,7 @@ from lpo.errors import LpoError
 from lpo.files import TIMINGS
 
 DISK_GB = 3.0  # what a run of the default preset writes, twice over: data/ and DVC's cache
-STAGES = ("dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report")
+STAGES = ("dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report")
 LISTED = {"yuvalkirstain/pickapic_v1": 203_533_062_980}  # bytes of train, validation and test, as its card says
 
 
@@ -124,18 +124,18 @@ def _latents(params: Params) -> Iterator[Check]:
     from lpo.families.latent_space import check_same, load_codec
     from lpo.families.parts import either, local
 
-    if params.lrm.base is None:
+    if params.reward.base is None:
         return
     codecs = []
-    for model in (replace(params.model, path=params.lrm.base, vae=None), params.model):
+    for model in (replace(params.model, path=params.reward.base, vae=None), params.model):
         source, part = either(model.vae, model.path, "vae")
         codecs.append(load_codec(str(local(source)), part, torch.float32, torch.device("meta"), weights=False))
     try:
-        check_same(codecs[0].numbers(), codecs[1].numbers(), f"lrm.base: {params.lrm.base}")
+        check_same(codecs[0].numbers(), codecs[1].numbers(), f"reward.base: {params.reward.base}")
     except LpoError as error:
         yield Check("reward", False, str(error))
     else:
-        yield Check("reward", True, f"{params.lrm.base} and {params.model.path} say that they share their latents")
+        yield Check("reward", True, f"{params.reward.base} and {params.model.path} say that they share their latents")
 
 
 def _models(params: Params, sizes: list[int]) -> Iterator[Check]:

@@ -63,9 +63,9 @@ def run(
 def searched(
     family: Family, params: Params, prompt: str, seed: int, steps: int, scale: float, candidates: int, trajectories: int
 ) -> tuple[np.ndarray, str]:
-    """The picture (H, W, 3) uint8 that the reward of `lpo.reward` likes best, and a line about it."""
-    how = Search(candidates, trajectories, params.lrm.ensemble_timesteps, params.lrm.ensemble_draws)
-    reward = load_reward(Path(params.lpo.reward), family)
+    """The picture (H, W, 3) uint8 that the reward of `tune.reward` likes best, and a line about it."""
+    how = Search(candidates, trajectories, params.reward.ensemble_timesteps, params.reward.ensemble_draws)
+    reward = load_reward(Path(params.tune.reward), family)
     latents, scores, cost = search(family, reward, prompt, seed, steps, scale, params.evaluate.eta, how)
     plain = steps * (1 if scale == 1 else 2)
     said = (

@@ -71,9 +71,3 @@ def import_scores(table: Path, out: Path) -> int:
     write_parquet(out, frame[list(schema.SCORES)])
     sources_index.register(out)
     return len(frame)
-
-
-def table_scores(path: str) -> pd.DataFrame:
-    """The imported scores. Raises LpoError if the table changed since."""
-    sources_index.check(Path(path), f"lpo data scores TABLE --out {path}")
-    return schema.read_scores(path)

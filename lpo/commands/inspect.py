@@ -30,7 +30,7 @@ def run(params: Params, image: Path, prompt: str, out: Path) -> None:
         picture = Image.open(image).convert("RGB").resize((size, size), Image.Resampling.BOX)
     except OSError as error:
         raise LpoError(f"not a picture: {error}", str(image), "name a PNG or JPEG file") from error
-    reward = lrm.load(Path("data/lrm"), family.device, family.dtype, family)
+    reward = lrm.load(Path("data/reward"), family.device, family.dtype, family)
     latents = family.scale(family.encode_images(to_tensor(np.asarray(picture)[None])).chunk(2, dim=1)[0])
     scores = by_timestep(reward, latents, prompt, params.seed)
     figure = Figure(figsize=(5, 2.6), layout="constrained")

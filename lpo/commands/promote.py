@@ -1,4 +1,4 @@
-"""promote: data/lpo, metrics/evaluate.json, dvc.lock -> models/, if the gate of params.yaml holds.
+"""promote: data/tuned, metrics/evaluate.json, dvc.lock -> models/, if the gate of params.yaml holds.
 
 Not a stage of DVC: it is a decision, and it is recorded with what it was made from. dvc.lock says what that was, and
 that the figures are of this model against the promoted one; it is read as the plain YAML that it is.
@@ -33,8 +33,8 @@ from lpo.registry.ledger import (
     settle,
 )
 
-CANDIDATE, FIGURES, LOCKED = Path("data/lpo"), Path("metrics/evaluate.json"), Path("dvc.lock")
-STAGES = ("lpo", "evaluate")  # whose records must match the files, in order
+CANDIDATE, FIGURES, LOCKED = Path("data/tuned"), Path("metrics/evaluate.json"), Path("dvc.lock")
+STAGES = ("tune", "evaluate")  # whose records must match the files, in order
 
 
 def run(params: Params) -> None:
@@ -74,7 +74,7 @@ def locked() -> dict[str, Any]:
     """The stages of dvc.lock.
 
     Raises:
-        LpoError: if the files here are not those that dvc.lock records of the stages lpo and evaluate.
+        LpoError: if the files here are not those that dvc.lock records of the stages tune and evaluate.
     """
     remedy = "run `dvc repro`, so that the model and its figures belong together"
     if not LOCKED.exists():

@@ -1,7 +1,7 @@
 """params.yaml -> frozen, typed sections; every mistake at once, each with its YAML path.
 
     params = load_params("params.yaml")
-    params.lpo.threshold.low
+    params.tune.threshold.low
 
 A field is one line of lpo/sections: its name, its type and what it may hold. params.yaml holds every value, so nothing
 has a default: a missing key is a mistake, and so is a key that no field asks for.
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
 from lpo.config.results import Evaluate, Ingest, JudgeModels, Promote, PromotionMargins, Report, Study, Tracking
-from lpo.config.training import Guard, Lpo, Lrm, Spm, Threshold
+from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune
 from lpo.errors import ConfigError
 
 __all__ = [
@@ -28,8 +28,6 @@ __all__ = [
     "Guard",
     "Ingest",
     "JudgeModels",
-    "Lpo",
-    "Lrm",
     "Margins",
     "Model",
     "Params",
@@ -37,6 +35,7 @@ __all__ = [
     "Promote",
     "PromotionMargins",
     "Report",
+    "RewardModel",
     "Score",
     "ScoreModels",
     "Spm",
@@ -44,6 +43,7 @@ __all__ = [
     "Threshold",
     "TieMargins",
     "Tracking",
+    "Tune",
     "check_params",
     "load_params",
 ]
@@ -58,9 +58,9 @@ class Params:
     score: Score
     filter: Filter
     encode: Encode
-    lrm: Lrm
+    reward: RewardModel
     spm: Spm
-    lpo: Lpo
+    tune: Tune
     evaluate: Evaluate
     report: Report
     ingest: Ingest
@@ -71,13 +71,14 @@ class Params:
 
 # What no field can say by itself: the first may be at most the second; of two weights one must be above zero.
 AT_MOST = (
-    ("lrm.warmup_steps", "lrm.steps"),
+    ("reward.warmup_steps", "reward.steps"),
     ("spm.warmup_steps", "spm.steps"),
-    ("lpo.prompts_per_rollout", "lpo.prompts"),
-    ("lpo.threshold.low", "lpo.threshold.high"),
+    ("tune.prompts_per_rollout", "tune.prompts"),
+    ("tune.threshold.low", "tune.threshold.high"),
 )
+RENAMED = {"lrm": "reward", "lpo": "tune"}  # sections of params.yaml in versions before 0.2
 REAL = ("pickapic", "pickapic_v2", "hpdv2")  # sources of photographs and paintings
-OWN = "data/lpo"  # the LoRA that the pipeline trains
+OWN = "data/tuned"  # the LoRA that the pipeline trains
 NOT_BOTH_ZERO = (
     ("dataset.rendered_pairs", "dataset.sampled_prompts"),
     ("dataset.alignment_weight", "dataset.aesthetic_weight"),
@@ -101,6 +102,8 @@ def check_params(tree: dict[str, Any], path: str | Path) -> Params:
         ConfigError: with all mistakes: unknown and missing keys, wrong types, values out of range, unknown choices.
     """
     reading = Reading()
+    if renamed := [f"{old}: this section is called {new} now" for old, new in RENAMED.items() if old in tree]:
+        raise ConfigError([f"{Path(path).name}: {mistake}" for mistake in renamed], str(path))
     sections = read_fields(Params, tree, "", reading)
     mistakes = reading.mistakes + list(_relations(reading.values))
     if mistakes:
@@ -127,10 +130,10 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
         if "emoji" in judges and values.get("evaluate.tuned", OWN) != OWN:
             yield f"evaluate.tuned: emoji judges {OWN} alone, is {values['evaluate.tuned']!r}"
     if values.get("model.shard"):
-        trainable = values.get("lrm.trainable")
-        if values.get("lrm.pretrained", "") is None and trainable not in (None, "adapter"):
+        trainable = values.get("reward.trainable")
+        if values.get("reward.pretrained", "") is None and trainable not in (None, "adapter"):
             needed = "must be adapter where model.shard is true (what else is trained or saved is whole)"
-            yield f"lrm.trainable: {needed}, is {trainable!r}"
+            yield f"reward.trainable: {needed}, is {trainable!r}"
         if values.get("model.compile"):
             yield "model.compile: must be false where model.shard is true, is true"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:

@@ -50,7 +50,7 @@ def with_preset(name: str, params: Path, folder: Path = Path("presets")) -> Para
 
 
 def merge(params: str, preset: str) -> tuple[str, list[str]]:
-    """The text of `params` with the values of `preset`, and a line "lpo.beta: 500.0 -> 100.0" for each that changed.
+    """The text of `params` with the values of `preset`, and a line "tune.beta: 500.0 -> 100.0" for each that changed.
 
     Sections merge key by key; a number, a text or a list takes the place of the old one.
     """

@@ -34,7 +34,7 @@ class RewardTraining:
 
 
 @dataclass(frozen=True)
-class Lrm(RewardTraining):
+class RewardModel(RewardTraining):
     pretrained: str | None
     base: str | None
     features: Literal["multi_scale", "mid"]
@@ -70,7 +70,7 @@ class Guard:
 
 
 @dataclass(frozen=True)
-class Lpo:
+class Tune:
     method: Literal["lpo", "spo", "diffusion_dpo", "grpo"]
     reward: str
     prompts: Count

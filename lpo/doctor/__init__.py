@@ -1,1 +1,1 @@
-"""TODO"""
+"""What a run needs, counted before it starts: memory, downloads, disk."""

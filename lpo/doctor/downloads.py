@@ -36,7 +36,7 @@ def downloads(params: Params) -> dict[str, int]:
 
 def _wanted(params: Params) -> Iterator[tuple[str, list[nn.Module]]]:
     """(source, what of it is read) of everything."""
-    model, config = params.model, params.lrm
+    model, config = params.model, params.reward
     family = load_family(configured(model), device=META)
     denoiser, *encoders = family.modules().values()
     assert family.codec.vae is not None

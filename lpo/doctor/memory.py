@@ -185,7 +185,7 @@ def drawing(family: Family, batch: int, scale: float) -> int:
 
 def of_reward(params: Params) -> Need:
     """Trained weights: float32, its copy in the dtype of the forward pass, gradient, Adam, the best so far."""
-    config = params.lrm
+    config = params.reward
     base = configured(replace(params.model, path=config.base or params.model.path))
     base = replace(base, vae=None, denoiser=None) if config.base else base
     backbone = load_family(base, reward=True, layer=config.layer, dtype=DTYPES[config.dtype], device=META)
@@ -216,9 +216,9 @@ def of_reward(params: Params) -> Need:
 
 def of_policy(params: Params, family: Family, everything: int) -> Need:
     """Policy and reward side by side; the adapter with Adam, average and best."""
-    config = params.lpo
-    base = configured(replace(params.model, path=params.lrm.base or params.model.path, denoiser=None))
-    backbone = load_family(base, reward=True, layer=params.lrm.layer, device=META)
+    config = params.tune
+    base = configured(replace(params.model, path=params.reward.base or params.model.path, denoiser=None))
+    backbone = load_family(base, reward=True, layer=params.reward.layer, device=META)
     at_once = config.num_candidates * config.micro_batch_size  # rows of a forward without gradients
     latents, t, text = inputs(family, min(config.prompts_per_rollout, at_once))
     rollout = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale))

@@ -130,7 +130,7 @@ def check_same(reward: LatentSpace | None, model: LatentSpace, where: str) -> No
         LpoError: with the reason: other channels, another size, or another VAE.
     """
     if reward is None:
-        raise LpoError("the reward does not say which latents it reads", where, "train it again: lpo lrm")
+        raise LpoError("the reward does not say which latents it reads", where, "train it again: lpo reward")
     reason = ""
     if reward.channels != model.channels:
         reason = f"the reward reads latents of {reward.channels} channels, the model makes {model.channels}"

@@ -41,7 +41,7 @@ def keep(layer: int | None) -> Callable[[SD3Transformer2DModel], None]:
         if layer is None or not 1 <= layer <= depth:
             raise LpoError(
                 f"a reward reads one of the {depth} layers of this transformer, not {layer}",
-                "params.yaml: lrm.layer",
+                "params.yaml: reward.layer",
                 f"choose 1 to {depth}; the paper takes 18 of 24",
             )
         transformer.transformer_blocks = transformer.transformer_blocks[:layer]

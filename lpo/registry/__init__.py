@@ -1,1 +1,1 @@
-"""TODO"""
+"""Promoted models: the ledger of decisions, and the gate that decides."""

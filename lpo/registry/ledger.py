@@ -1,6 +1,6 @@
 """models/: promoted LoRAs, the one in use, and the ledger of every decision.
 
-    models/NAME/          a promoted LoRA as data/lpo was; NAME is lpo- and the start of its weights' SHA-256
+    models/NAME/          a promoted LoRA as data/tuned was; NAME is lpo- and the start of its weights' SHA-256
     models/promoted/      the weights in use, which evaluate compares with; none: the base is in use
     models/ledger.jsonl   one JSON object a line: event (promoted, refused, rolled_back), name, time, reason, against
                           (the model in use before), metrics, and what it was made from

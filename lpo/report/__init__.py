@@ -1,1 +1,1 @@
-"""TODO"""
+"""The report page, its plots and pictures, and the model cards."""

@@ -1,6 +1,6 @@
 """The model card beside a LoRA: markdown with the YAML front matter that model hubs read.
 
-Written twice: by the stage lpo, before anything was evaluated, and by the stage report, with figures.
+Written twice: by the stage tune, before anything was evaluated, and by the stage report, with figures.
 Source of the keys: the model card metadata specification of the Hugging Face hub.
 """
 
@@ -17,7 +17,7 @@ Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
 
 
-METHODS = {  # of lpo.method: its name, and what it did
+METHODS = {  # of tune.method: its name, and what it did
     "lpo": (
         "latent preference optimisation",
         "A reward model that reads noisy latents ranked several candidates of every sampling step, and the adapter "
@@ -49,8 +49,8 @@ def model_card(params: Json, metrics: Mapping[str, Json]) -> str:
     evaluate = metrics.get("evaluate")
     blocks = [
         f"---\n{yaml.safe_dump(_front_matter(params, evaluate), sort_keys=False, allow_unicode=True)}---",
-        f"# LoRA of {_code(params['model']['path'])}, tuned by {METHODS[params['lpo']['method']][0]}",
-        f"A LoRA adapter for a latent diffusion model. {METHODS[params['lpo']['method']][1]}",
+        f"# LoRA of {_code(params['model']['path'])}, tuned by {METHODS[params['tune']['method']][0]}",
+        f"A LoRA adapter for a latent diffusion model. {METHODS[params['tune']['method']][1]}",
         "## Use",
         _usage(params),
         "## Result",
@@ -91,8 +91,8 @@ def _usage(params: Json) -> str:
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
         f"pipe = DiffusionPipeline.from_pretrained({str(params['model']['path'])!r})\n"
         'pipe.load_lora_weights("FOLDER OF THIS FILE")\n'
-        f"image = pipe(PROMPT, num_inference_steps={params['lpo']['num_inference_steps']}, "
-        f"guidance_scale={params['lpo']['guidance_scale']}).images[0]\n```"
+        f"image = pipe(PROMPT, num_inference_steps={params['tune']['num_inference_steps']}, "
+        f"guidance_scale={params['tune']['guidance_scale']}).images[0]\n```"
     )
 
 
@@ -137,15 +137,15 @@ def _result(params: Json, evaluate: Json | None) -> str:
 
 def _method(params: Json, metrics: Mapping[str, Json]) -> str:
     found = []
-    if "lpo" in metrics:
-        known = [name for name in ("prompts", "pairs", "updates") if name in metrics["lpo"]]
-        found.append("Trained on " + ", ".join(f"{plain(metrics['lpo'][name])} {name}" for name in known) + ".")
-    if "lrm" in metrics:
+    if "tune" in metrics:
+        known = [name for name in ("prompts", "pairs", "updates") if name in metrics["tune"]]
+        found.append("Trained on " + ", ".join(f"{plain(metrics['tune'][name])} {name}" for name in known) + ".")
+    if "reward" in metrics:
         found.append(
-            f"The reward model ranks {percent(metrics['lrm']['accuracy']['mean'])} of held-out pairs right "
+            f"The reward model ranks {percent(metrics['reward']['accuracy']['mean'])} of held-out pairs right "
             "(mean over timesteps)."
         )
-    rows = [[_code(name), value] for name, value in flat(params["lpo"], "lpo") + [("seed", plain(params["seed"]))]]
+    rows = [[_code(name), value] for name, value in flat(params["tune"], "lpo") + [("seed", plain(params["seed"]))]]
     return "\n\n".join([*found, _table(["parameter", "value"], rows)])
 
 

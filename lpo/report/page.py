@@ -71,8 +71,8 @@ class ReportContext:
     params: Json
     metrics: Mapping[str, Json]
     results: pd.DataFrame | None
-    lrm_history: Sequence[Json] | None
-    lpo_history: Sequence[Json] | None
+    reward_history: Sequence[Json] | None
+    tune_history: Sequence[Json] | None
     contract: Json | None  # data/filtered/summary.json
     artifacts: Sequence[Artifact]  # made by the stages before the report
     code: Sequence[Artifact]  # that those stages ran
@@ -95,8 +95,8 @@ def render_report(context: ReportContext) -> str:
     sections = [
         pictures(context.results, context.params),
         *([judges(evaluate)] if evaluate is not None and judged else [wins(evaluate), changes(evaluate)]),
-        reward_model(metrics.get("lrm"), context.lrm_history),
-        tuning(metrics.get("lpo"), context.lpo_history),
+        reward_model(metrics.get("reward"), context.reward_history),
+        tuning(metrics.get("tune"), context.tune_history),
         _data(context),
         _provenance(context),
     ]
@@ -138,8 +138,8 @@ def _tiles(metrics: Mapping[str, Json]) -> str:
     names = {"overall": "wins overall", "alignment": "wins on the prompt", "aesthetics": "wins on looks"}
     made = [tile(percent(rates[axis]["value"]), name, percents(rates[axis])) for axis, name in names.items()
             if axis in rates]  # fmt: skip
-    if "lrm" in metrics:
-        made.append(tile(percent(metrics["lrm"]["accuracy"]["mean"]), "reward model right", "of held-out pairs"))
+    if "reward" in metrics:
+        made.append(tile(percent(metrics["reward"]["accuracy"]["mean"]), "reward model right", "of held-out pairs"))
     if "filter" in metrics:
         counts = metrics["filter"]
         made.append(tile(percent(counts["kept"] / counts["input"]), "pairs kept", f"of {plain(counts['input'])}"))
@@ -148,11 +148,11 @@ def _tiles(metrics: Mapping[str, Json]) -> str:
 
 def _absent(context: ReportContext) -> str:
     wanted: dict[str, tuple[Any, str]] = {f"metrics/{stage}.json": (context.metrics.get(stage), stage)
-              for stage in ("filter", "lrm", "lpo", "evaluate")}  # fmt: skip
+              for stage in ("filter", "reward", "tune", "evaluate")}  # fmt: skip
     wanted |= {
         "data/evaluation/results.parquet": (context.results, "evaluate"),
-        "data/lrm/history.json": (context.lrm_history, "lrm"),
-        "data/lpo/history.json": (context.lpo_history, "lpo"),
+        "data/reward/history.json": (context.reward_history, "lrm"),
+        "data/tuned/history.json": (context.tune_history, "lpo"),
         "data/filtered/summary.json": (context.contract, "filter"),
     }
     return "\n".join(missing(path, stage) for path, (found, stage) in wanted.items() if found is None)

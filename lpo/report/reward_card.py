@@ -13,8 +13,8 @@ Json = Mapping[str, Any]
 
 
 def reward_card(params: Json, metrics: Json) -> str:
-    """Markdown. params: the sections of params.yaml as plain dicts; metrics: what metrics/lrm.json holds."""
-    base = params["lrm"]["base"] or params["model"]["path"]
+    """Markdown. params: the sections of params.yaml as plain dicts; metrics: what metrics/reward.json holds."""
+    base = params["reward"]["base"] or params["model"]["path"]
     front = {
         "base_model": str(base),
         "library_name": "diffusers",
@@ -26,8 +26,8 @@ def reward_card(params: Json, metrics: Json) -> str:
         f"{percent(row['high'])} | {plain(row['pairs'])} |"
         for row in accuracy["by_timestep"]
     ]
-    taken = params["lrm"]["pretrained"]
-    settings = [f"| `{name}` | {value} |" for name, value in flat(params["lrm"], "lrm")]
+    taken = params["reward"]["pretrained"]
+    settings = [f"| `{name}` | {value} |" for name, value in flat(params["reward"], "lrm")]
     blocks = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# Latent reward model of {base}",

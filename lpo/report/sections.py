@@ -175,7 +175,7 @@ def reward_model(lrm: Json | None, history: Sequence[Json] | None) -> str:
         )
     ]
     if lrm is None:
-        bodies.append(missing("metrics/lrm.json", "lrm"))
+        bodies.append(missing("metrics/reward.json", "lrm"))
     else:
         accuracy = lrm["accuracy"]
         early = f", over t < 500: {percent(accuracy['below_500'])}" if "below_500" in accuracy else ""
@@ -190,9 +190,9 @@ def reward_model(lrm: Json | None, history: Sequence[Json] | None) -> str:
             ]
             bodies.append(folded("The same as a table", table(["timesteps", "accuracy", "95 % interval"], cells)))
         else:
-            bodies.append(missing("accuracy.by_timestep in metrics/lrm.json", "lrm"))
+            bodies.append(missing("accuracy.by_timestep in metrics/reward.json", "lrm"))
         if not accuracy.get("by_category"):
-            bodies.append(missing("accuracy.by_category in metrics/lrm.json", "lrm"))
+            bodies.append(missing("accuracy.by_category in metrics/reward.json", "lrm"))
         for name, note in LRM_NOTES.items():
             if not accuracy.get(f"by_{name}"):
                 continue  # pairs of real data need not say what tells them apart
@@ -203,7 +203,7 @@ def reward_model(lrm: Json | None, history: Sequence[Json] | None) -> str:
             head = [name, "accuracy", "95 % interval", "pairs"]
             bodies += [heading(f"By {name}"), text(note, "soft"), table(head, cells)]
     bodies.append(heading("Training"))
-    bodies.append(_curves(history, "step", LRM_CURVES, "data/lrm/history.json", "lrm"))
+    bodies.append(_curves(history, "step", LRM_CURVES, "data/reward/history.json", "lrm"))
     return section("reward", "Reward model", *bodies)
 
 
@@ -220,16 +220,16 @@ def tuning(lpo: Json | None, history: Sequence[Json] | None) -> str:
         bodies.append(figure(plots.by_timestep(steps), "Kept pairs, gaps and clipping by timestep", caption))
         bodies.append(folded("The same as a table", rows_table(steps)))
     elif history is not None and not any("by_timestep" in row for row in history):  # empty where nothing is sampled
-        bodies.append(missing("by_timestep in data/lpo/history.json", "lpo"))
-    bodies += [heading("Training"), _curves(history, "rollout", LPO_CURVES, "data/lpo/history.json", "lpo")]
+        bodies.append(missing("by_timestep in data/tuned/history.json", "lpo"))
+    bodies += [heading("Training"), _curves(history, "rollout", LPO_CURVES, "data/tuned/history.json", "lpo")]
     bodies.append(heading("Validation"))
     if lpo is None:
-        bodies.append(missing("metrics/lpo.json", "lpo"))
+        bodies.append(missing("metrics/tune.json", "lpo"))
     elif lpo.get("validation"):
         note = "Prompts that are neither training nor test prompts; the weights that did best here were kept."
         bodies += [text(note, "soft"), rows_table([dict(flat(row)) for row in lpo["validation"]])]
     else:
-        bodies.append(missing("validation in metrics/lpo.json", "lpo"))
+        bodies.append(missing("validation in metrics/tune.json", "lpo"))
     if lpo is not None:
         rest = {key: value for key, value in lpo.items() if key != "validation"}
         bodies += [heading("In all"), table(["figure", "value"], flat(rest))]

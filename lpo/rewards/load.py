@@ -13,7 +13,7 @@ from lpo.rewards.spm import StepPreferenceModel
 
 
 def load_reward(folder: Path, family: Family, shard: bool = False) -> LatentRewardModel | StepPreferenceModel:
-    """What `lpo lrm` or `lpo spm` wrote, frozen. A pixel reward predicts and decodes with `family`.
+    """What `lpo reward` or `lpo spm` wrote, frozen. A pixel reward predicts and decodes with `family`.
 
     shard: leave each of several processes its part of a latent reward's denoiser.
 

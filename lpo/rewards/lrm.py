@@ -80,7 +80,7 @@ class LatentRewardModel(nn.Module):
         nn.init.normal_(self.visual_projection.weight, std=0.02)
         if text_projection == "none" and embedding_dim != text:
             what = f"without a text projection the embedding has the text feature's {text} dimensions"
-            raise LpoError(what, f"params.yaml: lrm.embedding_dim is {embedding_dim}", f"set it to {text}")
+            raise LpoError(what, f"params.yaml: reward.embedding_dim is {embedding_dim}", f"set it to {text}")
         if isinstance(self.text_projection, nn.Linear):
             nn.init.normal_(self.text_projection.weight, std=1 / math.sqrt(text))
             if text_projection != "random":
@@ -188,7 +188,7 @@ def load(
         )  # fmt: skip
         load_heads(model, heads)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LpoError(f"no latent reward model here: {error}", str(folder), "run `lpo lrm`") from error
+        raise LpoError(f"no latent reward model here: {error}", str(folder), "run `lpo reward`") from error
     return model.requires_grad_(False).eval()
 
 
@@ -234,7 +234,7 @@ def copy_projection(projection: nn.Linear, source: str) -> None:
     if clip.text_projection.weight.shape != weight.shape:
         raise LpoError(
             f"its text projection is {tuple(clip.text_projection.weight.shape)}, the reward's {tuple(weight.shape)}",
-            f"params.yaml: lrm.text_projection: {source}",
-            "set lrm.embedding_dim to the first number, or take another CLIP",
+            f"params.yaml: reward.text_projection: {source}",
+            "set reward.embedding_dim to the first number, or take another CLIP",
         )
     weight.data.copy_(clip.text_projection.weight)

@@ -55,7 +55,7 @@ def load(source: str, base: Model) -> LatentRewardModel:
     try:
         lrm.load_heads(model, heads)
     except RuntimeError as error:
-        raise LpoError(f"not a latent reward model of {base.path}: {error}", source, "set lrm.base") from error
+        raise LpoError(f"not a latent reward model of {base.path}: {error}", source, "set reward.base") from error
     return model.requires_grad_(False).eval()
 
 

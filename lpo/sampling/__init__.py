@@ -1,1 +1,1 @@
-"""TODO"""
+"""Drawing images: plain sampling, and search guided by a reward."""

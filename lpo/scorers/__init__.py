@@ -1,1 +1,1 @@
-"""TODO"""
+"""Images and prompts in, numbers out: the embedded scorers, published scorers, and judges."""

@@ -32,9 +32,9 @@ def run(params: Params) -> None:
     kept = pd.read_parquet(KEPT)
     wanted = set(kept["image_0_uid"]) | set(kept["image_1_uid"])
     space = codec.space()
-    if params.lrm.base is not None:
-        base = replace(params.model, path=params.lrm.base, vae=None, denoiser=None)
-        check_same(latent_space_of(base), space, f"params.yaml: lrm.base: {base.path}")
+    if params.reward.base is not None:
+        base = replace(params.model, path=params.reward.base, vae=None, denoiser=None)
+        check_same(latent_space_of(base), space, f"params.yaml: reward.base: {base.path}")
 
     def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
         for uids, data in iter_images(PAIRS, wanted, params.encode.batch_size, "encode"):

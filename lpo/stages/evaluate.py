@@ -66,7 +66,7 @@ def run(params: Params) -> None:
     prompts = table["prompt"].tolist()
     seeds = list(range(SEED, SEED + len(prompts)))
     family = load_family(params.model)
-    reward = lrm.load(Path("data/lrm"), family.device, family.dtype, family)
+    reward = lrm.load(Path("data/reward"), family.device, family.dtype, family)
     jury = Jury(family, embedded.load(Path(params.score.scorers)), reward)
     frames: list[pd.DataFrame] = []
     drawn = Drawn(params, prompts, seeds, family)
@@ -80,9 +80,9 @@ def run(params: Params) -> None:
         frames.append(frames[0].assign(model="base"))
     else:
         draw("base", config.base_guidance_scale)
-    draw("tuned", config.guidance_scale, Path("data/lpo"))
+    draw("tuned", config.guidance_scale, Path("data/tuned"))
     promoted = name_of(PROMOTED) if (PROMOTED / WEIGHTS).exists() else None
-    if promoted and promoted != name_of(Path("data/lpo")):
+    if promoted and promoted != name_of(Path("data/tuned")):
         draw("promoted", config.guidance_scale, PROMOTED)
     drawn.forget_others()
     results = pd.concat(frames, ignore_index=True)

@@ -37,7 +37,7 @@ from lpo.sampling.generate import generate
 from lpo.scorers.judges import Judge, check_judges, load_judge, sources_of
 from lpo.train import checkpoint
 
-PROMPTS, REWARD = Path("data/prompts.parquet"), Path("data/lrm")
+PROMPTS, REWARD = Path("data/prompts.parquet"), Path("data/reward")
 OUT = Path("data/evaluation")
 SEED = 42_000_000  # of the first picture
 SAMPLER = ("prompts", "images_per_prompt", "num_inference_steps", "eta", "batch_size")  # what decides a picture

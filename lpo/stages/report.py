@@ -21,7 +21,7 @@ from lpo.files import atomic_folder, write_bytes, write_text
 from lpo.report.page import Artifact, ReportContext, model_card, render_report
 from lpo.report.pictures import contact_sheet
 
-STAGES = ("base", "dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate")  # before this one, in order
+STAGES = ("base", "dataset", "score", "filter", "encode", "reward", "tune", "evaluate")  # before this one, in order
 CODE = ("lpo", "params.yaml")
 OUT = Path("data/report")
 SHEET = 6  # prompts on before_after.png: what is still readable at the width of a page
@@ -39,8 +39,8 @@ def run(params: Params) -> None:
         params=sections,
         metrics=metrics,
         results=pd.read_parquet(results) if results.exists() else None,
-        lrm_history=_json(Path("data/lrm/history.json")),
-        lpo_history=_json(Path("data/lpo/history.json")),
+        reward_history=_json(Path("data/reward/history.json")),
+        tune_history=_json(Path("data/tuned/history.json")),
         contract=_json(Path("data/filtered/summary.json")),
         artifacts=outs,
         code=code,

@@ -1,4 +1,4 @@
-"""lrm: data/latents, data/filtered -> data/lrm, the latent reward model, and its accuracy on held-out pairs."""
+"""lrm: data/latents, data/filtered -> data/reward, the latent reward model, and its accuracy on held-out pairs."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def run(params: Params) -> None:
 
 def train(params: Params) -> None:
     """What each process does; the first one writes."""
-    config = params.lrm
+    config = params.reward
     latents, kept = Latents(Path("data/latents")), pd.read_parquet(KEPT)
     identity = {
         "lrm": asdict(config), "model": asdict(params.model), "seed": params.seed, "pairs": file_hash(KEPT),
         "base": folder_hash(params.model.path), "latents": folder_hash("data/latents"),
     }  # fmt: skip
-    folder = checkpoint.folder("lrm", identity)
+    folder = checkpoint.folder("reward", identity)
     splits = {name: kept[kept["split"] == name].reset_index(drop=True) for name in ("train", "validation", "test")}
     splits["validation"] = drawn(splits["validation"], config.validation_pairs, params.seed)
     pairs = {name: load_pairs(frame, latents, config.example_weights) for name, frame in splits.items()}
     model = reward_model(params, latents)
     trainer = RewardTrainer(model, latents, config, params.seed)
     if config.pretrained is None:
-        with Tracker("lrm", params) if distributed.is_first() else nullcontext() as tracker:
+        with Tracker("reward", params) if distributed.is_first() else nullcontext() as tracker:
             trainer.run(pairs["train"], pairs["validation"], folder, tracker)
     else:
         trainer.best_accuracy = float(np.nanmean(trainer.accuracy(pairs["validation"])))
@@ -60,12 +60,12 @@ def train(params: Params) -> None:
     metrics["accuracy"]["ensemble"] = interval_of(together, splits["test"]["caption"].to_numpy(), params.seed)
     steps = trainer.history[-1]["step"] if trainer.history else 0
     metrics |= {"steps": steps, "validation": round(trainer.best_accuracy, 5)}
-    with atomic_folder("data/lrm") as out:
+    with atomic_folder("data/reward") as out:
         model.save(out)
         write_json(out / "history.json", trainer.history)
         write_text(out / "README.md", reward_card(asdict(params), metrics))
-    write_json("plots/lrm_accuracy.json", metrics["accuracy"]["by_timestep"])
-    write_json("metrics/lrm.json", metrics)
+    write_json("plots/reward_accuracy.json", metrics["accuracy"]["by_timestep"])
+    write_json("metrics/reward.json", metrics)
 
 
 def drawn(pairs: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
@@ -74,8 +74,8 @@ def drawn(pairs: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
 
 
 def reward_model(params: Params, latents: Latents) -> LatentRewardModel:
-    """The reward to be trained, or the one that `lrm.pretrained` names. Raises LpoError for another latent space."""
-    config, base = params.lrm, params.model
+    """The reward to be trained, or the one that `reward.pretrained` names. Raises LpoError for another latent space."""
+    config, base = params.reward, params.model
     if config.base is not None:
         base = replace(base, path=config.base, vae=None, denoiser=None)
     if config.pretrained is not None:

@@ -17,9 +17,8 @@ import torch
 from tqdm.auto import tqdm
 
 from lpo import images as encoded_images
-from lpo.commands.imports import table_scores
 from lpo.config import Params
-from lpo.data import schema
+from lpo.data import schema, sources_index
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import file_hash, folder_hash, write_json, write_parquet
@@ -161,3 +160,9 @@ def score(scorers: Published | Scorers, places: list[Place], data: list[bytes]) 
 
 def _file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:05d}.parquet"
+
+
+def table_scores(path: str) -> pd.DataFrame:
+    """The imported scores. Raises LpoError if the table changed since."""
+    sources_index.check(Path(path), f"lpo data scores TABLE --out {path}")
+    return schema.read_scores(path)

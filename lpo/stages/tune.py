@@ -1,4 +1,4 @@
-"""lpo: data/base, the reward, data/prompts.parquet -> data/lpo, a LoRA that `pipe.load_lora_weights` reads."""
+"""lpo: data/base, the reward, data/prompts.parquet -> data/tuned, a LoRA that `pipe.load_lora_weights` reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lpo.config import Lpo, Params
+from lpo.config import Params, Tune
 from lpo.data.latents import Latents
 from lpo.errors import LpoError
 from lpo.families import device_of, load_family
@@ -45,7 +45,7 @@ def run(params: Params) -> None:
 
 def tune(params: Params) -> None:
     """What each process does; the first one writes."""
-    config = params.lpo
+    config = params.tune
     prompts = pd.read_parquet(PROMPTS)
     identity = {
         "lpo": asdict(config), "model": asdict(params.model), "seed": params.seed, "prompts": file_hash(PROMPTS),
@@ -54,18 +54,18 @@ def tune(params: Params) -> None:
     }  # fmt: skip
     if config.method == "diffusion_dpo":
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
-    folder = checkpoint.folder("lpo", identity)
+    folder = checkpoint.folder("tune", identity)
     family = load_family(params.model)
     trainer = trainer_of(params, family)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
     scorers = load_scorers(params.score, family.device)
     validate = Validation(family, trainer.reward, scorers, held_out, params)
-    with Tracker("lpo", params) if distributed.is_first() else nullcontext() as tracker:
+    with Tracker("tune", params) if distributed.is_first() else nullcontext() as tracker:
 
         def validated() -> dict[str, float]:
             figures = validate()
             if tracker is not None:
-                tracker.show("lpo/validation", validate.before_after())
+                tracker.show("tune/validation", validate.before_after())
             return figures
 
         trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validated, folder, tracker)
@@ -73,7 +73,7 @@ def tune(params: Params) -> None:
         return
     history = trainer.history
     if trainer.best_value <= BASE_VALUE:
-        log.warning("no validation was better than the base: data/lpo is the untouched adapter")
+        log.warning("no validation was better than the base: data/tuned is the untouched adapter")
     metrics = {
         "prompts": sum(h["prompts"] for h in history),
         "pairs": sum(h["pairs"] for h in history),
@@ -82,28 +82,28 @@ def tune(params: Params) -> None:
         "best_validation": trainer.best_value,
         "warnings": [f"rollout {h['rollout']}: {text}" for h in history for text in h.get("warnings", [])],
     }
-    with atomic_folder("data/lpo") as out:
+    with atomic_folder("data/tuned") as out:
         family.save_lora(out, trainer.best)
         write_json(out / "history.json", history)
         write_text(out / "README.md", model_card(asdict(params), {"lpo": metrics}))
-    write_json("plots/lpo_history.json", [{k: v for k, v in h.items() if k != "by_timestep"} for h in history])
-    write_json("metrics/lpo.json", metrics)
+    write_json("plots/tune_history.json", [{k: v for k, v in h.items() if k != "by_timestep"} for h in history])
+    write_json("metrics/tune.json", metrics)
 
 
 def trainer_of(params: Params, family: Family) -> PolicyTrainer:
-    """The trainer of `lpo.method` with its reward. Raises LpoError where the method's name contradicts the reward."""
-    config = params.lpo
+    """The trainer of `tune.method` with its reward. Raises LpoError where the method's name contradicts the reward."""
+    config = params.tune
     reward = load_reward(Path(config.reward), family, params.model.shard)
     if config.method == "lpo" and reward.space == "pixel":
         raise LpoError(
             "lpo scores noisy latents, and this reward scores pictures",
-            f"params.yaml: lpo.reward: {config.reward}",
-            "set lpo.method to spo, or lpo.reward to data/lrm",
+            f"params.yaml: tune.reward: {config.reward}",
+            "set tune.method to spo, or tune.reward to data/reward",
         )
     return PolicyTrainer(family, reward, config, params.seed, pairs_of(config))
 
 
-def pairs_of(config: Lpo) -> StoredPairs | None:
+def pairs_of(config: Tune) -> StoredPairs | None:
     """The train pairs that diffusion_dpo learns from; no other method reads them."""
     if config.method != "diffusion_dpo":
         return None
@@ -163,7 +163,7 @@ class Validation:
 
     def diversity(self) -> float:
         """Root mean square difference of two pictures of one prompt, mean over pairs of seeds and prompts."""
-        guard = self.params.lpo.guard
+        guard = self.params.tune.guard
         if guard.action == "off":
             return 1.0
         prompts = [prompt for prompt in self.prompts[: guard.prompts] for _ in range(guard.seeds)]

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Comparisons of methods and settings: one cell is one training on the clock, judged."""

@@ -1,8 +1,8 @@
-"""cell: what the stage lpo reads -> studies/cell: an adapter trained on the clock, snapshots of it judged.
+"""cell: what the stage tune reads -> studies/cell: an adapter trained on the clock, snapshots of it judged.
 
 results.parquet  snapshot (-1: the base), rollout, prompts, seconds (of training so far), prompt, seed, category,
                  alignment, aesthetic, utility, all_correct; one row a picture, prompts and seeds as in every snapshot;
-                 validation: the scorers' gain on validation prompts, as the stage lpo chooses by (stages/lpo.py)
+                 validation: the scorers' gain on validation prompts, as the stage tune chooses by (stages/tune.py)
 summary.json     method, seed, seconds, rollouts, prompts, updates, reward_step_seconds (0 where no reward is used)
 
 Validation, judging and loading are not on the clock; the judge chooses nothing. Seconds differ from run to run, so
@@ -82,16 +82,16 @@ class Clock:
 
 
 def run(params: Params) -> None:
-    """Train `lpo.method` for `study.seconds`, then judge the base and `study.snapshots` adapters."""
+    """Train `tune.method` for `study.seconds`, then judge the base and `study.snapshots` adapters."""
     table = pd.read_parquet(PROMPTS)
     test = table.query("split == 'test'").head(params.study.prompts)
-    held_out = table.query("split == 'validation'")["prompt"].tolist()[: params.lpo.validation_prompts]
+    held_out = table.query("split == 'validation'")["prompt"].tolist()[: params.tune.validation_prompts]
     if params.study.seed is not None:
         params = replace(params, seed=params.study.seed)
     family = load_family(params.model)
     frames = [assess(family, test, params).assign(snapshot=-1, rollout=0, prompts=0, seconds=0.0, validation=0.0)]
     # The clock is looked at every `validate_every` rollouts; snapshots are validated when the time is up.
-    params = replace(params, lpo=replace(params.lpo, guard=replace(params.lpo.guard, action="off")))
+    params = replace(params, tune=replace(params.tune, guard=replace(params.tune.guard, action="off")))
     trainer = trainer_of(params, family)
     validate = Validation(family, trainer.reward, load_scorers(params.score, family.device), held_out, params)
     clock = Clock(trainer, params.study.seconds)
@@ -109,7 +109,7 @@ def run(params: Params) -> None:
         write_parquet(out / "results.parquet", pd.concat(frames, ignore_index=True))
         last = clock.snapshots[-1]
         summary = {
-            "method": params.lpo.method, "seed": params.seed, "seconds": last.seconds, "rollouts": last.rollout,
+            "method": params.tune.method, "seed": params.seed, "seconds": last.seconds, "rollouts": last.rollout,
             "prompts": last.prompts, "updates": trainer.updates,
             "reward_step_seconds": reward_step_seconds(trainer, params),
         }  # fmt: skip
@@ -125,7 +125,7 @@ def reward_step_seconds(trainer: PolicyTrainer, params: Params) -> float:
         return 0.0
     reward = trainer.reward
     assert isinstance(reward, LatentRewardModel | StepPreferenceModel)
-    config = params.lrm if isinstance(reward, LatentRewardModel) else params.spm
+    config = params.reward if isinstance(reward, LatentRewardModel) else params.spm
     latents = Latents(LATENTS)
     pairs = load_pairs(pd.read_parquet(KEPT).query("split == 'train'"), latents, config.example_weights)
     learner, seconds = RewardTrainer(reward, latents, config, params.seed), []

@@ -20,7 +20,7 @@ from lpo.train.reward import RewardTrainer, load_pairs
 
 
 def run(params: Params) -> None:
-    """As the stage lrm: train on the kept train pairs, choose by validation pairs, measure on test pairs."""
+    """As the stage reward: train on the kept train pairs, choose by validation pairs, measure on test pairs."""
     config = params.spm
     latents, kept = Latents(Path("data/latents")), pd.read_parquet(KEPT)
     clip = folder_hash(config.clip) if Path(config.clip).exists() else config.clip

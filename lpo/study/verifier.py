@@ -1,4 +1,4 @@
-"""verifier: data/base, the reward of lpo.reward, data/prompts.parquet -> studies/verifier.parquet: is choosing enough?
+"""verifier: data/base, the reward of tune.reward, data/prompts.parquet -> studies/verifier.parquet: is choosing enough?
 
 The base draws, the reward chooses among candidates or among finished pictures, and nothing is trained.
 
@@ -38,14 +38,14 @@ def run(params: Params) -> None:
     """Draw `COUNT` test prompts with every search and judge the pictures."""
     test = pd.read_parquet(PROMPTS).query("split == 'test'").head(COUNT)
     config, family = params.evaluate, load_family(params.model)
-    reward = load_reward(Path(params.lpo.reward), family)
+    reward = load_reward(Path(params.tune.reward), family)
     most = max(trajectories for _, trajectories in SEARCHES.values())
     weights = (params.dataset.alignment_weight, params.dataset.aesthetic_weight)
     pictures: list[np.ndarray] = []
     rows: list[dict[str, Any]] = []
     works = [(name, *row) for name in SEARCHES for row in enumerate(test.itertuples())]
     for name, i, row in tqdm(works, desc="verifier", mininterval=2):
-        how = Search(*SEARCHES[name], params.lrm.ensemble_timesteps, params.lrm.ensemble_draws)
+        how = Search(*SEARCHES[name], params.reward.ensemble_timesteps, params.reward.ensemble_draws)
         seed = SEED + i * most  # a trajectory has a seed of its own
         latents, _, cost = search(
             family, reward, row.prompt, seed, config.num_inference_steps, config.guidance_scale, config.eta, how

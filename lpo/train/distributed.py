@@ -1,4 +1,4 @@
-"""Several processes, one training: `torchrun --nproc_per_node 2 .venv/bin/lpo lpo`.
+"""Several processes, one training: `torchrun --nproc_per_node 2 .venv/bin/lpo tune`.
 
 Every process draws the same random numbers, takes its share of the rows, and holds the same weights: gradients are
 summed over all of them before each step. So N processes make what one makes, up to the order of a sum, no row is

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lpo.config import Lpo
+from lpo.config import Tune
 from lpo.preference.losses import Statistics, diffusion_dpo_loss, group_advantages, grpo_loss, lpo_loss
 from lpo.preference.selection import select_best_worst
 from lpo.train.steps import Steps
@@ -38,7 +38,7 @@ class Selected(NamedTuple):
 
 
 Select = Callable[[torch.Tensor, "torch.Tensor | float"], Selected]
-Loss = Callable[[torch.Tensor, torch.Tensor, Any, Lpo], tuple[torch.Tensor, Statistics]]
+Loss = Callable[[torch.Tensor, torch.Tensor, Any, Tune], tuple[torch.Tensor, Statistics]]
 
 
 class Method(NamedTuple):
@@ -64,7 +64,7 @@ def whole_group(scores: torch.Tensor, limit: torch.Tensor | float) -> Selected:
 
 
 def pair_loss(
-    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: Steps, config: Lpo
+    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: Steps, config: Tune
 ) -> tuple[torch.Tensor, Statistics]:
     """LPO and SPO, see `lpo_loss`."""
     return lpo_loss(
@@ -73,7 +73,7 @@ def pair_loss(
 
 
 def group_loss(
-    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: Steps, config: Lpo
+    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: Steps, config: Tune
 ) -> tuple[torch.Tensor, Statistics]:
     """Step-wise GRPO, see `grpo_loss`; the mean over a group."""
     loss, found = grpo_loss(log_policy, batch.log_p, log_reference, batch.advantage, config.beta, config.clip_epsilon)
@@ -83,7 +83,7 @@ def group_loss(
 
 
 def stored_pair_loss(
-    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: Any, config: Lpo
+    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: Any, config: Tune
 ) -> tuple[torch.Tensor, Statistics]:
     """Diffusion-DPO, see `diffusion_dpo_loss`; nothing is clamped."""
     mse, reference = -log_policy, -log_reference

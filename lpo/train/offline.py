@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lpo.config import Lpo
+from lpo.config import Tune
 from lpo.data.latents import Latents, sample_latents
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
@@ -46,7 +46,7 @@ def stored_pairs(frame: pd.DataFrame, latents: Latents) -> StoredPairs:
 
 @torch.no_grad()
 def draw(
-    family: Family, pairs: StoredPairs, rows: list[int], config: Lpo, generator: torch.Generator
+    family: Family, pairs: StoredPairs, rows: list[int], config: Tune, generator: torch.Generator
 ) -> tuple[NoisyPairs, Conditioning]:
     """The pairs `rows`, noised; their conditioning has one row a pair. All noise is `generator`'s."""
     transition, times = family.transition(config.eta), config.num_inference_steps

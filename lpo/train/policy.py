@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from lpo.config import Lpo
+from lpo.config import Tune
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
@@ -44,7 +44,7 @@ class PolicyTrainer:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, config: Lpo, seed: int, pairs: StoredPairs | None = None
+        self, family: Family, reward: Reward, config: Tune, seed: int, pairs: StoredPairs | None = None
     ) -> None:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
         self.method, self.pairs = METHODS[config.method], pairs
@@ -170,7 +170,7 @@ class PolicyTrainer:
         least = self.config.prompts % self.config.prompts_per_rollout or self.config.prompts_per_rollout
         if least < distributed.count():
             what = f"a rollout of {least} prompts can't be shared by {distributed.count()} processes"
-            raise LpoError(what, "params.yaml: lpo.prompts, lpo.prompts_per_rollout", "raise them, or start fewer")
+            raise LpoError(what, "params.yaml: tune.prompts, tune.prompts_per_rollout", "raise them, or start fewer")
         done, first = self.resume(folder), distributed.is_first()
         if done == 0:
             self.best_value = BASE_VALUE
@@ -178,7 +178,7 @@ class PolicyTrainer:
             done = self.rollouts
         for r in (
             bar := tqdm(
-                range(done, self.rollouts), initial=done, total=self.rollouts, desc="lpo", mininterval=2,
+                range(done, self.rollouts), initial=done, total=self.rollouts, desc="tune", mininterval=2,
                 disable=not first,
             )
         ):
@@ -199,7 +199,7 @@ class PolicyTrainer:
                 last = last or self.config.guard.action == "stop"
             shown = {k: entry[k] for k in ("loss", "pairs", "kept", "validation", "reward", "diversity") if k in entry}
             if tracker is not None:
-                tracker.log(r, {f"lpo/{k}": float(v) for k, v in shown.items()} | _tracked_by_timestep(entry))
+                tracker.log(r, {f"tune/{k}": float(v) for k, v in shown.items()} | _tracked_by_timestep(entry))
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
             if first and ((r + 1) % self.config.checkpoint_every == 0 or last):
                 self.save(folder, r + 1)
@@ -256,5 +256,5 @@ def _tracked_by_timestep(entry: dict[str, Any]) -> dict[str, float]:
     for row in entry["by_timestep"]:
         figures = row | {"kept": row["kept"] / row["seen"]}
         names = ("kept", "gap", "clipped", "implicit_accuracy")  # the last two where a pair was learned from
-        found |= {f"lpo/by_timestep/{name}/t{row['t']:04d}": float(figures[name]) for name in names if name in figures}
+        found |= {f"tune/by_timestep/{name}/t{row['t']:04d}": float(figures[name]) for name in names if name in figures}
     return found

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lpo.config import Lrm, Spm
+from lpo.config import RewardModel, Spm
 from lpo.data.latents import Latents, sample_latents
 from lpo.families import DTYPES
 from lpo.families.conditioning import Conditioning
@@ -70,7 +70,7 @@ class RewardTrainer:
     """The state of a training: model, optimiser, best weights so far. `run` goes from wherever it stands to the end."""
 
     def __init__(
-        self, model: LatentRewardModel | StepPreferenceModel, latents: Latents, config: Lrm | Spm, seed: int
+        self, model: LatentRewardModel | StepPreferenceModel, latents: Latents, config: RewardModel | Spm, seed: int
     ) -> None:
         self.model, self.latents, self.config, self.seed = model, latents, config, seed
         self.transition = model.backbone.transition(1.0)
@@ -173,7 +173,7 @@ class RewardTrainer:
                 bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best_accuracy:.3f}")
                 self.history.append({"step": step, "loss": loss})
                 if tracker is not None:
-                    tracker.log(step, {"lrm/loss": loss})
+                    tracker.log(step, {"reward/loss": loss})
             last = step + 1 == config.steps
             if (step + 1) % config.validate_every == 0 or last:
                 right = distributed.from_first(self.accuracy(validation))
@@ -182,8 +182,8 @@ class RewardTrainer:
                 if tracker is not None:
                     width = self.transition.num_train_timesteps // len(right)
                     right_at = {f"t{k * width:04d}": float(np.nanmean(row)) for k, row in enumerate(right)}
-                    by_t = {f"lrm/by_timestep/accuracy/{name}": value for name, value in right_at.items()}
-                    tracker.log(step, {"lrm/accuracy": accuracy} | by_t)
+                    by_t = {f"reward/by_timestep/accuracy/{name}": value for name, value in right_at.items()}
+                    tracker.log(step, {"reward/accuracy": accuracy} | by_t)
                 self.misses += 1
                 if accuracy > self.best_accuracy:
                     self.best_accuracy, self.misses = accuracy, 0

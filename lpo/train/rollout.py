@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lpo.config import Lpo
+from lpo.config import Tune
 from lpo.diffusion.transitions import Transition
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
@@ -54,7 +54,7 @@ class Trajectory:
 
 
 def rollout(
-    family: Family, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Tune, generator: torch.Generator
 ) -> tuple[Steps, Conditioning, list[StepStatistics]]:
     """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s.
 
@@ -84,7 +84,7 @@ def _together(steps: Steps) -> Steps:
 
 @torch.no_grad()
 def explore(
-    family: Family, reward: Reward, select: Select, prompts: list[str], config: Lpo, generator: torch.Generator
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Tune, generator: torch.Generator
 ) -> tuple[Trajectory, Conditioning]:
     """All steps of this process's share of a batch of prompts, and the conditioning of the whole batch.
 
@@ -152,7 +152,7 @@ def consecutive(count: int, size: int, longest: int) -> list[slice]:
     return [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
 
 
-def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:
+def _plan(family: Family, config: Tune) -> list[tuple[int, float, float, bool]]:
     """(index, t, s, scored) of every step. A step without noise has no density and yields no pair.
 
     Raises:
@@ -163,12 +163,12 @@ def _plan(family: Family, config: Lpo) -> list[tuple[int, float, float, bool]]:
     scored = (family.transition(config.eta).sigma(starts, ends) > 0) & (low <= starts) & (starts < high)
     if not scored.any():
         what = f"none of the {len(starts)} steps, from t = {int(starts[0])} to {int(starts[-1])}, lies in the range"
-        raise LpoError(what, "params.yaml: lpo.timestep_range", "widen it")
+        raise LpoError(what, "params.yaml: tune.timestep_range", "widen it")
     return list(zip(range(len(starts)), starts.tolist(), ends.tolist(), scored.tolist(), strict=True))
 
 
 def _draw(
-    family: Family, count: int, mine: torch.Tensor, config: Lpo, scored: list[bool], generator: torch.Generator
+    family: Family, count: int, mine: torch.Tensor, config: Tune, scored: list[bool], generator: torch.Generator
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """x_T (B, C, h, w); for each step its noise, (B, K, C, h, w) or unscored (B, C, h, w), and who goes on, (B,).
 
@@ -194,7 +194,7 @@ def _draw(
     return x, draws
 
 
-def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: float) -> torch.Tensor:
+def _limit(config: Tune, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: float) -> torch.Tensor:
     """The threshold of a step, (); "quantile" keeps the share 1 - low of this step's own pairs."""
     rule = config.threshold
     if rule.schedule == "quantile":
@@ -207,7 +207,7 @@ def _limit(config: Lpo, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t
 
 
 def log_probs(
-    transition: Transition, x_s: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, config: Lpo
+    transition: Transition, x_s: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, config: Tune
 ) -> torch.Tensor:
     """log p (N, M) of M samples a row, x_s (N, M, C, h, w), under one mean (N, C, h, w) and std (N, 1, 1, 1) a row."""
     reduction = config.logprob_reduction

@@ -13,7 +13,7 @@ from lpo import cli
 
 @pytest.fixture(scope="module")
 def sd15(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The rows of sd15 by name, where `lrm` was timed with SD1.5 and `lpo` with another model."""
+    """The rows of sd15 by name, where `reward` was timed with SD1.5 and `tune` with another model."""
     import os
 
     repository = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (folder / "params.yaml").write_text((repository / "params.yaml").read_text())
         (folder / ".checkpoints").mkdir()
         model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-        timings = {"lrm": {"seconds": 90, "model": model}, "lpo": {"seconds": 60, "model": "data/base"}}
+        timings = {"reward": {"seconds": 90, "model": model}, "tune": {"seconds": 60, "model": "data/base"}}
         (folder / ".checkpoints/timings.json").write_text(json.dumps(timings))
         text = (folder / "params.yaml").read_text()
         found = rows(CliRunner().invoke(cli.app, ["doctor", "sd15"]).stdout)
@@ -64,9 +64,9 @@ def test_all_that_is_downloaded_has_its_size(sd15: dict[str, str]) -> None:
 
 def test_every_stage_says_what_it_needs_and_how_long_it_took_with_this_model(sd15: dict[str, str]) -> None:
     stages = [name.split()[1] for name in sd15 if name.startswith("stage")]
-    assert stages == ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
-    assert sd15["stage lrm"].endswith("took 1.5 min here")
-    assert sd15["stage lpo"].endswith("not timed here yet")  # that was the embedded world's
+    assert stages == ["dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report"]
+    assert sd15["stage reward"].endswith("took 1.5 min here")
+    assert sd15["stage tune"].endswith("not timed here yet")  # that was the embedded world's
     assert "(25.7 GB weights" in sd15["stage score"]  # 12.8 billion weights of three scorers in bf16
     assert "(3.9 GB weights" in sd15["stage evaluate"]  # PickScore in float32 is larger than SD1.5 in half precision
     assert "disk 65.5 MB a 1000 pictures" in sd15["stage encode"]  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture

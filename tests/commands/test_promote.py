@@ -35,7 +35,7 @@ def md5_folder(path: Path) -> str:
 
 def train(value: float, low: float = 0.55) -> str:
     """What `dvc repro` would leave after a training: weights of `value`, their figures, dvc.lock. The model's name."""
-    lora = Path("data/lpo")
+    lora = Path("data/tuned")
     lora.mkdir(parents=True, exist_ok=True)
     save_file({"unet.a": np.full(3, value, np.float32)}, lora / WEIGHTS)
     (lora / "README.md").write_text(f"model {value}")
@@ -44,7 +44,7 @@ def train(value: float, low: float = 0.55) -> str:
 
 
 def write_figures(low: float) -> None:
-    """Figures of what lies in data/lpo against what lies in models/promoted, and dvc.lock."""
+    """Figures of what lies in data/tuned against what lies in models/promoted, and dvc.lock."""
     change = {"base": 0.5, "tuned": 0.5, "difference": 0.0, "low": 0.0, "high": 0.0, "prompts": 9}
     rate = {"value": 0.6, "low": low, "high": 0.7, "ties": 0.0, "prompts": 9}
     figures: dict[str, Any] = {
@@ -56,10 +56,10 @@ def write_figures(low: float) -> None:
         figures["promoted"] = {"name": ledger.name_of(ledger.PROMOTED)} | figures
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics/evaluate.json").write_text(json.dumps(figures))
-    lora = {"path": "data/lpo", "md5": md5_folder(Path("data/lpo"))}
+    lora = {"path": "data/tuned", "md5": md5_folder(Path("data/tuned"))}
     opponent = {"path": "models/promoted", "md5": md5_folder(ledger.PROMOTED)}
     stages = {
-        "lpo": {"outs": [lora], "params": {"params.yaml": {"lpo": {"beta": 150.0}}}},
+        "tune": {"outs": [lora], "params": {"params.yaml": {"tune": {"beta": 150.0}}}},
         "evaluate": {
             "deps": [lora, opponent],
             "outs": [{"path": "metrics/evaluate.json", "md5": md5(promote.FIGURES)}],
@@ -102,8 +102,8 @@ def test_a_model_that_passes_the_gate_is_taken_into_use_and_recorded(decide: Any
     assert (record["event"], record["name"], record["against"]) == ("promoted", name, "base")
     assert record["metrics"] == json.loads(promote.FIGURES.read_text())
     made = record["made_from"]
-    assert made["data"]["data/lpo"] == md5_folder(Path("data/lpo"))
-    assert made["params"]["lpo"] == {"lpo": {"beta": 150.0}}
+    assert made["data"]["data/tuned"] == md5_folder(Path("data/tuned"))
+    assert made["params"]["tune"] == {"tune": {"beta": 150.0}}
     assert made["gate"]["win_rate_low"] == 0.5
     assert made["revision"] == {"commit": "unknown", "changed": []}
 
@@ -135,7 +135,7 @@ def test_a_refusal_is_recorded_once_and_changes_nothing_else(decide: Any) -> Non
 def test_figures_of_another_model_or_opponent_are_not_used(decide: Any) -> None:
     train(1.0)
     lock = Path("dvc.lock").read_text()
-    with pytest.raises(LpoError, match="data/lpo, as evaluated"):
+    with pytest.raises(LpoError, match="data/tuned, as evaluated"):
         train(2.0)
         Path("dvc.lock").write_text(lock)
         decide()
@@ -217,7 +217,7 @@ def test_what_was_rolled_back_is_not_promoted_again_by_itself(decide: Any) -> No
     assert promoted() == second
 
 
-@pytest.mark.parametrize("name", ["../data/lpo", "/etc", "lpo-000000000000", "promoted", ".", ""])
+@pytest.mark.parametrize("name", ["../data/tuned", "/etc", "lpo-000000000000", "promoted", ".", ""])
 def test_only_a_promoted_model_can_be_named(decide: Any, name: str) -> None:
     train(1.0)
     decide()
@@ -285,7 +285,7 @@ def test_two_at_once_are_told(decide: Any) -> None:
 def test_a_folder_or_a_name_leads_to_a_lora(decide: Any) -> None:
     name = train(1.0)
     decide()
-    assert ledger.folder_of(Path("data/lpo")) == Path("data/lpo")
+    assert ledger.folder_of(Path("data/tuned")) == Path("data/tuned")
     assert ledger.folder_of(Path(name)) == Path("models", name)
     assert ledger.folder_of(Path("promoted")) == ledger.PROMOTED
     assert ledger.folder_of(Path("absent")) == Path("absent")

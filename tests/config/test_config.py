@@ -45,30 +45,30 @@ def test_the_file_of_the_repository_is_valid_and_every_value_arrives(repository:
 
 
 def test_sections_are_typed_and_frozen(tree: dict[str, Any]) -> None:
-    set_(tree, "lpo.beta", 100)
-    set_(tree, "lpo.timestep_range", [250, 950])
+    set_(tree, "tune.beta", 100)
+    set_(tree, "tune.timestep_range", [250, 950])
     params = check_params(tree, "params.yaml")
-    assert isinstance(params.lpo.beta, float)
-    assert params.lpo.beta == 100.0
-    assert params.lpo.timestep_range == (250, 950)
+    assert isinstance(params.tune.beta, float)
+    assert params.tune.beta == 100.0
+    assert params.tune.timestep_range == (250, 950)
     assert params.filter.strategies["3"] == Margins(aesthetic=-1.0, clip=0.0, vqa=0.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        params.lpo.beta = 1.0  # type: ignore[misc]
+        params.tune.beta = 1.0  # type: ignore[misc]
 
 
 def test_all_mistakes_come_at_once_each_with_its_path(tree: dict[str, Any]) -> None:
-    set_(tree, "lpo.beta", -3)
-    set_(tree, "lpo.bata", 500)
-    set_(tree, "lrm.steps", "many")
+    set_(tree, "tune.beta", -3)
+    set_(tree, "tune.bata", 500)
+    set_(tree, "reward.steps", "many")
     set_(tree, "filter.strategies.2.clip", None)
     set_(tree, "model.family", "sdx")
     del tree["tracking"]["project"]
     del tree["report"]
     assert sorted(mistakes(tree)) == sorted(
         [
-            "params.yaml: lpo.beta: must be > 0, is -3",
-            "params.yaml: lpo.bata: unknown key; did you mean beta?",
-            "params.yaml: lrm.steps: must be a whole number, is 'many'",
+            "params.yaml: tune.beta: must be > 0, is -3",
+            "params.yaml: tune.bata: unknown key; did you mean beta?",
+            "params.yaml: reward.steps: must be a whole number, is 'many'",
             "params.yaml: filter.strategies.2.clip: must be a number, is empty",
             "params.yaml: model.family: must be one of sd, sdxl, sd3 (did you mean sdxl?), is 'sdx'",
             "params.yaml: tracking.project: missing",
@@ -85,8 +85,8 @@ def test_a_folder_of_pairs_must_be_named(tree: dict[str, Any]) -> None:
 
 
 def test_a_misspelt_key_is_one_mistake_not_two(tree: dict[str, Any]) -> None:
-    tree["lpo"]["betta"] = tree["lpo"].pop("beta")
-    assert mistakes(tree) == ["params.yaml: lpo.betta: unknown key; did you mean beta?"]
+    tree["tune"]["betta"] = tree["tune"].pop("beta")
+    assert mistakes(tree) == ["params.yaml: tune.betta: unknown key; did you mean beta?"]
     tree["xylophone"] = 1
     assert "params.yaml: xylophone: unknown key" in mistakes(tree)
 
@@ -97,18 +97,18 @@ def test_a_misspelt_key_is_one_mistake_not_two(tree: dict[str, Any]) -> None:
         ("seed", -1, "must be >= 0, is -1"),
         ("seed", True, "must be a whole number, is true"),
         ("seed", 1.5, "must be a whole number, is 1.5"),
-        ("lrm.shared_noise", 1, "must be true or false, is 1"),
-        ("lrm.learning_rate", float("nan"), "must be finite, is nan"),
-        ("lrm.learning_rate", 0, "must be > 0, is 0"),
-        ("lpo.clip_epsilon", 1.0, "must be < 1, is 1.0"),
+        ("reward.shared_noise", 1, "must be true or false, is 1"),
+        ("reward.learning_rate", float("nan"), "must be finite, is nan"),
+        ("reward.learning_rate", 0, "must be > 0, is 0"),
+        ("tune.clip_epsilon", 1.0, "must be < 1, is 1.0"),
         ("filter.max_quarantined", 1.5, "must be <= 1, is 1.5"),
         ("model.path", "", "must not be empty, is ''"),
-        ("lpo", 3, "must be a section with keys of its own, is 3"),
+        ("tune", 3, "must be a section with keys of its own, is 3"),
         ("filter.strategies", ["2"], "must be a section of named entries, is ['2']"),
-        ("lpo.timestep_range", [0], "must be a list of 2 numbers, is [0]"),
-        ("lpo.timestep_range", [900, 100], "must be ascending, is [900, 100]"),
+        ("tune.timestep_range", [0], "must be a list of 2 numbers, is [0]"),
+        ("tune.timestep_range", [900, 100], "must be ascending, is [900, 100]"),
         ("pretrain.gate_pair", [0.4, 7], "must be <= 1, is [0.4, 7]"),
-        ("lpo.threshold.schedule", "sigma^2", "must be one of constant, sigma, sigma_squared, linear, quantile"),
+        ("tune.threshold.schedule", "sigma^2", "must be one of constant, sigma, sigma_squared, linear, quantile"),
     ],
 )
 def test_a_wrong_value_is_told(tree: dict[str, Any], path: str, value: Any, said: str) -> None:
@@ -118,29 +118,29 @@ def test_a_wrong_value_is_told(tree: dict[str, Any], path: str, value: Any, said
 
 
 def test_what_no_field_can_say_by_itself_is_told_even_beside_other_mistakes(tree: dict[str, Any]) -> None:
-    set_(tree, "lpo.beta", "high")
-    set_(tree, "lpo.threshold.low", 0.6)
-    set_(tree, "lpo.prompts_per_rollout", tree["lpo"]["prompts"] + 1)
-    set_(tree, "lrm.warmup_steps", tree["lrm"]["steps"] + 1)
+    set_(tree, "tune.beta", "high")
+    set_(tree, "tune.threshold.low", 0.6)
+    set_(tree, "tune.prompts_per_rollout", tree["tune"]["prompts"] + 1)
+    set_(tree, "reward.warmup_steps", tree["reward"]["steps"] + 1)
     set_(tree, "filter.strategy", "4")
     set_(tree, "dataset.rendered_pairs", 0)
     set_(tree, "dataset.sampled_prompts", 0)
     paths = {mistake.split(": ")[1] for mistake in mistakes(tree)}
     assert paths == {
-        "lpo.beta",
-        "lpo.threshold.low",
-        "lpo.prompts_per_rollout",
-        "lrm.warmup_steps",
+        "tune.beta",
+        "tune.threshold.low",
+        "tune.prompts_per_rollout",
+        "reward.warmup_steps",
         "filter.strategy",
         "dataset.rendered_pairs",
     }
 
 
 def test_null_turns_clipping_off_and_nothing_else(tree: dict[str, Any]) -> None:
-    set_(tree, "lpo.max_grad_norm", None)
-    assert check_params(tree, "params.yaml").lpo.max_grad_norm is None
-    set_(tree, "lpo.max_grad_norm", -1)
-    assert mistakes(tree) == ["params.yaml: lpo.max_grad_norm: must be > 0, is -1"]
+    set_(tree, "tune.max_grad_norm", None)
+    assert check_params(tree, "params.yaml").tune.max_grad_norm is None
+    set_(tree, "tune.max_grad_norm", -1)
+    assert mistakes(tree) == ["params.yaml: tune.max_grad_norm: must be > 0, is -1"]
 
 
 def test_the_ways_in_which_dvc_writes_values_are_understood(project: Path) -> None:
@@ -150,7 +150,7 @@ def test_the_ways_in_which_dvc_writes_values_are_understood(project: Path) -> No
     Path("params.yaml").write_text(text, encoding="utf-8")
     params = load_params()
     assert params.filter.strategy == "1"
-    assert params.lpo.learning_rate == 1e-5
+    assert params.tune.learning_rate == 1e-5
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_judges_are_a_list_of_known_names_each_once(tree: dict[str, Any]) -> Non
         assert mistakes(tree) == [f"params.yaml: {message}"]
     set_(tree, "evaluate.judges", ["emoji"])
     set_(tree, "evaluate.tuned", "owner/name/unet")
-    assert mistakes(tree) == ["params.yaml: evaluate.tuned: emoji judges data/lpo alone, is 'owner/name/unet'"]
+    assert mistakes(tree) == ["params.yaml: evaluate.tuned: emoji judges data/tuned alone, is 'owner/name/unet'"]
     set_(tree, "evaluate.judges", ["pickscor"])
     assert "evaluate.judges[0]: must be one of" in mistakes(tree)[0]
     assert "did you mean pickscore?" in mistakes(tree)[0]

@@ -84,18 +84,20 @@ def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest
     folder = request.getfixturevalue(base)
     name = {"tiny_base": "sd", "tiny_sdxl_base": "sdxl", "tiny_sd3_t5_base": "sd3"}[base]
     model = replace(params.model, family=name, path=str(folder))
-    params = replace(params, model=model, lrm=replace(params.lrm, layer=2 if name == "sd3" else None))
+    params = replace(params, model=model, reward=replace(params.reward, layer=2 if name == "sd3" else None))
     small = {need.stage: need for need in needs(params)}
-    assert list(small) == ["score", "encode", "lrm", "lpo", "evaluate"]
-    lpo, lrm, encode = params.lpo, params.lrm, params.encode
+    assert list(small) == ["score", "encode", "reward", "tune", "evaluate"]
+    tune, reward, encode = params.tune, params.reward, params.encode
     batches = replace(
-        params, lpo=replace(lpo, batch_size=2 * lpo.batch_size, prompts_per_rollout=2 * lpo.prompts_per_rollout),
-        lrm=replace(lrm, batch_size=2 * lrm.batch_size), encode=replace(encode, batch_size=2 * encode.batch_size),
+        params, tune=replace(tune, batch_size=2 * tune.batch_size, prompts_per_rollout=2 * tune.prompts_per_rollout),
+        reward=replace(reward, batch_size=2 * reward.batch_size),
+        encode=replace(encode, batch_size=2 * encode.batch_size),
     )  # fmt: skip
-    assert {need.stage: need for need in needs(batches)}["lrm"].step == small["lrm"].step  # a micro-batch bounds it
+    large = {need.stage: need for need in needs(batches)}
+    assert large["reward"].step == small["reward"].step  # a micro-batch bounds it
     doubled = replace(
-        batches, lpo=replace(batches.lpo, micro_batch_size=2 * lpo.micro_batch_size),
-        lrm=replace(batches.lrm, micro_batch_size=2 * lrm.micro_batch_size),
+        batches, tune=replace(batches.tune, micro_batch_size=2 * tune.micro_batch_size),
+        reward=replace(batches.reward, micro_batch_size=2 * reward.micro_batch_size),
     )  # fmt: skip
     for need in needs(doubled):
         before = small[need.stage]
@@ -116,23 +118,21 @@ def test_two_gpus_hold_half_of_the_blocks_each(
     """Float32: of the policy's 3 layers and the reward's 2; in the reward's training those of the reward."""
     params = load_params(repository / "params.yaml")
     model = replace(params.model, family="sd3", path=str(tiny_sd3_base))
-    params = replace(params, model=model, lrm=replace(params.lrm, layer=2, trainable="adapter"))
+    params = replace(params, model=model, reward=replace(params.reward, layer=2, trainable="adapter"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     whole = {need.stage: need.weights for need in needs(params)}
     shared = {need.stage: need.weights for need in needs(replace(params, model=replace(model, shard=True)))}
     layers = load_family(model, device=META).denoiser.transformer_blocks
-    assert whole["lrm"] - shared["lrm"] == bytes_of(*layers[:2]) // 2
-    assert whole["lpo"] - shared["lpo"] == (bytes_of(*layers) + bytes_of(*layers[:2])) // 2
+    assert whole["reward"] - shared["reward"] == bytes_of(*layers[:2]) // 2
+    assert whole["tune"] - shared["tune"] == (bytes_of(*layers) + bytes_of(*layers[:2])) // 2
     assert whole["encode"] == shared["encode"] and whole["evaluate"] == shared["evaluate"]
 
 
 def test_checkpointing_saves_memory_in_training(repository: Path, tiny_sd3_base: Path) -> None:
     params = load_params(repository / "params.yaml")
     model = replace(params.model, family="sd3", path=str(tiny_sd3_base))
-    lrm = replace(params.lrm, layer=3)
-    steps = [
-        {n.stage: n.step for n in needs(replace(params, lrm=lrm, model=replace(model, gradient_checkpointing=on)))}
-        for on in (False, True)
-    ]
-    assert steps[1]["lpo"] < steps[0]["lpo"] and steps[1]["lrm"] < steps[0]["lrm"]
+    reward = replace(params.reward, layer=3)
+    models = [replace(model, gradient_checkpointing=on) for on in (False, True)]
+    steps = [{n.stage: n.step for n in needs(replace(params, reward=reward, model=m))} for m in models]
+    assert steps[1]["tune"] < steps[0]["tune"] and steps[1]["reward"] < steps[0]["reward"]
     assert steps[1]["encode"] == steps[0]["encode"]

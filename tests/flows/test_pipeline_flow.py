@@ -24,17 +24,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_the_selected_stages_are_asked_for_on_the_server(server: list[list[str]]) -> None:
-    _, selected = check(Stages.model_validate({"from": "lrm", "until": "lpo"}), [], False, False)
-    assert selected == ["lrm", "lpo"] and server == [["lrm", "lpo"]]
+    _, selected = check(Stages.model_validate({"from": "reward", "until": "tune"}), [], False, False)
+    assert selected == ["reward", "tune"] and server == [["reward", "tune"]]
 
 
 @pytest.mark.parametrize(
     ("stages", "changes", "promote", "words"),
     [
         ({"from": "lrn"}, [], False, "no stage 'lrn'"),
-        ({}, ["lpo.bta=3"], False, "unknown key"),
-        ({}, ["lpo.beta=3"], True, "with overrides is not supported"),
-        ({"until": "lpo"}, [], True, "promote needs the stage evaluate"),
+        ({}, ["tune.bta=3"], False, "unknown key"),
+        ({}, ["tune.beta=3"], True, "with overrides is not supported"),
+        ({"until": "tune"}, [], True, "promote needs the stage evaluate"),
     ],
 )
 def test_refusals(stages: dict[str, Any], changes: list[str], promote: bool, words: str) -> None:
@@ -44,7 +44,7 @@ def test_refusals(stages: dict[str, Any], changes: list[str], promote: bool, wor
 
 def test_a_misspelt_bound_is_refused() -> None:
     with pytest.raises(ValidationError):
-        Stages.model_validate({"form": "lrm"})
+        Stages.model_validate({"form": "reward"})
 
 
 def test_files_of_stages_that_are_left_out_must_be_there(
@@ -52,9 +52,9 @@ def test_files_of_stages_that_are_left_out_must_be_there(
 ) -> None:
     monkeypatch.setattr(pipeline, "has_remote", lambda: False)
     graph = read_graph(repository)
-    with pytest.raises(LpoError, match=r"data/lrm \(stage lrm\)"):
-        check_inputs(graph, ["lpo"], tmp_path)
+    with pytest.raises(LpoError, match=r"data/reward \(stage reward\)"):
+        check_inputs(graph, ["tune"], tmp_path)
     for stage in graph.values():
         for out in stage.outs:
             (tmp_path / out).mkdir(parents=True, exist_ok=True)
-    check_inputs(graph, ["lpo"], tmp_path)
+    check_inputs(graph, ["tune"], tmp_path)

@@ -32,7 +32,7 @@ def preset(request: pytest.FixtureRequest, repository: Path) -> tuple[str, Param
 
 def test_the_reward(preset: tuple[str, Params]) -> None:
     name, params = preset
-    found, base = params.lrm, params.lrm.base or params.model.path
+    found, base = params.reward, params.reward.base or params.model.path
     assert (params.model.path, base, found.steps, found.warmup_steps, found.batch_size) == REWARDS[name]
     assert (found.learning_rate, found.max_grad_norm, found.dtype) == (1e-5, 1.0, "bf16")
     assert (found.guidance_scale, found.features, found.trainable) == (7.5, "multi_scale", "full")
@@ -45,7 +45,7 @@ def test_the_reward(preset: tuple[str, Params]) -> None:
 
 def test_the_policy(preset: tuple[str, Params]) -> None:
     name, params = preset
-    found, threshold = params.lpo, params.lpo.threshold
+    found, threshold = params.tune, params.tune.threshold
     side, rate, rank, low, high, drawn, learned = POLICIES[name]
     assert (params.model.resolution, found.learning_rate, found.lora_rank) == (side, rate, rank)
     assert (threshold.schedule, threshold.low, threshold.high) == ("sigma", low, high)
@@ -70,4 +70,4 @@ def test_the_evaluation(preset: tuple[str, Params]) -> None:
 def test_sd3_reads_layer_18_with_frozen_text_encoders(repository: Path) -> None:
     """Appendix B."""
     params = with_preset("sd3", repository / "params.yaml", repository / "presets")
-    assert (params.lrm.layer, params.lrm.trainable, params.model.flow_step) == (18, "denoiser", "ddim")
+    assert (params.reward.layer, params.reward.trainable, params.model.flow_step) == (18, "denoiser", "ddim")

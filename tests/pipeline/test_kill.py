@@ -116,7 +116,7 @@ def wait_for_step(folder: Path, stage: str, step: int, process: Any) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("lrm", LRM_STEPS), ("lpo", ROLLOUTS)])
+@pytest.mark.parametrize(("stage", "steps"), [("reward", LRM_STEPS), ("tune", ROLLOUTS)])
 def test_dvc_repro_killed_while_a_stage_trains_goes_on_to_the_same_bytes(
     finished: Path, tmp_path: Path, stage: str, steps: int
 ) -> None:

@@ -52,8 +52,8 @@ COLUMNS = {
 FILES = [
     "data/filtered/data_docs/index.html", "data/filtered/summary.json", "data/latents/moments-00000.npy",
     "data/latents/moments-00001.npy", "data/latents/captions.parquet", "data/latents/space.json",
-    "data/lrm/reward.safetensors", "data/lrm/config.json", "data/lrm/history.json",
-    "data/lpo/pytorch_lora_weights.safetensors", "data/lpo/README.md", "data/lpo/history.json",
+    "data/reward/reward.safetensors", "data/reward/config.json", "data/reward/history.json",
+    "data/tuned/pytorch_lora_weights.safetensors", "data/tuned/README.md", "data/tuned/history.json",
     "data/report/index.html", "data/report/MODEL_CARD.md",
 ]  # fmt: skip
 ROOTS = ("data", "metrics", "plots")
@@ -175,7 +175,7 @@ def test_metrics_of_the_filter_add_up(finished: Path) -> None:
 
 
 def test_metrics_of_the_reward_model(finished: Path) -> None:
-    found = metrics(finished, "lrm")["accuracy"]
+    found = metrics(finished, "reward")["accuracy"]
     bins = found["by_timestep"]
     assert [(part["t_low"], part["t_high"]) for part in bins] == [(100 * k, 100 * k + 100) for k in range(10)]
     assert all(ordered(part) for part in bins)
@@ -195,8 +195,8 @@ def test_metrics_of_the_evaluation(finished: Path) -> None:
 
 
 def test_metrics_of_the_tuning(finished: Path) -> None:
-    found = metrics(finished, "lpo")
-    history = json.loads((finished / "data/lpo/history.json").read_text())
+    found = metrics(finished, "tune")
+    history = json.loads((finished / "data/tuned/history.json").read_text())
     assert found["pairs"] == sum(rollout["pairs"] for rollout in history) > 0
     assert found["updates"] > 0 and found["prompts"] == 4 * len(history)
     assert [v["rollout"] for v in found["validation"]] == list(range(1, len(history) + 1))
@@ -209,8 +209,8 @@ def test_lora_loads_with_the_plain_pipeline(finished: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(finished / "data/base")
-    pipe.load_lora_weights(finished / "data/lpo")
-    saved = load_file(finished / "data/lpo/pytorch_lora_weights.safetensors")
+    pipe.load_lora_weights(finished / "data/tuned")
+    saved = load_file(finished / "data/tuned/pytorch_lora_weights.safetensors")
     loaded = {
         name.replace(".default_0", ""): value for name, value in pipe.unet.state_dict().items() if ".lora_" in name
     }
@@ -240,7 +240,7 @@ def test_generate_draws_a_picture_with_the_lora(
 ) -> None:
     monkeypatch.chdir(finished)
     out = tmp_path / "cat.png"
-    words = ["generate", "a cat left of a taxi at night", "--lora", "data/lpo", "--out", str(out), "--steps", "2"]
+    words = ["generate", "a cat left of a taxi at night", "--lora", "data/tuned", "--out", str(out), "--steps", "2"]
     result = CliRunner().invoke(cli.app, words, catch_exceptions=False)
     assert (result.exit_code, result.stdout) == (0, f"wrote {out}\n")
     assert Image.open(out).size == (256, 256)
@@ -293,8 +293,8 @@ def test_the_report_is_drawn_again_with_the_same_bytes(finished: Path, tmp_path:
 @pytest.mark.parametrize(
     ("section", "key", "value", "expected"),
     [
-        ("lpo", "beta", 100.0, ["lpo", "evaluate", "report"]),
-        ("lrm", "embedding_dim", 64, ["lrm", "lpo", "evaluate", "report"]),
+        ("tune", "beta", 100.0, ["tune", "evaluate", "report"]),
+        ("reward", "embedding_dim", 64, ["reward", "tune", "evaluate", "report"]),
         ("evaluate", "bootstrap", 50, ["evaluate", "report"]),
         ("report", "examples", 3, ["report"]),
         ("tracking", "project", "another", []),

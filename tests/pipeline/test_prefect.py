@@ -19,13 +19,13 @@ from support.workspace import contents, git, hashes, outs, run, stages
 from tasks.graph import read_graph
 
 pytestmark = pytest.mark.prefect
-STAGES = ["dataset", "score", "filter", "encode", "lrm", "lpo", "evaluate", "report"]
-GPU = {"lrm", "lpo", "evaluate"}
+STAGES = ["dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report"]
+GPU = {"reward", "tune", "evaluate"}
 REFUSED: dict[str, dict[str, Any]] = {  # words of the message, and the parameters that it is about
-    "did you mean lrm": {"stages": {"from": "lrn"}},
-    "2 mistakes": {"params": ["lpo.bta=1", "lrm.steps=0"]},
-    "lpo.method": {"method": "ppo"},
-    "with overrides is not supported": {"promote": True, "params": ["lpo.beta=7"]},
+    "did you mean reward": {"stages": {"from": "rewrd"}},
+    "2 mistakes": {"params": ["tune.bta=1", "reward.steps=0"]},
+    "tune.method": {"method": "ppo"},
+    "with overrides is not supported": {"promote": True, "params": ["tune.beta=7"]},
 }
 FROZEN = {"data/base", "data/scorers", "metrics/base.json"}  # `dvc repro` notes them, the flow lets them be
 
@@ -81,10 +81,10 @@ def test_people_see_figures_pictures_and_the_report(service: Service, first: dic
 
     link = artifacts["report"]["data"].partition("](")[2].rstrip(")")
     assert httpx.get(link).text == (service.folder / "data/report/index.html").read_text()
-    child = service.children(first["id"])["lrm"]
-    assert float(service.artifacts(child["id"])["progress-lrm"]["data"]) == 100
+    child = service.children(first["id"])["reward"]
+    assert float(service.artifacts(child["id"])["progress-reward"]["data"]) == 100
     logs = service.filter("logs", logs={"flow_run_id": {"any_": [child["id"]]}})
-    assert any(line["message"] == "> lpo lrm" for line in logs)
+    assert any(line["message"] == "> lpo reward" for line in logs)
 
 
 def test_an_unchanged_workspace_costs_seconds(service: Service, first: dict[str, Any]) -> None:
@@ -138,7 +138,7 @@ def test_a_second_clone_recomputes_nothing_and_its_night_uses_both(service: Serv
             assert service.children(run_id) == {}, "something was computed again"
             summary = service.artifacts(run_id)["summary"]["data"]
             assert all(f"| {stage} | fetched |" in summary for stage in STAGES)
-            roots = ("data/lrm", "data/lpo", "data/evaluation", "data/report", "metrics", "plots")
+            roots = ("data/reward", "data/tuned", "data/evaluation", "data/report", "metrics", "plots")
             assert contents(clone, *roots) == contents(service.folder, *roots)
             run(clone, "lpo", "promote")
             a_night_with_new_pairs(service, clone)

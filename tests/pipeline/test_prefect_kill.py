@@ -34,7 +34,7 @@ def trained(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def stage_process(folder: Path) -> list[psutil.Process]:
-    return [p for p in processes(folder, "bin/lpo lrm") if "guard.py" not in " ".join(p.cmdline())]
+    return [p for p in processes(folder, "bin/lpo reward") if "guard.py" not in " ".join(p.cmdline())]
 
 
 def dvc_process(folder: Path) -> list[psutil.Process]:
@@ -50,14 +50,14 @@ def test_interrupted_everywhere_ends_with_the_same_bytes(trained: Service, tmp_p
     the bytes of a training that nobody touched."""
     service, folder = trained, trained.folder
     params = yaml.safe_load((folder / "params.yaml").read_text())
-    params["lrm"] |= {"steps": KILLED_STEPS, "patience": KILLED_STEPS, "validate_every": KILLED_STEPS}
+    params["reward"] |= {"steps": KILLED_STEPS, "patience": KILLED_STEPS, "validate_every": KILLED_STEPS}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     commit(folder)
     drop(folder, "lrm")
     whole = tmp_path / "whole"
     shutil.copytree(folder, whole, ignore=shutil.ignore_patterns(".prefect", ".checkpoints"))
     run(whole, "dvc", "repro", "--single-item", "lrm")
-    expected = hashes(whole)["data/lrm"]
+    expected = hashes(whole)["data/reward"]
 
     def interrupted(interrupt: Callable[[str], None], kind: str | None) -> None:
         """Start a run, interrupt it when it has made some more steps, and see that nothing goes on."""
@@ -95,4 +95,4 @@ def test_interrupted_everywhere_ends_with_the_same_bytes(trained: Service, tmp_p
     logs = service.filter("logs", logs={"flow_run_id": {"any_": [child["id"]]}}, limit=200)
     assert child["state"]["message"].startswith("ran")
     assert not any(f" 0/{KILLED_STEPS} " in line["message"] for line in logs), "it began again instead of going on"
-    assert hashes(folder)["data/lrm"] == expected
+    assert hashes(folder)["data/reward"] == expected

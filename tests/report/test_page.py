@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from lpo.config import Lpo
+from lpo.config import Tune
 from lpo.evaluate.metrics import evaluate_results, judged_results
 from lpo.report import plots
 from lpo.report.cards import METHODS
@@ -30,7 +30,7 @@ PARAMS = {
         "strategies": {"2": {"aesthetic": -0.5, "clip": 0.0, "vqa": 0.0}},
         "ties": {"aesthetic": 0.2, "clip": 0.03, "vqa": 0.07},
     },
-    "lpo": {
+    "tune": {
         "method": "lpo", "num_inference_steps": 20, "guidance_scale": 3.0, "beta": 500.0,
         "threshold": {"low": 0.35, "high": 0.5},
     },
@@ -68,10 +68,10 @@ def metrics() -> dict:
     validation = [{"rollout": 10, "reward": 1.5}, {"rollout": 20, "reward": 1.75}]
     return {
         "filter": counts,
-        "lrm": {
+        "reward": {
             "accuracy": {"mean": 0.71, "by_timestep": bins, "by_category": by_category, "by_difference": by_category}
         },
-        "lpo": {"prompts": 2000, "pairs": 9000, "updates": 140, "validation": validation},
+        "tune": {"prompts": 2000, "pairs": 9000, "updates": 140, "validation": validation},
         "evaluate": evaluate_results(results(), resamples=200),
     }
 
@@ -87,8 +87,8 @@ def context(**changes) -> ReportContext:
         "params": PARAMS,
         "metrics": metrics(),
         "results": results(),
-        "lrm_history": [{"step": 10 * i, "loss": 0.7 - i / 100} for i in range(5)],
-        "lpo_history": history,
+        "reward_history": [{"step": 10 * i, "loss": 0.7 - i / 100} for i in range(5)],
+        "tune_history": history,
         "contract": {"success": True, "note": HOSTILE},
         "artifacts": [artifact],
         "code": [artifact],
@@ -213,13 +213,13 @@ def test_one_base_picture_where_both_scales_are_the_same(quick):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"metrics": {k: v for k, v in metrics().items() if k != "lrm"}}, "metrics/lrm.json"),
+        ({"metrics": {k: v for k, v in metrics().items() if k != "reward"}}, "metrics/reward.json"),
         ({"metrics": {k: v for k, v in metrics().items() if k != "evaluate"}}, "metrics/evaluate.json"),
         ({"metrics": {k: v for k, v in metrics().items() if k != "filter"}}, "metrics/filter.json"),
-        ({"metrics": {k: v for k, v in metrics().items() if k != "lpo"}}, "metrics/lpo.json"),
+        ({"metrics": {k: v for k, v in metrics().items() if k != "tune"}}, "metrics/tune.json"),
         ({"results": None}, "data/evaluation/results.parquet"),
-        ({"lrm_history": None}, "data/lrm/history.json"),
-        ({"lpo_history": None}, "data/lpo/history.json"),
+        ({"reward_history": None}, "data/reward/history.json"),
+        ({"tune_history": None}, "data/tuned/history.json"),
         ({"contract": None}, "data/filtered/summary.json"),
     ],
 )
@@ -232,17 +232,17 @@ def test_a_missing_file_is_named_at_the_top_and_in_its_section(quick, page, chan
 
 def test_missing_figures_are_named(quick):
     found = metrics()
-    del found["evaluate"]["all_correct"], found["evaluate"]["scorers"], found["lrm"]["accuracy"]["by_category"]
-    page = render_report(context(metrics=found, lpo_history=[{"rollout": 0, "loss": 0.7}], artifacts=[]))
+    del found["evaluate"]["all_correct"], found["evaluate"]["scorers"], found["reward"]["accuracy"]["by_category"]
+    page = render_report(context(metrics=found, tune_history=[{"rollout": 0, "loss": 0.7}], artifacts=[]))
     for name in ("all_correct in metrics/evaluate.json", "scorers in metrics/evaluate.json",
-                 "accuracy.by_category in metrics/lrm.json", "by_timestep in data/lpo/history.json",
+                 "accuracy.by_category in metrics/reward.json", "by_timestep in data/tuned/history.json",
                  "hashes of data in dvc.lock"):  # fmt: skip
         assert f"Missing: {name}." in page
 
 
 def test_page_without_anything_still_says_what_is_missing(quick):
     nothing = context(
-        metrics={}, results=None, lrm_history=None, lpo_history=None, contract=None, artifacts=[], code=[]
+        metrics={}, results=None, reward_history=None, tune_history=None, contract=None, artifacts=[], code=[]
     )
     page = render_report(nothing)
     assert "There is no result yet" in page
@@ -259,7 +259,7 @@ def test_timesteps_weigh_by_what_the_means_are_of():
 
 
 def test_figures_depend_on_their_figures_only():
-    rows = metrics()["lrm"]["accuracy"]["by_timestep"]
+    rows = metrics()["reward"]["accuracy"]["by_timestep"]
     one = plots.accuracy_by_timestep(rows)
     plots.forest([("a", {"value": 0.4, "low": 0.3, "high": 0.5})])
     assert plots.accuracy_by_timestep(rows) == one
@@ -291,7 +291,7 @@ def test_model_card_with_figures():
     assert [row["value"] for row in figures if row["type"] == "win_rate_overall"] == [
         found["evaluate"]["win_rate"]["overall"]["value"]
     ]
-    assert "| `lpo.beta` | 500 |" in card and "| `lpo.threshold.low` | 0.35 |" in card
+    assert "| `tune.beta` | 500 |" in card and "| `tune.threshold.low` | 0.35 |" in card
     assert "400 of 1\u2009000 pairs kept" in card and "simulated" in card
 
 
@@ -304,9 +304,9 @@ def test_model_card_of_the_tuning_stage_reads_nothing_of_later_stages():
     assert "Not evaluated here" in card
 
 
-@pytest.mark.parametrize("method", get_args(get_type_hints(Lpo)["method"]))
+@pytest.mark.parametrize("method", get_args(get_type_hints(Tune)["method"]))
 def test_model_card_names_the_method(method):
-    card = model_card(PARAMS | {"lpo": PARAMS["lpo"] | {"method": method}}, metrics())
+    card = model_card(PARAMS | {"tune": PARAMS["tune"] | {"method": method}}, metrics())
     assert METHODS[method][0] in card.splitlines()[card.splitlines().index("---", 1) + 2] and METHODS[method][1] in card
 
 
@@ -321,7 +321,7 @@ def judged() -> pd.DataFrame:
     """Made up: judged by PickScore and GenEval; the tuned model gains i - 4 in PickScore on prompt i."""
     frame = results()[["prompt", "category", "seed", "model", "png"]].copy()
     gain = (frame["seed"] - 4.0) * (frame["model"] == "tuned")
-    return frame.assign(pickscore=20 + gain, geneval=(gain > 0).astype(float), lrm=gain)
+    return frame.assign(pickscore=20 + gain, geneval=(gain > 0).astype(float), reward=gain)
 
 
 def test_judges_of_real_pictures_have_a_section_of_their_own():

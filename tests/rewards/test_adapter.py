@@ -98,7 +98,7 @@ def test_policy_reference_and_reward_do_not_disturb_each_other(saved, tiny_base,
 def test_a_training_of_the_policy_leaves_the_reward_as_it_is(saved, tiny_base, repository):
     """And it is the training with the same reward beside it as a model of its own, up to the last bit."""
     expected, folder = saved
-    config = load_params(repository / "params.yaml").lpo
+    config = load_params(repository / "params.yaml").tune
     config = replace(config, num_inference_steps=4, batch_size=5, guidance_scale=3.0, lora_rank=2, learning_rate=1e-2,
                      threshold=replace(config.threshold, schedule="constant", low=0.0, high=0.0))  # fmt: skip
     states = []

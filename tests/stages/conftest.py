@@ -1,4 +1,4 @@
-"""What the stages lrm, lpo and cell read, for their tests."""
+"""What the stages reward, tune and cell read, for their tests."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CAPTIONS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on
 def trained_inputs(project: Path, tiny_reward: LatentRewardModel) -> None:
     """A reward, scorers, prompts of three splits, latents and kept pairs below data/; the test says whose latents."""
     data = Path("data")
-    (data / "lrm").mkdir(parents=True)
-    tiny_reward.save(data / "lrm")
+    (data / "reward").mkdir(parents=True)
+    tiny_reward.save(data / "reward")
     torch.manual_seed(4)
     (data / "scorers").mkdir()
     embedded.Scorers(make_tokenizer()).save(data / "scorers")

@@ -22,7 +22,7 @@ from lpo.registry.ledger import PROMOTED, name_of
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.stages import evaluate
 
-PROMPTS, LORA = 3, Path("data/lpo")
+PROMPTS, LORA = 3, Path("data/tuned")
 
 
 def write_lora(family: SD, folder: Path, seed: int) -> None:
@@ -35,11 +35,11 @@ def write_lora(family: SD, folder: Path, seed: int) -> None:
 
 @pytest.fixture
 def lab(project: Path, repository: Path, tiny_base: Path, tiny: SD, tiny_reward: LatentRewardModel) -> SD:
-    """All that evaluate reads, with a LoRA in data/lpo. The family can write others."""
+    """All that evaluate reads, with a LoRA in data/tuned. The family can write others."""
     shutil.copytree(tiny_base, "data/base")
     Path("data/scorers").symlink_to(repository / "data/scorers")
-    Path("data/lrm").mkdir()
-    tiny_reward.save(Path("data/lrm"))
+    Path("data/reward").mkdir()
+    tiny_reward.save(Path("data/reward"))
     drawn = sample_prompts("test", PROMPTS, np.random.default_rng(0), unique=True)
     rows = [(prompt.caption, "test", prompt.category) for prompt in drawn]
     pd.DataFrame(rows, columns=["prompt", "split", "category"]).to_parquet("data/prompts.parquet")

@@ -27,13 +27,13 @@ PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
 @pytest.fixture
 def params(project: Path, tiny_base: Path, tiny, tiny_reward) -> Params:
     """A project with a base, a reward, a LoRA that does something, judges, and a file of prompts."""
-    Path("data/lrm").mkdir(parents=True)
-    tiny_reward.save(Path("data/lrm"))
+    Path("data/reward").mkdir(parents=True)
+    tiny_reward.save(Path("data/reward"))
     tiny.add_lora(2, seed=0)
     generator = torch.Generator().manual_seed(7)
-    Path("data/lpo").mkdir()
+    Path("data/tuned").mkdir()
     state = {name: torch.randn(value.shape, generator=generator) for name, value in tiny.lora_state().items()}
-    tiny.save_lora(Path("data/lpo"), state)
+    tiny.save_lora(Path("data/tuned"), state)
     clip_folder(project / "clip")
     hps_folder(project / "hps")
     imagereward_folder(project / "imagereward")
@@ -123,7 +123,7 @@ def test_another_judge_draws_nothing_and_another_lora_draws_one_side(params, mon
     judged.run(change(params, judges=("hps_v2", "pickscore")))
     assert drawn == []
     first, _ = read()
-    lora = Path("data/lpo/pytorch_lora_weights.safetensors")
+    lora = Path("data/tuned/pytorch_lora_weights.safetensors")
     save_file({name: 0.5 * value for name, value in load_file(lora).items()}, lora)
     judged.run(change(params, judges=("pickscore",)))
     assert len(drawn) == 3  # batches of the tuned side

@@ -22,7 +22,7 @@ from lpo.stages import evaluate, judged, report
 
 @pytest.fixture
 def params(project: Path, tiny_base: Path) -> Params:
-    """A base, a judge and three prompts; neither data/lpo nor data/lrm."""
+    """A base, a judge and three prompts; neither data/tuned nor data/reward."""
     clip_folder(project / "clip")
     (project / "prompts.txt").write_text("a cat\ntwo dogs at night\na red heart above a taxi\n")
     found = load_params()
@@ -82,11 +82,11 @@ def test_a_published_unet_draws_what_diffusers_draws_with_it(
 def test_a_lora_in_a_file_and_the_same_one_in_a_folder_draw_the_same(params: Params, tiny: Any) -> None:
     tiny.add_lora(2, seed=0)
     generator = torch.Generator().manual_seed(7)
-    Path("data/lpo").mkdir(parents=True)
+    Path("data/tuned").mkdir(parents=True)
     state = {name: torch.randn(value.shape, generator=generator) for name, value in tiny.lora_state().items()}
-    tiny.save_lora(Path("data/lpo"), state)
-    shutil.copyfile("data/lpo/pytorch_lora_weights.safetensors", "spo_lora.safetensors")
-    ours, theirs = tuned(params, "data/lpo"), tuned(params, "spo_lora.safetensors")
+    tiny.save_lora(Path("data/tuned"), state)
+    shutil.copyfile("data/tuned/pytorch_lora_weights.safetensors", "spo_lora.safetensors")
+    ours, theirs = tuned(params, "data/tuned"), tuned(params, "spo_lora.safetensors")
     pd.testing.assert_frame_equal(ours, theirs)
     sides = {name: rows["png"].tolist() for name, rows in ours.groupby("model")}
     assert sides["tuned"] != sides["base"]

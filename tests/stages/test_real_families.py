@@ -20,9 +20,10 @@ from tune.data.latents import Latents
 from tune.errors import LpoError
 from tune.families import load_family
 from tune.images import decode_rgb
-from tune.rewards import lrm as rewards
 from tune.sampling.generate import to_tensor
 from tune.stages import encode, reward, tune
+
+from lpo.rewards import lrm as rewards
 
 CAPTIONS = ["a cat", "two dogs", "a star on grass"]
 
@@ -35,16 +36,17 @@ def params_of(repository: Path, family: str, base: Path) -> Params:
         model=replace(loaded.model, family=family, path=str(base), device="cpu"),
         score=replace(loaded.score, scorers=str(repository / loaded.score.scorers)),
         encode=replace(loaded.encode, batch_size=4),
-        lrm=replace(
-            loaded.lrm, steps=3, warmup_steps=1, batch_size=4, validate_every=3, checkpoint_every=3, guidance_scale=3.0,
+        reward=replace(
+            loaded.reward, steps=3, warmup_steps=1, batch_size=4, validate_every=3, checkpoint_every=3,
+            guidance_scale=3.0,
             embedding_dim=24 if family == "sdxl" else 8, text_projection="none" if family == "sdxl" else "random",
             layer=2 if sd3 else None, features="mid" if sd3 else "multi_scale", dtype="bf16",
             trainable="denoiser" if sd3 else "full", example_weights=True,
         ),
-        lpo=replace(
-            loaded.lpo, prompts=4, prompts_per_rollout=2, num_inference_steps=4, num_candidates=3, batch_size=4,
+        tune=replace(
+            loaded.tune, prompts=4, prompts_per_rollout=2, num_inference_steps=4, num_candidates=3, batch_size=4,
             guidance_scale=3.0, lora_rank=2, validate_every=1, validation_prompts=2, checkpoint_every=1,
-            learning_rate=1e-2, threshold=replace(loaded.lpo.threshold, schedule="sigma", low=0.0, high=0.0),
+            learning_rate=1e-2, threshold=replace(loaded.tune.threshold, schedule="sigma", low=0.0, high=0.0),
         ),
         evaluate=replace(loaded.evaluate, num_inference_steps=3, batch_size=2, eta=0.0),
     )  # fmt: skip
@@ -86,21 +88,21 @@ def test_from_pictures_to_a_lora_that_diffusers_loads(
     write_pairs(project)
     encode.run(params)
     reward.run(params)
-    loaded = rewards.load(Path("data/lrm"), torch.device("cpu"))
-    assert loaded.backbone.name == family and (project / "data/lrm/README.md").read_text().startswith("---\nbase_model")
+    assert rewards.load(Path("data/reward"), torch.device("cpu")).backbone.name == family
+    assert (project / "data/reward/README.md").read_text().startswith("---\nbase_model")
     tune.run(params)
-    history = pd.read_json("data/lpo/history.json")
+    history = pd.read_json("data/tuned/history.json")
     assert len(history) == 2 and (history["pairs"] > 0).all()
     without: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None} if family == "sd3" else {}
     pipe = DiffusionPipeline.from_pretrained(base, local_files_only=True, **without)
-    pipe.load_lora_weights("data/lpo")
+    pipe.load_lora_weights("data/tuned")
     tuned = load_family(params.model)
-    tuned.load_lora(Path("data/lpo"))
+    tuned.load_lora(Path("data/tuned"))
     name = next(iter(tuned.modules()))
     theirs = replace(tuned, **{name: getattr(pipe, name)})  # type: ignore[type-var]
     x, t, text = torch.zeros(1, *tuned.latent_shape), torch.tensor([500]), tuned.encode_prompts(["a cat"])
     torch.testing.assert_close(theirs.predict(x, t, text), tuned.predict(x, t, text))
-    generate.run(params, "a cat", Path("data/lpo"), Path("cat.png"), 3, None, 3, 1, 1)
+    generate.run(params, "a cat", Path("data/tuned"), Path("cat.png"), 3, None, 3, 1, 1)
     assert Image.open("cat.png").size[0] >= 32
 
 
@@ -133,14 +135,14 @@ def test_a_reward_of_one_model_trains_another_with_the_same_latents(
 ) -> None:
     """Both tiny SD models have the VAE of seed 0 (they differ in everything else): LRM-1.5 -> SD2.1 in small."""
     params = params_of(repository, "sd", tiny_sd_base)
-    params = replace(params, lrm=replace(params.lrm, base=str(tiny_sd_base.parent / "other")))
+    params = replace(params, reward=replace(params.reward, base=str(tiny_sd_base.parent / "other")))
     from support import tiny_models
 
     tiny_models.sd(tiny_sd_base.parent / "other", seed=9)  # another U-Net and text encoder
     shutil.copytree(tiny_sd_base / "vae", tiny_sd_base.parent / "other" / "vae", dirs_exist_ok=True)
     trained_reward(params, project)
     tune.run(params)
-    assert (project / "data/lpo/pytorch_lora_weights.safetensors").exists()
+    assert (project / "data/tuned/pytorch_lora_weights.safetensors").exists()
 
 
 def test_another_vae_is_refused_before_anything_runs(project: Path, repository: Path, tiny_sd_base: Path) -> None:
@@ -152,13 +154,13 @@ def test_another_vae_is_refused_before_anything_runs(project: Path, repository: 
     foreign = replace(params, model=replace(params.model, path=str(other)))
     with pytest.raises(LpoError, match="another VAE"):
         tune.run(foreign)
-    assert not (project / "data/lpo").exists()
+    assert not (project / "data/tuned").exists()
     with pytest.raises(LpoError, match="another VAE"):  # and so is one that would be trained on these latents
-        reward.run(replace(params, lrm=replace(params.lrm, base=str(other))))
+        reward.run(replace(params, reward=replace(params.reward, base=str(other))))
     shutil.rmtree("data/latents")
     with pytest.raises(LpoError, match="another VAE"):  # and so, before a picture is encoded, is a base like that
-        encode.run(replace(params, lrm=replace(params.lrm, base=str(other))))
+        encode.run(replace(params, reward=replace(params.reward, base=str(other))))
     assert not (project / "data/latents").exists()
     encode.run(foreign)  # and so is a finished one, where the latents are another model's
     with pytest.raises(LpoError, match="another VAE"):
-        reward.run(replace(foreign, lrm=replace(params.lrm, pretrained="data/lrm")))
+        reward.run(replace(foreign, reward=replace(params.reward, pretrained="data/reward")))

@@ -37,15 +37,15 @@ def params(trained_inputs: None, request: pytest.FixtureRequest) -> Params:
         model=model,
         tracking=replace(found.tracking, wandb="disabled"),
         evaluate=replace(found.evaluate, num_inference_steps=2, batch_size=1),
-        lrm=replace(
-            found.lrm, features="multi_scale" if family == "sd" else "mid", layer=None if family == "sd" else 2,
+        reward=replace(
+            found.reward, features="multi_scale" if family == "sd" else "mid", layer=None if family == "sd" else 2,
             trainable="adapter", adapter_rank=2, embedding_dim=8, steps=2, warmup_steps=1, batch_size=3,
             micro_batch_size=1, learning_rate=1e-2, guidance_scale=7.5, validate_every=1, checkpoint_every=1,
         ),
-        lpo=replace(
-            found.lpo, prompts=6, prompts_per_rollout=3, num_inference_steps=3, batch_size=3, micro_batch_size=1,
+        tune=replace(
+            found.tune, prompts=6, prompts_per_rollout=3, num_inference_steps=3, batch_size=3, micro_batch_size=1,
             learning_rate=1e-2, guidance_scale=3.0, lora_rank=2, validate_every=1, validation_prompts=3,
-            checkpoint_every=1, guard=replace(found.lpo.guard, prompts=2, seeds=2),
+            checkpoint_every=1, guard=replace(found.tune.guard, prompts=2, seeds=2),
         ),
     )  # fmt: skip
 
@@ -91,12 +91,12 @@ def check_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 def test_the_policy_with_a_reward_of_its_own(params: Params) -> None:
     """Two sharded models: the policy's U-Net and the half of one that the reward is; none of the adapter is shared."""
     stage.run(params)
-    one, history = newest(Path(".checkpoints/lpo")), json.loads(Path("data/lpo/history.json").read_text())
+    one, history = newest(Path(".checkpoints/tune")), json.loads(Path("data/tuned/history.json").read_text())
     held = run_sharded(params, stage.tune)
-    two = newest(Path(".checkpoints/lpo"))
+    two = newest(Path(".checkpoints/tune"))
     assert any(v.any() for k, v in one.items() if k.startswith("lora/") and "lora_B" in k)
     check_same(two, one, rtol=1e-3, atol=1e-5)
-    for here, there in zip(json.loads(Path("data/lpo/history.json").read_text()), history, strict=True):
+    for here, there in zip(json.loads(Path("data/tuned/history.json").read_text()), history, strict=True):
         assert here["pairs"] == there["pairs"]
         assert here["reward"] == pytest.approx(there["reward"], rel=0.02)
         assert here["validation"] == pytest.approx(there["validation"], abs=2e-3)  # it sees pictures, which are rounded
@@ -112,14 +112,14 @@ def test_the_policy_with_a_reward_of_its_own(params: Params) -> None:
 def test_a_reward_that_is_an_adapter_is_trained_and_used(params: Params) -> None:
     """Reward and policy are two adapters of one sharded model."""
     reward.run(params)
-    one, metrics = load_file("data/lrm/reward.safetensors"), json.loads(Path("metrics/lrm.json").read_text())
+    one, metrics = load_file("data/reward/reward.safetensors"), json.loads(Path("metrics/reward.json").read_text())
     stage.run(params)
-    tuned = newest(Path(".checkpoints/lpo"))
+    tuned = newest(Path(".checkpoints/tune"))
     held = run_sharded(params, reward.train, stage.tune)
     assert len(held) == 4 and all(here < 0.6 * whole for here, whole, _ in held)  # to the policy the reward adds none
-    check_same(load_file("data/lrm/reward.safetensors"), one, rtol=1e-3, atol=1e-5)
-    assert json.loads(Path("metrics/lrm.json").read_text())["accuracy"] == metrics["accuracy"]
-    check_same(newest(Path(".checkpoints/lpo")), tuned, rtol=1e-2, atol=1e-4)
+    check_same(load_file("data/reward/reward.safetensors"), one, rtol=1e-3, atol=1e-5)
+    assert json.loads(Path("metrics/reward.json").read_text())["accuracy"] == metrics["accuracy"]
+    check_same(newest(Path(".checkpoints/tune")), tuned, rtol=1e-2, atol=1e-4)
 
 
 def test_one_process_alone_shards_nothing(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,11 +133,11 @@ def test_trained_weights_are_refused_before_any_work(repository: Path) -> None:
     with pytest.raises(ConfigError) as error:
         check_params(tree, "params.yaml")
     assert len(error.value.mistakes) == 2
-    assert "lrm.trainable: must be adapter where model.shard is true" in error.value.mistakes[0]
+    assert "reward.trainable: must be adapter where model.shard is true" in error.value.mistakes[0]
     assert "model.compile: must be false where model.shard is true" in error.value.mistakes[1]
-    tree["model"]["compile"], tree["lrm"]["trainable"] = False, "adapter"
+    tree["model"]["compile"], tree["reward"]["trainable"] = False, "adapter"
     assert check_params(tree, "params.yaml").model.shard
-    tree["lrm"] |= {"trainable": "full", "pretrained": "data/lrm"}
+    tree["reward"] |= {"trainable": "full", "pretrained": "data/reward"}
     assert check_params(tree, "params.yaml").model.shard
 
 

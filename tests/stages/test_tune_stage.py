@@ -1,4 +1,4 @@
-"""The stages lpo, spm and generate on the tiny model: files in, files out, for every method."""
+"""The stages tune, spm and generate on the tiny model: files in, files out, for every method."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ def params(trained_inputs, tiny_base, tiny):
         tracking=replace(found.tracking, wandb="disabled"),
         evaluate=replace(found.evaluate, num_inference_steps=3, batch_size=5),
         spm=replace(found.spm, steps=2, warmup_steps=1, batch_size=4, validate_every=2, checkpoint_every=1),
-        lpo=replace(
-            found.lpo, prompts=4, prompts_per_rollout=2, num_inference_steps=3, batch_size=4, learning_rate=1e-2,
+        tune=replace(
+            found.tune, prompts=4, prompts_per_rollout=2, num_inference_steps=3, batch_size=4, learning_rate=1e-2,
             validate_every=1, validation_prompts=3, ema_decay=0.5, beta=10.0, lora_rank=2,
-            threshold=replace(found.lpo.threshold, schedule="constant", low=0.0, high=0.0),
-            guard=replace(found.lpo.guard, prompts=2, seeds=2),
+            threshold=replace(found.tune.threshold, schedule="constant", low=0.0, high=0.0),
+            guard=replace(found.tune.guard, prompts=2, seeds=2),
         ),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["lpo", "grpo", "diffusion_dpo"])
 def test_a_method_writes_an_adapter_and_its_history(params, method):
-    stage.run(replace(params, lpo=replace(params.lpo, method=method)))
-    assert Path("data/lpo/pytorch_lora_weights.safetensors").exists()
-    history = json.loads(Path("data/lpo/history.json").read_text())
+    stage.run(replace(params, tune=replace(params.tune, method=method)))
+    assert Path("data/tuned/pytorch_lora_weights.safetensors").exists()
+    history = json.loads(Path("data/tuned/history.json").read_text())
     assert [entry["prompts"] for entry in history] == [2, 2]
     assert all({"loss", "validation", "reward", "diversity"} <= entry.keys() for entry in history)
-    metrics = json.loads(Path("metrics/lpo.json").read_text())
+    metrics = json.loads(Path("metrics/tune.json").read_text())
     assert metrics["prompts"] == 4 and metrics["updates"] > 0 and isinstance(metrics["warnings"], list)
-    tracked = Path("dvclive/lpo/plots")
+    tracked = Path("dvclive/tune/plots")
     assert len(list(tracked.glob("images/lpo/validation/*.png"))) == 2  # a picture of every validation
-    kept = {int(file.stem[1:]) for file in tracked.glob("metrics/lpo/by_timestep/kept/t*.tsv")}
+    kept = {int(file.stem[1:]) for file in tracked.glob("metrics/tune/by_timestep/kept/t*.tsv")}
     assert kept == {row["t"] for entry in history for row in entry["by_timestep"]}
     assert kept or method == "diffusion_dpo"
 
 
 def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
     spm.run(params)
-    assert len(list(Path("dvclive").glob("*/plots/metrics/lrm/by_timestep/accuracy/t*.tsv"))) == 10
+    assert len(list(Path("dvclive").glob("*/plots/metrics/reward/by_timestep/accuracy/t*.tsv"))) == 10
     accuracy = json.loads(Path("studies/spm.json").read_text())["accuracy"]
     assert len(accuracy["by_timestep"]) == 10 and 0 <= accuracy["mean"] <= 1
-    spo = replace(params, lpo=replace(params.lpo, method="spo", reward="data/spm"))
+    spo = replace(params, tune=replace(params.tune, method="spo", reward="data/spm"))
     stage.run(spo)
-    assert json.loads(Path("metrics/lpo.json").read_text())["pairs"] > 0
+    assert json.loads(Path("metrics/tune.json").read_text())["pairs"] > 0
     with pytest.raises(LpoError, match="lpo scores noisy latents"):
-        stage.run(replace(params, lpo=replace(params.lpo, reward="data/spm")))
+        stage.run(replace(params, tune=replace(params.tune, reward="data/spm")))
 
 
 def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params, tiny, tiny_reward):
@@ -92,8 +92,8 @@ def test_a_search_says_what_it_found_and_what_it_cost(params):
 def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
     """Three rollouts fit the prompts; then a clock of no time, which leaves the first snapshot alone."""
     study = replace(params.study, seconds=1e6, snapshots=2, prompts=3)
-    config = replace(params.lpo, prompts=6)
-    cell.run(replace(params, lpo=config, study=study))
+    config = replace(params.tune, prompts=6)
+    cell.run(replace(params, tune=config, study=study))
     frame = pd.read_parquet("studies/cell/results.parquet")
     assert frame.groupby("snapshot").size().to_dict() == {-1: 3, 0: 3, 2: 3}
     base, first, last = (frame[frame["snapshot"] == k].reset_index(drop=True) for k in (-1, 0, 2))
@@ -105,7 +105,7 @@ def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
     summary = json.loads(Path("studies/cell/summary.json").read_text())
     assert summary["rollouts"] == 3 and summary["prompts"] == 6 and summary["method"] == "lpo"
     assert summary["reward_step_seconds"] > 0
-    cell.run(replace(params, lpo=config, study=replace(study, seconds=1e-9)))
+    cell.run(replace(params, tune=config, study=replace(study, seconds=1e-9)))
     assert json.loads(Path("studies/cell/summary.json").read_text())["rollouts"] == 1
     assert sorted(path.name for path in Path("studies/cell").iterdir()) == ["results.parquet", "summary.json"]
 
@@ -136,7 +136,7 @@ def test_the_verifier_draws_the_same_prompts_with_every_search_and_counts_its_wo
     )
     verdicts = judge(drawn, [parse(prompt) for prompt in prompts])
     assert plain["aesthetic"].tolist() == [v.aesthetic for v in verdicts]
-    finished = len(params.lrm.ensemble_timesteps) * params.lrm.ensemble_draws
+    finished = len(params.reward.ensemble_timesteps) * params.reward.ensemble_draws
     for name, (k, n) in verifier.SEARCHES.items():
         work = frame[frame["search"] == name].iloc[0]
         assert work["denoiser"] == 2 * 3 * n  # guidance counts double

@@ -48,9 +48,9 @@ def test_arms_are_compared_at_what_their_study_says(
 ) -> None:
     monkeypatch.chdir(repository)
     cells = tmp_path / name
-    write_cell(cells, "lpo", "reference", {"lpo.prompts": 256}, 5)
-    write_cell(cells, "beta_20", "beta", {"lpo.beta": 20.0}, 10)
-    write_cell(cells, "vfe_3", "vfe", {"lrm.guidance_scale": 3.0}, 0)
+    write_cell(cells, "lpo", "reference", {"tune.prompts": 256}, 5)
+    write_cell(cells, "beta_20", "beta", {"tune.beta": 20.0}, 10)
+    write_cell(cells, "vfe_3", "vfe", {"reward.guidance_scale": 3.0}, 0)
     page = collect.run(cells, tmp_path / "out").read_text()
     table = pd.read_csv(tmp_path / "out" / "table.csv")
     assert set(table["equal"]) == ({"prompts"} if name == "ablations" else {"seconds", "prompts"})
@@ -64,9 +64,9 @@ def test_arms_are_compared_at_what_their_study_says(
 
 def test_the_rewards_that_were_trained_are_shown(tmp_path: Path) -> None:
     write_cell(tmp_path, "lpo", "reference", {}, 1)
-    write_cell(tmp_path, "beta_20", "beta", {"lpo.beta": 20.0}, 1)
+    write_cell(tmp_path, "beta_20", "beta", {"tune.beta": 20.0}, 1)
     write_cell(tmp_path, "mpcf_1", "mpcf", {"filter.strategy": 1}, 1)
-    write_cell(tmp_path, "spo", "methods", {"lpo.method": "spo", "lpo.reward": "data/spm"}, 1)
+    write_cell(tmp_path, "spo", "methods", {"tune.method": "spo", "tune.reward": "data/spm"}, 1)
     folders = sorted(tmp_path.iterdir())
     about = [json.loads((folder / "cell.json").read_text()) for folder in folders]
     assert [row["reward"] for row in collect.accuracies(folders, about)] == ["lpo", "mpcf_1", "spo"]

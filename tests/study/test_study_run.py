@@ -88,8 +88,8 @@ def test_the_command_is_an_experiment_in_a_copy_with_a_name_that_git_takes(runne
     by_arm = {cell.arm: cell for cell in runner.cells_of(STUDY, "ablations", by_code("a"))}
     words = runner.command(by_arm["vfe_7.5"])
     assert words[:4] == ["dvc", "exp", "run", "--temp"] and words[-1] == "studies/dvc.yaml:cell"
-    assert "lrm.guidance_scale=7.5" in words and f"study.seed={STUDY['ablations']['seeds'][-1]}" in words
-    assert "lrm.shared_noise=true" in runner.command(by_arm["shared_noise"])
+    assert "reward.guidance_scale=7.5" in words and f"study.seed={STUDY['ablations']['seeds'][-1]}" in words
+    assert "reward.shared_noise=true" in runner.command(by_arm["shared_noise"])
     for cell in by_arm.values():
         subprocess.run(["git", "check-ref-format", f"refs/exps/aa/bb/{cell.experiment}"], check=True)
         assert "." not in cell.experiment and "_" not in cell.experiment
@@ -115,17 +115,17 @@ def test_a_fingerprint_holds_what_decides_a_cell_and_nothing_else(
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     monkeypatch.setattr(runner, "ROOT", root)
-    both, neither = {"data/lrm": True, "data/spm": True}, {"data/lrm": False, "data/spm": False}
+    both, neither = {"data/reward": True, "data/spm": True}, {"data/reward": False, "data/spm": False}
     assert edited(runner, root, "lpo/stages/report.py") == edited(runner, root, "lpo/study/page.py") == neither
     assert edited(runner, root, "params.yaml") == neither  # a comment
     assert edited(runner, root, "lpo/train/policy.py") == edited(runner, root, "lpo/data/simulated.py") == both
     assert edited(runner, root, "data/base/scheduler/scheduler_config.json") == both
-    assert edited(runner, root, "lpo/study/spm.py") == {"data/lrm": False, "data/spm": True}
+    assert edited(runner, root, "lpo/study/spm.py") == {"data/reward": False, "data/spm": True}
     text = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(text.replace("temperature: 0.3", "temperature: 0.4"))
-    before = runner.fingerprint("data/lrm")
+    before = runner.fingerprint("data/reward")
     runner.fingerprint.cache_clear()
-    assert runner.fingerprint("data/lrm") != before
+    assert runner.fingerprint("data/reward") != before
 
 
 def test_an_arm_that_the_study_has_not_is_refused(runner: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

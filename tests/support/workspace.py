@@ -31,11 +31,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_inference_steps": 4,
     },
     "encode": {"shard_size": 128},  # more than one shard
-    "lrm": {
+    "reward": {
         "steps": LRM_STEPS, "warmup_steps": 2, "batch_size": 8, "validate_every": 3, "patience": LRM_STEPS,
         "checkpoint_every": 1,
     },
-    "lpo": {
+    "tune": {
         "prompts": 4 * ROLLOUTS, "prompts_per_rollout": 4, "num_inference_steps": 4, "batch_size": 8,
         "learning_rate": 5.0e-3, "ema_decay": 0.5, "validate_every": 1, "validation_prompts": 8, "checkpoint_every": 1,
         "guard": {"action": "flag", "reward_margin": 1.0, "diversity_floor": 0.5, "prompts": 2, "seeds": 2},

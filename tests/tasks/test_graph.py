@@ -73,14 +73,14 @@ def test_files_that_are_not_supported_are_refused(tmp_path: Path, text: str, wor
 
 def test_the_stages_of_the_repository(repository: Path) -> None:
     graph = read_graph(repository)
-    assert {name for name, stage in graph.items() if stage.gpu} == {"lrm", "lpo", "evaluate"}
-    assert set(graph["lpo"].upstream) == {"base", "dataset", "filter", "encode", "lrm"}
+    assert {name for name, stage in graph.items() if stage.gpu} == {"reward", "tune", "evaluate"}
+    assert set(graph["tune"].upstream) == {"base", "dataset", "filter", "encode", "reward"}
 
 
 def test_templates_are_filled_from_the_parameters(tmp_path: Path) -> None:
-    (tmp_path / "dvc.yaml").write_text('stages: {a: {cmd: x, outs: [r]}, b: {cmd: x, deps: ["${lpo.reward}"]}}')
-    (tmp_path / "params.yaml").write_text("lpo: {reward: r}")
+    (tmp_path / "dvc.yaml").write_text('stages: {a: {cmd: x, outs: [r]}, b: {cmd: x, deps: ["${tune.reward}"]}}')
+    (tmp_path / "params.yaml").write_text("tune: {reward: r}")
     assert read_graph(tmp_path)["b"].upstream == ("a",)
-    (tmp_path / "params.yaml").write_text("lpo: {}")
-    with pytest.raises(LpoError, match="lpo.reward"):
+    (tmp_path / "params.yaml").write_text("tune: {}")
+    with pytest.raises(LpoError, match="tune.reward"):
         read_graph(tmp_path)

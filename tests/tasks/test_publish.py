@@ -18,7 +18,7 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     rate = {"value": 0.7, "low": 0.65, "high": 0.75}
     (tmp_path / "metrics/evaluate.json").write_text(json.dumps({"win_rate": {"overall": rate}}))
-    outcomes = {"lrm": Outcome("ran", 12.34), "lpo": Outcome("failed", 0.0, "no pairs")}
+    outcomes = {"reward": Outcome("ran", 12.34), "tune": Outcome("failed", 0.0, "no pairs")}
     decision = {"promoted": False, "reason": "not surely better", "name": "m7"}
     assert summary(outcomes, tmp_path, decision).splitlines()[:14] == [
         "| tuned model wins over its base | win rate | 95 % interval |",
@@ -27,10 +27,10 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
         "",
         "| stage | | minutes |",
         "| --- | --- | --- |",
-        "| lrm | ran | 12.3 |",
-        "| lpo | failed | 0.0 |",
+        "| reward | ran | 12.3 |",
+        "| tune | failed | 0.0 |",
         "",
-        "**lpo failed.** no pairs",
+        "**tune failed.** no pairs",
         "",
         "**m7 was not promoted:** not surely better",
         "",

@@ -10,7 +10,7 @@ from tasks import reproduce
 from tasks.process import Finished
 from tasks.reproduce import OutOfMemory, StageFailed, Transient, mend_lock, repro
 
-EXITED = "ERROR: failed to reproduce 'lrm': failed to run: lpo lrm, exited with {}"
+EXITED = "ERROR: failed to reproduce 'reward': failed to run: lpo reward, exited with {}"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ EXITED = "ERROR: failed to reproduce 'lrm': failed to run: lpo lrm, exited with 
 )
 def test_failures_are_told_apart(lines: list[str], code: int, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words) as caught:
-        reproduce._check(Finished(code, lines), "lrm")
+        reproduce._check(Finished(code, lines), "reward")
     assert type(caught.value) is kind
 
 
@@ -46,7 +46,7 @@ def test_out_of_memory_is_tried_once_more_and_changes_nothing_but_the_allocator(
 
     monkeypatch.setattr(reproduce.process, "run", run)
     with pytest.raises(StageFailed, match="Lower the batch size"):
-        repro(tmp_path, "lrm", False, lambda line: None, lambda percent, line: None)
+        repro(tmp_path, "reward", False, lambda line: None, lambda percent, line: None)
     (first, plain), (second, again) = seen
     assert first == second
     assert again == plain | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}

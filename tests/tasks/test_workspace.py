@@ -42,28 +42,28 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_overrides_are_read_as_yaml_and_change_nothing_else() -> None:
     text = PARAMS.read_text()
-    changes = ["lpo.beta=1e-1", "lpo.threshold.low=0.25", "lpo.timestep_range=[0, 500]", "lrm.max_grad_norm=null"]
+    changes = ["tune.beta=1e-1", "tune.threshold.low=0.25", "tune.timestep_range=[0, 500]", "reward.max_grad_norm=null"]
     before, after = yaml.safe_load(text), yaml.safe_load(overridden(text, changes))
-    before["lpo"]["beta"] = 0.1
-    before["lpo"]["threshold"]["low"] = 0.25
-    before["lpo"]["timestep_range"] = [0, 500]
-    before["lrm"]["max_grad_norm"] = None
+    before["tune"]["beta"] = 0.1
+    before["tune"]["threshold"]["low"] = 0.25
+    before["tune"]["timestep_range"] = [0, 500]
+    before["reward"]["max_grad_norm"] = None
     assert after == before
 
 
 def test_no_override_leaves_the_text_as_it_is() -> None:
     text = PARAMS.read_text()
     assert overridden(text, []) == text
-    beta = yaml.safe_load(text)["lpo"]["beta"]
-    assert overridden(text, [f"lpo.beta={beta}"]) == text
+    beta = yaml.safe_load(text)["tune"]["beta"]
+    assert overridden(text, [f"tune.beta={beta}"]) == text
 
 
 def test_wrong_overrides_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        overridden(PARAMS.read_text(), ["lpo.bta=1", "lrm.steps=-1", "nonsense.x=1"])
+        overridden(PARAMS.read_text(), ["tune.bta=1", "reward.steps=-1", "nonsense.x=1"])
     assert len(caught.value.mistakes) == 3
     with pytest.raises(LpoError, match="not an override"):
-        overridden(PARAMS.read_text(), ["lpo.beta"])
+        overridden(PARAMS.read_text(), ["tune.beta"])
 
 
 def test_a_run_without_overrides_works_in_the_clone(clone: Path) -> None:
@@ -75,14 +75,14 @@ def test_a_run_with_overrides_leaves_the_clone_as_it_is(clone: Path) -> None:
     (clone / "new.py").write_text("new\n")
     (clone / "ignored").write_text("x")
     before = subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout
-    folder = run_workspace(["lpo.beta=7"])
+    folder = run_workspace(["tune.beta=7"])
     assert folder.is_relative_to(clone / ".prefect/workspaces")
-    assert yaml.safe_load((folder / "params.yaml").read_text())["lpo"]["beta"] == 7
+    assert yaml.safe_load((folder / "params.yaml").read_text())["tune"]["beta"] == 7
     assert (folder / "code.py").read_text() == "two\n" and (folder / "new.py").read_text() == "new\n"
     assert not (folder / "ignored").exists()
     assert (clone / "params.yaml").read_text() == PARAMS.read_text()
     assert subprocess.run(["git", "status", "--porcelain"], cwd=clone, capture_output=True, text=True).stdout == before
-    assert run_workspace(["lpo.beta=7"]) == folder
+    assert run_workspace(["tune.beta=7"]) == folder
     config = (folder / ".dvc/config.local").read_text()
     assert str(clone.parent / "remote") in config and str(clone / ".dvc/cache") in config
     assert (folder / ".checkpoints").resolve() == clone / ".checkpoints"
@@ -92,14 +92,14 @@ def test_old_workspaces_are_removed(clone: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(workspace, "KEPT", 2)
     folders = []
     for beta in (7, 8, 9):
-        folders.append(run_workspace([f"lpo.beta={beta}"]))
+        folders.append(run_workspace([f"tune.beta={beta}"]))
         time.sleep(0.02)
     assert [folder.exists() for folder in folders] == [False, True, True]
 
 
 def test_a_copy_of_a_workspace_is_that_workspace(clone: Path, tmp_path: Path) -> None:
     (clone / "code.py").write_text("two\n")
-    folder = run_workspace(["lpo.beta=7"])
+    folder = run_workspace(["tune.beta=7"])
     copy = clone / ".prefect/workspaces/copy"
     checkout(copy, *snapshot(folder))
     assert snapshot(copy) == snapshot(folder)
@@ -109,22 +109,23 @@ def test_a_copy_of_a_workspace_is_that_workspace(clone: Path, tmp_path: Path) ->
 
 
 def test_a_worker_of_the_same_clone_works_in_place(clone: Path) -> None:
-    with place_here(place_of(clone), "lrm") as (folder, carried):
+    with place_here(place_of(clone), "reward") as (folder, carried):
         assert (folder, carried) == (clone, False)
 
 
 def test_a_worker_of_another_clone_works_in_a_copy(clone: Path) -> None:
     commit, patch = snapshot(clone)
     there = Place("elsewhere:/clone", "/clone", commit, base64.b64encode(zlib.compress(patch)).decode())
-    with place_here(there, "lrm") as (folder, carried):
-        assert carried and folder == clone / ".prefect/workspaces/stage-lrm"
+    with place_here(there, "reward") as (folder, carried):
+        assert carried and folder == clone / ".prefect/workspaces/stage-reward"
         assert (folder / "code.py").read_text() == "one\n"
 
 
 def test_without_a_remote_another_clone_is_refused(clone: Path) -> None:
     (clone / ".dvc/config").write_text("")
     assert place_of(clone).commit == ""
-    with pytest.raises(LpoError, match="no DVC remote carries files"), place_here(Place("x:/y", "/y", "", ""), "lrm"):
+    place = place_here(Place("x:/y", "/y", "", ""), "reward")
+    with pytest.raises(LpoError, match="no DVC remote carries files"), place:
         pass
 
 

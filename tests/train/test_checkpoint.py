@@ -39,11 +39,11 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path):
 
 def test_another_identity_is_another_folder_and_old_runs_are_collected(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "ROOT", tmp_path)
-    same = [checkpoint.folder("lrm", {"a": 1, "b": 2}), checkpoint.folder("lrm", {"b": 2, "a": 1})]
-    assert same[0] == same[1] != checkpoint.folder("lrm", {"a": 1, "b": 3})
+    same = [checkpoint.folder("reward", {"a": 1, "b": 2}), checkpoint.folder("reward", {"b": 2, "a": 1})]
+    assert same[0] == same[1] != checkpoint.folder("reward", {"a": 1, "b": 3})
     for seed in range(5):
-        last = checkpoint.folder("lrm", {"seed": seed})
-    assert last.exists() and len(list((tmp_path / "lrm").iterdir())) == checkpoint.KEPT_RUNS
+        last = checkpoint.folder("reward", {"seed": seed})
+    assert last.exists() and len(list((tmp_path / "reward").iterdir())) == checkpoint.KEPT_RUNS
 
 
 def test_an_optimiser_goes_on_as_if_never_stopped():

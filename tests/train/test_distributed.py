@@ -33,7 +33,7 @@ from lpo.train.policy import PolicyTrainer
 base, params, *work = sys.argv[1:]
 device = torch.device("cpu")
 torch.set_num_threads(1)
-lpo = load_params(params).lpo
+lpo = load_params(params).tune
 rule = replace(lpo.threshold, schedule="quantile", low=0.5, high=0.5)
 config = replace(
     lpo, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0,
@@ -111,7 +111,7 @@ def test_every_process_has_as_many_parts_and_every_row_counts_once(monkeypatch, 
 
 
 def test_more_processes_than_prompts_are_refused(tiny, tiny_reward, repository, tmp_path, monkeypatch):
-    config = replace(load_params(repository / "params.yaml").lpo, prompts=5, prompts_per_rollout=4)
+    config = replace(load_params(repository / "params.yaml").tune, prompts=5, prompts_per_rollout=4)
     trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
     monkeypatch.setattr(distributed, "count", lambda: 2)
     with pytest.raises(LpoError, match="1 prompts can't be shared by 2 processes"):

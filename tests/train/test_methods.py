@@ -19,7 +19,7 @@ PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
 
 @pytest.fixture
 def config(repository):
-    lpo = load_params(repository / "params.yaml").lpo
+    lpo = load_params(repository / "params.yaml").tune
     return replace(
         lpo, prompts=6, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0, lora_rank=2,
         learning_rate=1e-2, beta=20.0, num_candidates=4, timestep_range=(0, 1000), validate_every=1,

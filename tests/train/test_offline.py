@@ -15,7 +15,7 @@ from lpo.train.policy import PolicyTrainer
 
 @pytest.fixture
 def config(repository):
-    lpo = load_params(repository / "params.yaml").lpo
+    lpo = load_params(repository / "params.yaml").tune
     return replace(
         lpo, method="diffusion_dpo", prompts=4, prompts_per_rollout=2, num_inference_steps=5, batch_size=5,
         lora_rank=2, learning_rate=1e-3, beta=2000.0, timestep_range=(100, 600), validate_every=1, checkpoint_every=1,

@@ -27,7 +27,7 @@ class Silent:
 
 @pytest.fixture
 def config(repository):
-    lpo = load_params(repository / "params.yaml").lpo
+    lpo = load_params(repository / "params.yaml").tune
     return replace(
         lpo, prompts=12, prompts_per_rollout=4, num_inference_steps=4, batch_size=5, guidance_scale=3.0, lora_rank=2,
         validate_every=2, checkpoint_every=1, learning_rate=1e-2, timestep_range=(0, 1000),

@@ -20,7 +20,7 @@ class Silent:
 @pytest.fixture
 def config(repository):
     return replace(
-        load_params(repository / "params.yaml").lrm, steps=12, warmup_steps=2, batch_size=8, learning_rate=3e-3,
+        load_params(repository / "params.yaml").reward, steps=12, warmup_steps=2, batch_size=8, learning_rate=3e-3,
         validate_every=4, checkpoint_every=3, patience=10, embedding_dim=8,
     )  # fmt: skip
 
