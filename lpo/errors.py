@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 
 class LpoError(Exception):
-    """A mistake that the reader of the message can mend.
+    """A mistake that the reader of the message can fix.
 
     Args:
         what: one sentence that says what is wrong, with the value that was found.
         where: a file, a column, a YAML path, a row.
-        remedy: what to do next.
+        remedy: what to do next: a command or a value. It is printed after the label `fix:`.
     """
 
     def __init__(self, what: str, where: str = "", remedy: str = "") -> None:
@@ -29,7 +29,7 @@ class LpoError(Exception):
         if self.where:
             lines.append(f"  where: {self.where}")
         if self.remedy:
-            lines.append(f"  mend: {self.remedy}")
+            lines.append(f"  fix: {self.remedy}")
         return "\n".join(lines)
 
 

@@ -8,13 +8,13 @@ from lpo.errors import ConfigError, LpoError
 def test_an_error_says_what_where_and_what_to_do() -> None:
     error = LpoError("label_0 is 2", "data/pairs/train-00000.parquet, row 7", "labels are 0, 0.5 or 1")
     assert str(error) == (
-        "label_0 is 2\n  where: data/pairs/train-00000.parquet, row 7\n  mend: labels are 0, 0.5 or 1"
+        "label_0 is 2\n  where: data/pairs/train-00000.parquet, row 7\n  fix: labels are 0, 0.5 or 1"
     )
 
 
 def test_parts_that_are_not_given_leave_no_line() -> None:
     assert str(LpoError("the disk is full")) == "the disk is full"
-    assert str(LpoError("the disk is full", remedy="make room")) == "the disk is full\n  mend: make room"
+    assert str(LpoError("the disk is full", remedy="make room")) == "the disk is full\n  fix: make room"
 
 
 def test_a_config_error_carries_and_shows_every_mistake() -> None:

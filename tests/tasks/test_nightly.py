@@ -40,8 +40,8 @@ def test_the_last_line_is_the_answer(answer: Any) -> None:
 
 
 def test_a_failure_keeps_the_message_of_the_command(answer: Any) -> None:
-    folder = answer("no gate in params.yaml\n  mend: add it\n", 2)
-    with disable_run_logger(), pytest.raises(LpoError, match="mend: add it"):
+    folder = answer("no gate in params.yaml\n  fix: add it\n", 2)
+    with disable_run_logger(), pytest.raises(LpoError, match="fix: add it"):
         nightly.promote.fn(folder)
 
 
