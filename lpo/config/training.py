@@ -65,6 +65,7 @@ class Guard:
     action: Literal["off", "flag", "stop"]
     reward_margin: NotNegative
     diversity_floor: NotNegative
+    drift_limit: Positive
     prompts: Count
     seeds: Annotated[int, Range(at_least=2)]
 
@@ -83,6 +84,7 @@ class Tune:
     reward_timestep: Literal["current", "next"]
     threshold: Threshold
     timestep_range: Annotated[tuple[int, int], Range(at_least=0, ascending=True)]
+    timestep_weights: Literal["none", "balanced"]
     beta: Positive
     clip_epsilon: Annotated[float, Range(above=0, below=1)]
     logprob_reduction: Literal["mean", "sum"]

@@ -57,6 +57,31 @@ def sample(
     return (mean + std * noise).to(x_t.dtype)
 
 
+def step_gain(transition: Transition, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """g(t, s) = |d mean / d prediction| / std of a step, (B,): how hard its log density pulls at the model's output.
+
+    The mean of a step is affine in the prediction, mean = c(t, s) prediction + b(t, s) x_t. With z = (x_s - mean) / std
+
+        d log p(x_s | x_t) / d prediction = c z / std,   of size g |z|
+
+    and z is standard normal at every t for the policy that drew x_s. So g alone says how much a loss on log densities
+    weighs a step against the others. With direction = sqrt(1 - a_s - std^2):
+
+        epsilon     g = |direction - sqrt(a_s (1 - a_t) / a_t)| / std
+        v           g = |sqrt(a_t) direction - sqrt(a_s (1 - a_t))| / std
+        flow, ddim  g = |(1 - t) sqrt(s^2 - std^2) - t (1 - s)| / std
+        flow, sde   g = (t - s) (1 + g_sde^2 (1 - t) / (2 t)) / std
+
+    It is nearly flat for epsilon, and for v and flow 10 to 60 times larger at the last steps than at the first, where
+    content is decided; GRPO-Guard (arXiv 2510.22319) reports the same of flow models. Weights mean(g) / g(t) on the
+    losses of steps undo it.
+    A step without noise has no density, and g is infinite.
+    """
+    zero = torch.zeros(len(t), 1, device=t.device)
+    mean, std = transition.mean_std(torch.ones_like(zero), zero, t, s)  # at x_t = 0 the mean is c
+    return (mean.abs() / std)[:, 0]
+
+
 @dataclass(frozen=True, eq=False)
 class DDIM:
     """Variance-preserving diffusion, DDIM steps with eta (arXiv 2010.02502, eq. 12 and 16); a = alphas_cumprod.

@@ -1,6 +1,8 @@
 """Training of the policy, a LoRA: rollouts or stored pairs, the loss of the method (lpo/train/methods.py), AdamW.
 
-    lpo:  L = -log sigmoid(beta (log r_w - log r_l)),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
+    lpo:  L = w(t) (-log sigmoid(beta (log r_w - log r_l))),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
+
+w is 1, or mean(g) / g(t) with `timestep_weights: balanced` (step_gain in lpo/diffusion/transitions.py).
 
 The candidates of a step share x_t, t and prompt, so one policy and one reference forward give all log densities
 (decisions.md 3); the reference is the same U-Net with its adapter off (4). What is validated, kept and saved is the
@@ -19,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lpo.config import Tune
+from lpo.diffusion.transitions import step_gain
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
@@ -29,7 +32,7 @@ from lpo.train import checkpoint, distributed, overoptimisation
 from lpo.train.loop import adamw, apply_gradients
 from lpo.train.methods import METHODS
 from lpo.train.offline import StoredPairs, draw
-from lpo.train.rollout import StepStatistics, idle, log_probs, rollout
+from lpo.train.rollout import StepStatistics, idle, log_probs, mean_gain, rollout
 from lpo.train.steps import NoisyPairs, Steps
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,8 @@ class PolicyTrainer:
         self.history: list[dict[str, Any]] = []
         self.null = family.null()
         self.transition = family.transition(config.eta).to(family.device)
+        balanced = config.timestep_weights == "balanced" and self.method.select is not None
+        self.mean_gain = mean_gain(family, config) if balanced else None
 
     @property
     def rollouts(self) -> int:
@@ -72,12 +77,18 @@ class PolicyTrainer:
 
         Of stored pairs: minus the mean squared error of the noise prediction, (N, 2), without guidance.
         """
+        return self.densities(batch, conditioning)[0]
+
+    def densities(
+        self, batch: Steps | NoisyPairs, conditioning: Conditioning
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`log_probs`, and for steps the mean of x_s in standard deviations of the step, (N, C, h, w)."""
         if isinstance(batch, NoisyPairs):
-            return -self.noise_errors(batch, conditioning)
+            return -self.noise_errors(batch, conditioning), None
         scale = self.config.guidance_scale
         prediction = self.family.guided(batch.x_t, batch.t, conditioning, self.null, scale)
         mean, std = self.transition.mean_std(prediction, batch.x_t, batch.t, batch.s)
-        return log_probs(self.transition, batch.x_s, mean, std, self.config)
+        return log_probs(self.transition, batch.x_s, mean, std, self.config), mean.detach() / std
 
     def noise_errors(self, batch: NoisyPairs, conditioning: Conditioning) -> torch.Tensor:
         x_t, t = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(2)
@@ -89,10 +100,21 @@ class PolicyTrainer:
     def loss(
         self, batch: Steps | NoisyPairs, conditioning: Conditioning
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The method's loss of N rows, (N,), with its statistics; `conditioning` is theirs, row by row."""
+        """The method's loss of N rows, (N,), with its statistics; `conditioning` is theirs, row by row.
+
+        Losses of steps are weighted by `timestep_weights`. A further statistic of steps is their drift, the distance
+        |mean - mean_ref| / std of policy and reference (Euclidean, over all dimensions): drift^2 / 2 is their KL
+        divergence in nats.
+        """
         with torch.no_grad(), self.family.reference():
-            reference = self.log_probs(batch, conditioning)
-        return self.method.loss(self.log_probs(batch, conditioning), reference, batch, self.config)
+            reference, base_mean = self.densities(batch, conditioning)
+        policy, mean = self.densities(batch, conditioning)
+        loss, statistics = self.method.loss(policy, reference, batch, self.config)
+        if mean is not None and base_mean is not None:
+            statistics["drift"] = (mean - base_mean).flatten(1).norm(dim=1)
+        if self.mean_gain is not None and isinstance(batch, Steps):
+            loss = loss * self.mean_gain / step_gain(self.transition, batch.t, batch.s)
+        return loss, statistics
 
     def learn(
         self, batch: Steps | NoisyPairs, conditioning: Conditioning
@@ -123,25 +145,21 @@ class PolicyTrainer:
         self, pairs: Steps | NoisyPairs, conditioning: Conditioning, generator: torch.Generator
     ) -> dict[str, Any]:
         """One pass over the rows of a rollout in minibatches; statistics, also by timestep."""
-        losses, by_t = [], []
+        losses: list[torch.Tensor] = []
+        rows_of_t: list[dict[str, torch.Tensor]] = []
         for _ in range(self.config.epochs_per_rollout):
             order = torch.randperm(len(pairs), generator=generator)
             for rows in order.tensor_split(max(1, round(len(pairs) / self.config.batch_size))):
                 batch = pairs[rows.to(pairs.t.device)]
                 loss, stats = self.learn(batch, conditioning)
                 losses.append(loss)
-                columns = (batch.t, stats["clipped"], stats["correct"])
-                by_t.append(torch.stack([x.float().to(loss.device) for x in columns]))
-        t, clipped, correct = torch.cat(by_t, dim=1).cpu()
-        per_t = {
-            int(value): {
-                "clipped": float(clipped[t == value].mean()),
-                "implicit_accuracy": float(correct[t == value].mean()),
-            }
-            for value in t.unique()
-        }
-        return {"loss": float(torch.cat(losses).mean()), "clipped": float(clipped.mean()),
-                "implicit_accuracy": float(correct.mean()), "by_timestep": per_t}  # fmt: skip
+                shown = {"clipped": "clipped", "correct": "implicit_accuracy", "drift": "drift"}
+                rows_of_t.append({"t": batch.t} | {shown[k]: v for k, v in stats.items() if k in shown})
+        columns = {k: torch.cat([row[k].float().cpu() for row in rows_of_t]) for k in rows_of_t[0]}
+        t = columns.pop("t")
+        per_t = {int(at): {k: float(v[t == at].mean()) for k, v in columns.items()} for at in t.unique()}
+        means = {k: float(v.mean()) for k, v in columns.items()}
+        return {"loss": float(torch.cat(losses).mean()), **means, "by_timestep": per_t}
 
     def collect(
         self, prompts: list[str], r: int, generator: torch.Generator
@@ -197,7 +215,8 @@ class PolicyTrainer:
                 entry["warnings"] = found
                 log.warning("rollout %d: %s", r + 1, "; ".join(found))
                 last = last or self.config.guard.action == "stop"
-            shown = {k: entry[k] for k in ("loss", "pairs", "kept", "validation", "reward", "diversity") if k in entry}
+            names = ("loss", "pairs", "kept", "drift", "validation", "reward", "diversity")
+            shown = {k: entry[k] for k in names if k in entry}
             if tracker is not None:
                 tracker.log(r, {f"tune/{k}": float(v) for k, v in shown.items()} | _tracked_by_timestep(entry))
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
@@ -255,6 +274,6 @@ def _tracked_by_timestep(entry: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in entry["by_timestep"]:
         figures = row | {"kept": row["kept"] / row["seen"]}
-        names = ("kept", "gap", "clipped", "implicit_accuracy")  # the last two where a pair was learned from
+        names = ("kept", "gap", "clipped", "implicit_accuracy", "drift")  # the last three where a pair was learned from
         found |= {f"tune/by_timestep/{name}/t{row['t']:04d}": float(figures[name]) for name in names if name in figures}
     return found

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from lpo.config import Tune
-from lpo.diffusion.transitions import Transition
+from lpo.diffusion.transitions import Transition, step_gain
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
@@ -101,8 +101,8 @@ def explore(
     text = (conditioning if own else reward.encode_prompts(prompts))[rows].repeat(k)
     text_null = reward.encode_prompts([""])
     transition = family.transition(config.eta).to(device)
-    plan = _plan(family, config)
-    x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in plan], generator)
+    steps = plan(family, config)
+    x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in steps], generator)
     sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
     own_text, every = conditioning[rows], torch.arange(count, device=device)
     longest = distributed.largest_share(len(prompts))
@@ -110,7 +110,7 @@ def explore(
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
     with away(idle(family, reward), device):
-        for (index, now, after, scored), (noise, following) in zip(plan, draws, strict=True):
+        for (index, now, after, scored), (noise, following) in zip(steps, draws, strict=True):
             t = torch.full((count,), now, device=device)
             s = torch.full((count,), after, device=device)
             prediction = torch.cat([family.guided(x[p], t[p], own_text[p], null, config.guidance_scale) for p in parts])
@@ -152,7 +152,7 @@ def consecutive(count: int, size: int, longest: int) -> list[slice]:
     return [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
 
 
-def _plan(family: Family, config: Tune) -> list[tuple[int, float, float, bool]]:
+def plan(family: Family, config: Tune) -> list[tuple[int, float, float, bool]]:
     """(index, t, s, scored) of every step. A step without noise has no density and yields no pair.
 
     Raises:
@@ -165,6 +165,12 @@ def _plan(family: Family, config: Tune) -> list[tuple[int, float, float, bool]]:
         what = f"none of the {len(starts)} steps, from t = {int(starts[0])} to {int(starts[-1])}, lies in the range"
         raise LpoError(what, "params.yaml: tune.timestep_range", "widen it")
     return list(zip(range(len(starts)), starts.tolist(), ends.tolist(), scored.tolist(), strict=True))
+
+
+def mean_gain(family: Family, config: Tune) -> float:
+    """The mean of `step_gain` over the scored steps of a rollout: what balanced weights divide by a step's own."""
+    t, s = (torch.tensor([row[i] for row in plan(family, config) if row[3]]) for i in (1, 2))
+    return float(step_gain(family.transition(config.eta).to(torch.device("cpu")), t, s).mean())
 
 
 def _draw(

@@ -3,7 +3,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
-from lpo.diffusion.transitions import DDIM, Flow, gaussian_log_prob
+from lpo.diffusion.transitions import DDIM, Flow, gaussian_log_prob, step_gain
 from lpo.errors import LpoError
 
 PREDICTIONS = ["epsilon", "v_prediction"]
@@ -217,3 +217,22 @@ def test_flow_true_velocity_gives_x0_and_noise_back() -> None:
     got_x0, got_noise = flow.pred_x0_eps(noise - x0, flow.add_noise(x0, noise, t), t)
     torch.testing.assert_close(got_x0, x0)
     torch.testing.assert_close(got_noise, noise)
+
+
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow ddim", "flow sde"])
+def test_the_gain_of_a_step_is_what_a_log_density_pulls_at_the_prediction_with(kind: str, eta: float) -> None:
+    """|d log p / d prediction| = g |z|, by autograd, whatever the latents and the prediction are."""
+    if kind.startswith("flow"):
+        transition: DDIM | Flow = Flow(eta, "ddim" if kind == "flow ddim" else "sde", scale=1000)
+        t, s = torch.tensor([900.0, 500.0, 120.0]), torch.tensor([850.0, 450.0, 70.0])
+    else:
+        transition = DDIM.from_scheduler(scheduler(prediction_type=kind), eta)
+        t, s = torch.tensor([951, 501, 1]), torch.tensor([901, 451, -1])
+    x, noise = normal(3, 4, 2, 2, seed=0), normal(3, 4, 2, 2, seed=2)
+    prediction = normal(3, 4, 2, 2, seed=1).requires_grad_()
+    mean, std = transition.mean_std(prediction, x, t, s)
+    x_s = (mean + std * noise).detach()
+    (pull,) = torch.autograd.grad(gaussian_log_prob(x_s, mean, std, "sum").sum(), prediction)
+    gain = step_gain(transition, t, s).view(3, 1, 1, 1)
+    torch.testing.assert_close(pull.abs(), gain * noise.abs(), rtol=2e-3, atol=1e-4)

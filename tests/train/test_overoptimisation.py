@@ -7,7 +7,7 @@ import pytest
 from lpo.config import Guard
 from lpo.train.overoptimisation import warnings
 
-GUARD = Guard(action="flag", reward_margin=1.0, diversity_floor=0.5, prompts=2, seeds=2)
+GUARD = Guard(action="flag", reward_margin=1.0, diversity_floor=0.5, drift_limit=2.0, prompts=2, seeds=2)
 
 
 def history(*points: tuple[float, float, float]) -> list[dict[str, float]]:
@@ -38,6 +38,16 @@ def test_pictures_become_alike() -> None:
     (found,) = warnings(history((0.1, 0.1, 0.49)), GUARD)
     assert "collapse" in found
     assert warnings(history((0.1, 0.1, 0.51)), GUARD) == []
+
+
+def test_steps_that_lie_far_from_the_bases() -> None:
+    """Drift is said of every rollout that learned from steps, validated or not."""
+    assert warnings([{"rollout": 1, "drift": 2.0}], GUARD) == []
+    (found,) = warnings([{"rollout": 1, "drift": 2.5}], GUARD)
+    assert "drift" in found and "2.50" in found
+    both = history((0.1, 0.1, 0.1))
+    both[-1]["drift"] = 3.0
+    assert len(warnings(both, GUARD)) == 2
 
 
 @pytest.mark.parametrize("guard", [replace(GUARD, action="off")])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lpo.config import load_params
+from lpo.diffusion.transitions import step_gain
 from lpo.errors import LpoError
 from lpo.preference.losses import lpo_loss
 from lpo.train import checkpoint, policy
@@ -199,6 +200,43 @@ def test_one_policy_and_one_reference_forward_equal_the_published_four(tiny, tin
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_balanced_weights_make_every_step_pull_equally(tiny, tiny_reward, config):
+    """Each row's loss times mean(g) / g: with the gradient of a density proportional to g, the product is mean(g)."""
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    text, found = conditioning[pairs.prompt], {}
+    for name in ("none", "balanced"):
+        trainer = PolicyTrainer(copy.deepcopy(tiny), tiny_reward, replace(config, timestep_weights=name), seed=0)
+        found[name] = trainer.loss(pairs, text)[0].detach()
+    gains = step_gain(tiny.transition(config.eta), pairs.t, pairs.s)
+    assert gains.max() > 1.5 * gains.min()
+    every_step = gains.view(4, -1)[:, 0]  # all pairs are kept, so each of the four steps has as many
+    torch.testing.assert_close(found["balanced"], found["none"] * every_step.mean() / gains)
+
+
+def test_drift_is_how_far_a_step_lies_from_the_bases(tiny, tiny_reward, config):
+    frozen = copy.deepcopy(tiny)
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    assert float(trainer.loss(pairs, conditioning[pairs.prompt])[1]["drift"].max()) == 0
+    tiny.load_lora_state({k: 0.1 * torch.ones_like(v) for k, v in tiny.lora_state().items()})
+    null, transition = frozen.encode_prompts([""]), frozen.transition(config.eta)
+    with torch.no_grad():
+        means = [
+            transition.mean_std(
+                model.guided(pairs.x_t, pairs.t, conditioning[pairs.prompt], null, config.guidance_scale),
+                pairs.x_t, pairs.t, pairs.s,
+            )
+            for model in (tiny, frozen)
+        ]  # fmt: skip
+    (ours, std), (theirs, _) = means
+    expected = ((ours - theirs) / std).square().flatten(1).sum(1).sqrt()
+    drift = trainer.loss(pairs, conditioning[pairs.prompt])[1]["drift"]
+    assert float(expected.min()) > 0.01
+    torch.testing.assert_close(drift, expected, rtol=1e-4, atol=1e-4)
+    found = trainer.update(pairs, conditioning, checkpoint.generator(0, "u"))
+    assert found["drift"] > 0 and all(row["drift"] > 0 for row in found["by_timestep"].values())
+
+
 def test_a_batch_in_parts_is_the_batch(tiny, tiny_reward, config):
     """Gradients of one optimiser step, from micro-batches of 1, of 3 (which leaves a rest) and of all."""
     pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
@@ -286,7 +324,8 @@ def test_every_prompt_is_used_once_a_pass(tiny, tiny_reward, config):
 
 def test_a_guard_that_stops_ends_the_run_and_a_resumed_one_stays_ended(tiny, tiny_reward, config, tmp_path):
     """Three rollouts, validated after each; the reward runs away at the second."""
-    config = replace(config, validate_every=1, guard=replace(config.guard, action="stop", reward_margin=1.0))
+    guard = replace(config.guard, action="stop", reward_margin=1.0, drift_limit=99.0)
+    config = replace(config, validate_every=1, guard=guard)
     rewards = iter([0.1, 5.0, 6.0, 7.0])
 
     def validate():
