@@ -209,7 +209,7 @@ def export(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="A folder: the merged pipeline. A .safetensors file: the LoRA.")
     ],
-    lora: Annotated[Path, typer.Option(help="A tuned model.")] = Path("data/tuned"),
+    lora: Annotated[Path, typer.Option(help="A folder, a file, or a name of `lpo models`.")] = Path("data/tuned"),
     params: ParamsFile = PARAMS,
 ) -> None:
     """Write a tuned model for other tools: merged into its base, or as one LoRA file."""

@@ -14,16 +14,19 @@ from lpo.config import Params
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import atomic_folder, replacing
+from lpo.registry.ledger import folder_of
 
 
 def run(params: Params, lora: Path, out: Path) -> None:
     """Write `out`: a .safetensors file is the LoRA alone, anything else a folder with the merged pipeline.
 
+    `lora` is a folder, a file, or a name that `lpo models` lists ("promoted" is the one in use).
+
     Raises:
         LpoError: if there is no LoRA, or no model.
     """
     family = load_family(params.model)
-    family.load_lora(lora)
+    family.load_lora(folder_of(lora))
     if out.suffix == ".safetensors":
         with replacing(out) as partial:
             save_file(single_file(family), partial, metadata={"format": "pt"})

@@ -81,7 +81,7 @@ def locked() -> dict[str, Any]:
         raise LpoError("there is no record of how the model was made", str(LOCKED), remedy)
     stages = yaml.safe_load(LOCKED.read_text())["stages"]
     wanted = {
-        str(CANDIDATE): _recorded(stages, "lpo", "outs", CANDIDATE),
+        str(CANDIDATE): _recorded(stages, "tune", "outs", CANDIDATE),
         f"{CANDIDATE}, as evaluated": _recorded(stages, "evaluate", "deps", CANDIDATE),
         f"{PROMOTED}, as evaluated": _recorded(stages, "evaluate", "deps", PROMOTED),
         str(FIGURES): _recorded(stages, "evaluate", "outs", FIGURES),

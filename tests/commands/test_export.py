@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,19 @@ def test_names_of_sdxls_original_code() -> None:
         "up_blocks_1_attentions_0": "output_blocks_3_1",
     }.items():  # fmt: skip
         assert export.original_name(f"lora_unet_{ours}{tail}", 3) == f"lora_unet_{original}{tail}"
+
+
+@pytest.mark.parametrize("params", ["tiny_sd_base"], indirect=True)
+def test_a_promoted_model_is_exported_by_its_name(
+    params: Params, lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`promoted` and `lpo-1` are names of folders in models/, as for `lpo generate`."""
+    export.run(params, lora, tmp_path / "folder.safetensors")
+    for name in ("promoted", "lpo-1"):
+        shutil.copytree(lora, tmp_path / "models" / name)
+        monkeypatch.chdir(tmp_path)
+        export.run(params, Path(name), tmp_path / f"{name}.safetensors")
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == (tmp_path / "folder.safetensors").read_bytes()
 
 
 def test_without_a_lora_nothing_is_written(params: Params, tmp_path: Path) -> None:
