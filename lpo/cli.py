@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+Study = Literal["quick", "methods", "ablations"]
+
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 
@@ -144,13 +146,15 @@ def verifier(params: ParamsFile = PARAMS) -> None:
 
 @app.command()
 def study(
-    cells: Annotated[Path, typer.Option(help="Where the cells lie.", metavar="FOLDER")] = Path("studies/cells/quick"),
-    out: Annotated[Path, typer.Option(help="Table and page.", metavar="FOLDER")] = Path("studies/results/quick"),
+    name: Annotated[Study, typer.Argument(metavar="NAME", help="quick, methods or ablations.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Default: studies/results/NAME.", metavar="FOLDER", show_default=False)
+    ] = None,
 ) -> None:
-    """Table and page of a study's cells (`make study`)."""
+    """Table and page of a study's cells, and its part of docs/results.md."""
     from lpo.study.collect import run
 
-    typer.echo(f"wrote {run(cells, out)}")
+    typer.echo(f"wrote {run(name, out or Path('studies/results') / name)}")
 
 
 @app.command()

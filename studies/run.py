@@ -6,9 +6,9 @@
 
 A cell is an arm and a seed, of the whole pipeline or of the tuning alone. `dvc exp run --temp` trains it in a copy of
 the project (what is not committed goes with it), with DVC's cache for everything that arms share. Its results are
-copied to studies/cells/STUDY/ARM-SEED/, with a key of all that made them: a cell whose key is there already is not run
-again, so a study that was killed goes on where it was, and one whose code or parameters changed starts anew. A cell
-that fails is told, the others go on, and the exit code is 1.
+added to studies/STUDY.json and studies/STUDY.parquet (lpo/study/evidence.py), with a key of all that made them. A cell
+whose key is there is not run again. So a study that was killed resumes, and one whose code or parameters changed starts
+over. If a cell fails, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -25,11 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
+from lpo.study import evidence
+
 ROOT = Path(__file__).resolve().parents[1]
-CELLS = ROOT / "studies" / "cells"
-FILES = {"results.parquet": "studies/cell/results.parquet", "summary.json": "studies/cell/summary.json"}
 REWARDS = {"data/reward": "metrics/reward.json", "data/spm": "studies/spm.json"}
 DEFAULT_REWARD = "data/reward"
 REFERENCE = "lpo"
@@ -47,8 +49,8 @@ class Cell:
     key: str
 
     @property
-    def folder(self) -> Path:
-        return CELLS / self.study / f"{self.arm}-{self.seed}"
+    def name(self) -> str:
+        return f"{self.arm}-{self.seed}"
 
     @property
     def experiment(self) -> str:
@@ -57,8 +59,8 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        file = self.folder / "cell.json"
-        return file.exists() and json.loads(file.read_text())["key"] == self.key
+        held = evidence.read(self.study, ROOT / evidence.FOLDER).cells.get(self.name)
+        return held is not None and held["key"] == self.key
 
 
 def cells_of(study: dict[str, Any], name: str, fingerprint: Callable[[str], str]) -> list[Cell]:
@@ -131,19 +133,18 @@ def reference(cell: Cell) -> str | None:
 
 
 def export(cell: Cell, ref: str) -> None:
-    """Copy what an experiment made out of git; cell.json is written last and says that all is there."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    (cell.folder / "cell.json").unlink(missing_ok=True)
+    """Add what an experiment made, out of git, to the study's evidence."""
     params = yaml.safe_load(_git("show", f"{ref}:params.yaml"))
     reward = REWARDS.get(params["tune"]["reward"])
-    for name, path in (FILES | ({"reward.json": reward} if reward else {})).items():
-        (cell.folder / name).write_bytes(_git("show", f"{ref}:{path}"))
-    revision = _git("rev-parse", "--short=12", f"{ref}^").decode().strip()
     about = {
         "arm": cell.arm, "question": cell.question, "seed": cell.seed, "changes": cell.changes, "key": cell.key,
         "seeds_of": "tuning" if "study.seed" in cell.changes else "pipeline",
+        "revision": _git("rev-parse", "--short=12", f"{ref}^").decode().strip(),
+        "summary": json.loads(_git("show", f"{ref}:studies/cell/summary.json")),
     }  # fmt: skip
-    (cell.folder / "cell.json").write_text(json.dumps(about | {"revision": revision}, indent=2, sort_keys=True) + "\n")
+    results = pd.read_parquet(io.BytesIO(_git("show", f"{ref}:studies/cell/results.parquet")))
+    metrics = json.loads(_git("show", f"{ref}:{reward}")) if reward else None
+    evidence.add(cell.study, cell.name, about, results, metrics, ROOT / evidence.FOLDER)
 
 
 def run(cell: Cell) -> bool:
@@ -182,9 +183,7 @@ def main(arguments: list[str]) -> int:
         return 0
     beside = ["flips"] if asked.study == "quick" else ["flips", "verifier"]  # the second takes minutes
     shown = subprocess.run(["dvc", "repro", *(f"studies/dvc.yaml:{name}" for name in beside)], cwd=ROOT).returncode
-    page = subprocess.run(
-        ["lpo", "study", "--cells", f"studies/cells/{asked.study}", "--out", f"studies/results/{asked.study}"], cwd=ROOT
-    ).returncode
+    page = subprocess.run(["lpo", "study", asked.study], cwd=ROOT).returncode
     return int(bool(failed) or shown != 0 or page != 0)
 
 

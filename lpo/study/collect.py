@@ -1,8 +1,9 @@
-"""study: the cells of a study, study.yaml, flips.parquet, verifier.parquet -> table.parquet, table.csv, index.html."""
+"""study: a study's cells, study.yaml, flips.parquet, verifier.parquet -> table.csv, index.html, docs/results.md."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,78 +11,105 @@ import pandas as pd
 
 from lpo.config.reader import parse_yaml, read_text
 from lpo.errors import LpoError
-from lpo.files import atomic_folder, write_parquet, write_text
+from lpo.files import atomic_folder, write_text
+from lpo.study import evidence, markdown
 from lpo.study.compare import REFERENCE, comparison, curves, flip_rates
+from lpo.study.evidence import Evidence
 from lpo.study.page import render
 from lpo.study.verifier_section import searches
 
 DECLARED, FLIPS, VERIFIER = (Path("studies") / name for name in ("study.yaml", "flips.parquet", "verifier.parquet"))
+RESULTS = Path("docs/results.md")
 
 
-def run(cells: Path, out: Path) -> Path:
-    """Write the table and the page; the page's path. Raises LpoError where no cell of the reference lies there."""
-    found = [folder.parent for folder in sorted(cells.glob("*/cell.json"))]
-    about = [json.loads((folder / "cell.json").read_text()) for folder in found]
-    if not any(cell["arm"] == REFERENCE for cell in about):
-        raise LpoError(f"no cell of the arm {REFERENCE} here", str(cells), "run `make study-quick`")
+@dataclass(frozen=True)
+class Collected:
+    """table: rows of `compare.comparison`, and the revisions. frame: verdicts of all cells, with arm and run."""
+
+    table: pd.DataFrame
+    frame: pd.DataFrame
+    revisions: list[str]
+    declared: dict[str, Any]
+    by_time: bool
+
+
+def collect(name: str) -> tuple[Evidence, Collected]:
+    """The study's table, from the evidence in studies/.
+
+    Raises:
+        LpoError: if there is no cell of the reference, or no arm shares a seed with it.
+    """
+    held, where = evidence.read(name), str(evidence.FOLDER / f"{name}.json")
+    if not any(cell["arm"] == REFERENCE for cell in held.cells.values()):
+        raise LpoError(f"no cell of the arm {REFERENCE} here", where, f"python studies/run.py {name}")
     frame = pd.concat(
         [
-            results(folder).assign(arm=cell["arm"], run=cell["seed"], reward_seconds=reward_seconds(folder))
-            for folder, cell in zip(found, about, strict=True)
+            held.of(cell).assign(arm=about["arm"], run=about["seed"], reward_seconds=reward_seconds(held, cell))
+            for cell, about in held.cells.items()
         ],
         ignore_index=True,
     )
     declared = parse_yaml(read_text(DECLARED), DECLARED)
-    compared = declared.get(cells.name, {}).get("equal", ["seconds", "prompts"])
+    compared = declared.get(name, {}).get("equal", ["seconds", "prompts"])
     rows: list[dict[str, Any]] = []
     for question in declared["questions"]:
         arms = [arm for arm in declared["questions"][question]["arms"] if arm in set(frame["arm"])]
         for equal in compared if arms else ():
             rows += comparison(frame, question, arms, equal)
     if not rows:
-        raise LpoError(f"no arm has a cell of a seed that {REFERENCE} has", str(cells), "run the study to its end")
-    revisions = sorted({cell["revision"] for cell in about})
+        raise LpoError(f"no arm has a cell of a seed that {REFERENCE} has", where, f"python studies/run.py {name}")
+    revisions = sorted({cell["revision"] for cell in held.cells.values()})
     table = pd.DataFrame(rows).assign(revision=", ".join(revisions))
+    return held, Collected(table, frame, revisions, declared, "seconds" in compared)
+
+
+def run(name: str, out: Path) -> Path:
+    """Write the table and the page to `out`, and the study's part of docs/results.md; returns the page's path.
+
+    Raises:
+        LpoError: see `collect`.
+    """
+    held, found = collect(name)
+    declared = found.declared
     methods = [REFERENCE, *declared["questions"]["methods"]["arms"]]
     flips = flip_rates(pd.read_parquet(FLIPS)) if FLIPS.exists() else []
     verified = searches(pd.read_parquet(VERIFIER)) if VERIFIER.exists() else []
-    titles = {name: question["title"] for name, question in declared["questions"].items()}
-    seeds_of = sorted({cell["seeds_of"] for cell in about})
-    drawn, rewards = curves(frame, methods) if "seconds" in compared else [], accuracies(found, about)
-    html = render(table, drawn, rewards, flips, titles, declared["paper"], revisions, seeds_of, verified)
+    titles = {question: about["title"] for question, about in declared["questions"].items()}
+    seeds_of = sorted({cell["seeds_of"] for cell in held.cells.values()})
+    drawn = curves(found.frame, methods) if found.by_time else []
+    html = render(
+        found.table, drawn, accuracies(held), flips, titles, declared["paper"], found.revisions, seeds_of, verified
+    )
     with atomic_folder(out) as folder:
-        write_parquet(folder / "table.parquet", table)
-        write_text(folder / "table.csv", table.round(5).to_csv(index=False))
+        write_text(folder / "table.csv", found.table.round(5).to_csv(index=False))
         write_text(folder / "index.html", html)
+    if RESULTS.exists():
+        write_text(RESULTS, markdown.put(RESULTS.read_text(encoding="utf-8"), name, PARTS[name](found, titles)))
     return out / "index.html"
 
 
-def results(folder: Path) -> pd.DataFrame:
-    """A cell's pictures. Cells of the ablations that were run before 22 November 2026 have no validation, and one
-    snapshot, so that there is nothing to choose. Raises LpoError where there is."""
-    frame = pd.read_parquet(folder / "results.parquet")
-    if "validation" in frame:
-        return frame
-    if frame["snapshot"].nunique() > 2:  # the base is one of them
-        raise LpoError("its snapshots were never validated, so none can be chosen", str(folder), "run the cell again")
-    return frame.assign(validation=0.0)
+PARTS: dict[str, Callable[[Collected, dict[str, str]], str]] = {
+    "quick": lambda found, titles: markdown.methods(found.table),
+    "methods": lambda found, titles: markdown.methods(found.table),
+    "ablations": lambda found, titles: markdown.ablations(found.table, titles),
+}
 
 
-def reward_seconds(folder: Path) -> float:
-    """What the training of a cell's reward takes on its machine: steps that were trained, times the clocked step."""
-    of_a_step = json.loads((folder / "summary.json").read_text())["reward_step_seconds"]
-    file = folder / "reward.json"
-    return float(of_a_step * json.loads(file.read_text())["steps"]) if of_a_step else 0.0
+def reward_seconds(held: Evidence, cell: str) -> float:
+    """What the training of a cell's reward takes on its machine: steps that were trained, times the timed step."""
+    of_a_step, reward = held.cells[cell]["summary"]["reward_step_seconds"], held.reward_of(cell)
+    return float(of_a_step * reward["steps"]) if of_a_step and reward is not None else 0.0
 
 
-def accuracies(folders: list[Path], about: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def accuracies(held: Evidence) -> list[dict[str, Any]]:
     """Accuracy by timestep of every reward that was trained, first run: reward, t, value, low, high."""
     rows, seen = [], set()
-    for folder, cell in zip(folders, about, strict=True):
-        arm, changed = cell["arm"], [path.split(".")[0] for path in cell["changes"]]
-        own = arm == REFERENCE or "lrm" in changed or "filter" in changed or "data/spm" in cell["changes"].values()
-        if own and arm not in seen and (folder / "reward.json").exists():
+    for name, cell in held.cells.items():
+        arm, changed = cell["arm"], {path.split(".")[0] for path in cell["changes"]}
+        own = arm == REFERENCE or changed & {"reward", "filter"} or "data/spm" in cell["changes"].values()
+        reward = held.reward_of(name)
+        if own and arm not in seen and reward is not None:
             seen.add(arm)
-            by_timestep = json.loads((folder / "reward.json").read_text())["accuracy"]["by_timestep"]
+            by_timestep = reward["accuracy"]["by_timestep"]
             rows += [{"reward": arm, "t": (row["t_low"] + row["t_high"]) / 2, **row} for row in by_timestep]
     return rows

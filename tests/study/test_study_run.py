@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
@@ -11,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import yaml
 
 from lpo.config import check_params
+from lpo.study import evidence
 from lpo.train.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "study_run", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "CELLS", tmp_path)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
     return module
 
 
@@ -77,11 +78,10 @@ def test_a_key_belongs_to_changes_and_code(runner: ModuleType) -> None:
 def test_only_a_cell_whose_key_is_there_is_done(runner: ModuleType) -> None:
     cell = runner.cells_of(STUDY, "quick", by_code("a"))[1]
     assert not cell.done
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "cell.json").write_text(json.dumps({"key": "another"}))
-    assert not cell.done
-    (cell.folder / "cell.json").write_text(json.dumps({"key": cell.key}))
-    assert cell.done
+    for key in ("another", cell.key):
+        frame = pd.DataFrame({"prompt": ["p"], "seed": [0], "snapshot": [0], "validation": [0.0]})
+        evidence.add(cell.study, cell.name, {"arm": cell.arm, "key": key}, frame, None, runner.ROOT / "studies")
+        assert cell.done == (key == cell.key)
 
 
 def test_the_command_is_an_experiment_in_a_copy_with_a_name_that_git_takes(runner: ModuleType) -> None:
@@ -111,7 +111,7 @@ def test_a_fingerprint_holds_what_decides_a_cell_and_nothing_else(
     root = tmp_path / "project"
     tracked = subprocess.run(["git", "ls-files", "lpo", "data", "studies", "*.yaml"], cwd=ROOT, capture_output=True)
     for name in tracked.stdout.decode().splitlines():
-        if (ROOT / name).is_file() and not name.startswith(("studies/cells", "studies/results")):
+        if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     monkeypatch.setattr(runner, "ROOT", root)
@@ -128,7 +128,10 @@ def test_a_fingerprint_holds_what_decides_a_cell_and_nothing_else(
     assert runner.fingerprint("data/reward") != before
 
 
-def test_an_arm_that_the_study_has_not_is_refused(runner: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_arm_that_the_study_has_not_is_refused(
+    runner: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ROOT", ROOT)
     with pytest.raises(SystemExit) as ended:
         runner.main(["ablations", "--arms", "beta_20", "betta_20", "spo"])
     assert ended.value.code == 2

@@ -1,0 +1,84 @@
+"""The parts of docs/results.md that a study writes: its table, between two comments that name it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pandas as pd
+
+from lpo.errors import LpoError
+from lpo.report.html import percent, percents, signed
+from lpo.study.compare import REFERENCE
+
+
+def put(text: str, name: str, part: str) -> str:
+    """`text` with `part` between the comments of the study `name`.
+
+    Raises:
+        LpoError: if the text has no such comments.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if begin not in text:
+        return text
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise LpoError(f"the comments {begin} and {end} must be there once", "docs/results.md", "restore them")
+    return re.sub(
+        f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{part}\n{end}", text, flags=re.DOTALL
+    )
+
+
+def methods(table: pd.DataFrame) -> str:
+    """One row an arm at equal time: win rates, gain, alignment, prompts, seconds of its reward."""
+    found = table[table["equal"] == "seconds"]
+    lines = [
+        "| arm | overall win rate | alignment win rate | gain of utility | gain, less LPO's | prompts | reward, s |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    seen = set()
+    for (_, arm), rows in found.groupby(["question", "arm"], sort=False):
+        by_axis = {row["axis"]: row for row in rows.to_dict("records")}
+        overall, alignment = by_axis["utility"], by_axis["alignment"]
+        if arm in seen:
+            continue
+        seen.add(arm)
+        lines.append(
+            f"| {str(arm).replace('_', ' ')} | {_share(overall)} | {_share(alignment)} | {_gain(overall, 'gain')} | "
+            f"{_less(overall)} | {overall['prompts']:.0f} | {overall['reward_seconds']:.0f} |"
+        )
+    return "\n".join([*lines, "", _about(found)])
+
+
+def ablations(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """One table a question at equal prompts: the gain of every arm, less the reference's, with Holm's p."""
+    found = table[(table["equal"] == "prompts") & (table["axis"] == "utility")]
+    reference = found[found["arm"] == REFERENCE].iloc[0]
+    lines = [f"Mean gain of the reference: {_gain(reference.to_dict(), 'gain')}.", ""]
+    for question, rows in found.groupby("question", sort=False):
+        lines += [f"**{titles.get(str(question), str(question))}**", ""]
+        lines += ["| arm | gain, less the reference's | p (Holm) |", "| --- | --- | --- |"]
+        for row in rows.to_dict("records"):
+            if row["arm"] != REFERENCE:
+                name = str(row["arm"]).replace("_", " ")
+                lines.append(f"| {name} | {_less(row)} | {row['gain_difference_p_holm']:.3f} |")
+        lines.append("")
+    return "\n".join([*lines, _about(found)])
+
+
+def _about(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    images = int(rows["pictures"].max())
+    return f"{int(rows['runs'].max())} seeds, {images} images an arm. Made with revision {first['revision']}."
+
+
+def _share(row: Mapping[str, float]) -> str:
+    return f"{percent(row['value'])} ({percents(row)})"
+
+
+def _gain(row: Mapping[str, float], kind: str) -> str:
+    value, low, high = (signed(row[f"{kind}_{name}"]) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _less(row: Mapping[str, float]) -> str:
+    return "" if row["arm"] == REFERENCE else _gain(row, "gain_difference")
