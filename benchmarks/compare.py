@@ -20,8 +20,8 @@ from lpo.doctor.memory import Alive
 from lpo.families.conditioning import Conditioning
 from lpo.families.sd import SD
 from lpo.families.sdxl import SDXL
+from lpo.random import generator
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.train.checkpoint import generator
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import explore, idle
 from lpo.train.steps import Steps

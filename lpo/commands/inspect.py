@@ -14,9 +14,9 @@ from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.families import load_family
 from lpo.files import write_bytes
+from lpo.random import generator
 from lpo.rewards import lrm
 from lpo.sampling.generate import to_tensor
-from lpo.train.checkpoint import generator
 
 DRAWS = 16  # of the noise at every timestep
 POINTS = 20

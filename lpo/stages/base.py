@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from lpo import random
 from lpo.config import Params, Pretrain
 from lpo.emoji.oracle import judge
 from lpo.emoji.scenes import CATEGORY_SHARES, prompts_of, sample_prompts
@@ -20,7 +21,6 @@ from lpo.files import atomic_folder, file_hash, write_json
 from lpo.sampling.generate import generate, to_uint8
 from lpo.scorers.embedded import Scorers
 from lpo.train import checkpoint
-from lpo.train.loop import numpy_rng
 from lpo.train.pretrain import encode_pictures, flawed_pictures, new_pipeline, train_unet, train_vae, training_set
 from lpo.train.pretrain_scorers import train_scorers
 
@@ -74,7 +74,7 @@ def run(params: Params) -> None:
 @torch.no_grad()
 def reconstruction(vae: AutoencoderKL, seed: int) -> float:
     """Share of flawed pictures whose reconstruction the judge finds right in everything."""
-    rng = numpy_rng(seed, "vae gate")
+    rng = random.numpy_generator(seed, "vae gate")
     prompts = sample_prompts("validation", 500, rng)
     again = vae.decode(encode_pictures(vae, flawed_pictures(prompts, rng))).sample.clamp(-1, 1)
     return float(np.mean([verdict.all_correct for verdict in judge(to_uint8(again), prompts)]))
@@ -86,7 +86,8 @@ def all_correct(family: Family, seed: int, most: int = 100) -> dict[str, float]:
     for category in CATEGORY_SHARES:
         splits = ("train", "validation", "test") if category == "single" else ("validation",)
         pool = [prompt for split in splits for prompt in prompts_of(split)[category]]
-        chosen = [pool[i] for i in numpy_rng(seed, category).choice(len(pool), most, replace=len(pool) < most)]
+        rng = random.numpy_generator(seed, category)
+        chosen = [pool[i] for i in rng.choice(len(pool), most, replace=len(pool) < most)]
         seeds = list(range(most))
         pictures = generate(
             family, [p.caption for p in chosen], seeds, STEPS, GUIDANCE_SCALE, 1.0, most, f"gate {category}"

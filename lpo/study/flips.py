@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lpo import random
 from lpo.config import Params
 from lpo.data.latents import Latents, sample_latents
 from lpo.emoji.oracle import judge
@@ -27,7 +28,6 @@ from lpo.files import write_parquet
 from lpo.preference.mpcf import SCORES
 from lpo.sampling.generate import to_uint8
 from lpo.stages.reward import KEPT
-from lpo.train import checkpoint
 
 OUT = Path("studies/flips.parquet")
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)
@@ -69,7 +69,7 @@ def preferences(family: Family, latents: Latents, frame: pd.DataFrame, t: int, p
         moments = torch.cat([latents.moments(p[part]) for p in places])
         x = family.scale(sample_latents(moments, torch.zeros(len(moments), *latents.shape)))
         if t > 0:
-            generator = checkpoint.generator(params.seed, "flips", start)
+            generator = random.generator(params.seed, "flips", start)
             noise = torch.randn(len(captions), *latents.shape, generator=generator).repeat(2, 1, 1, 1)
             times = torch.full((len(x),), t)
             noisy = transition.add_noise(x, noise, times).to(family.device, family.dtype)

@@ -2,8 +2,7 @@
 
 DVC deletes a stage's outputs before it runs, so checkpoints live outside them, in `.checkpoints/STAGE/KEY/`. KEY is a
 hash of the stage's parameters, its inputs' contents and this package's code: a run resumes only what is its own.
-Randomness is never stored: every step draws from `generator(seed, stream, step)`, so a resumed run equals one never
-interrupted.
+No random state is stored (lpo/random.py), so a resumed run equals one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,6 @@ from lpo.files import file_hash, key_of, replacing
 
 ROOT = Path(".checkpoints")
 KEPT_RUNS = 3  # of each stage; older ones are collected
-
-
-def generator(seed: int, stream: str, step: int = 0) -> torch.Generator:
-    """A generator that depends on (seed, stream, step) alone, whatever was drawn before."""
-    digest = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def code_hash() -> str:
@@ -52,34 +46,49 @@ def folder(stage: str, identity: Mapping[str, Any]) -> Path:
     return path
 
 
-def save(path: Path, step: int, tensors: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
-    """Write step's checkpoint atomically and remove the earlier ones."""
+@dataclass(frozen=True)
+class Training:
+    """A stored training: steps done, `meta` as it was saved, and tensors named `STATE/NAME`."""
+
+    step: int
+    tensors: Mapping[str, torch.Tensor]
+    meta: Mapping[str, Any]
+
+    def state(self, name: str) -> dict[str, torch.Tensor]:
+        """The state that was saved under this name."""
+        start = name + "/"
+        return {key[len(start) :]: value for key, value in self.tensors.items() if key.startswith(start)}
+
+
+def save_training(
+    path: Path, step: int, optimizer: torch.optim.Optimizer, states: Mapping[str, Mapping[str, torch.Tensor]],
+    meta: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Write the checkpoint of a step atomically, then remove the earlier ones.
+
+    states: named state dicts, such as {"model": ..., "ema": ...}. meta: anything that JSON holds.
+    """
+    states = {"optimizer": optimizer_tensors(optimizer), **states}
+    tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
     target = path / f"step-{step:08d}.safetensors"
     with replacing(target) as partial:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"meta": json.dumps(meta)})
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"meta": json.dumps(meta or {})})
     for old in path.glob("step-*.safetensors"):
         if old != target:
             old.unlink(missing_ok=True)
 
 
-def load(path: Path) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
-    """(step, tensors, meta) of the newest checkpoint, None where there is none."""
+def load_training(path: Path, optimizer: torch.optim.Optimizer) -> Training | None:
+    """The newest checkpoint, its optimiser state already loaded into `optimizer`; None where there is no checkpoint."""
     files = sorted(path.glob("step-*.safetensors"))
     if not files:
         return None
     with safe_open(files[-1], "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         meta = json.loads((file.metadata() or {})["meta"])
-    return int(files[-1].stem.split("-")[1]), tensors, meta
-
-
-def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"{prefix}/{key}": value for key, value in tensors.items()}
-
-
-def unprefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    start = prefix + "/"
-    return {key[len(start) :]: value for key, value in tensors.items() if key.startswith(start)}
+    found = Training(int(files[-1].stem.split("-")[1]), tensors, meta)
+    load_optimizer(optimizer, found.state("optimizer"))
+    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -98,9 +107,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch
         for name, value in slots.items():
             if value.shape == weight.shape and value.stride() != weight.stride():
                 slots[name] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)
-
-
-@torch.no_grad()
-def update_ema(ema: dict[str, torch.Tensor], named: Mapping[str, torch.Tensor], decay: float) -> None:
-    """ema <- decay ema + (1 - decay) value, in place."""
-    torch._foreach_lerp_([ema[name] for name in named], [value.detach() for value in named.values()], 1 - decay)

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from lpo import random
 from lpo.config import Tune
 from lpo.diffusion.transitions import step_gain
 from lpo.errors import LpoError
@@ -29,7 +30,7 @@ from lpo.families.parts import away
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train import checkpoint, distributed, overoptimisation
-from lpo.train.loop import adamw, apply_gradients
+from lpo.train.loop import adamw, apply_gradients, update_ema
 from lpo.train.methods import METHODS
 from lpo.train.offline import StoredPairs, draw
 from lpo.train.rollout import StepStatistics, idle, log_probs, mean_gain, rollout
@@ -134,7 +135,7 @@ class PolicyTrainer:
         distributed.sum_gradients(self.weights)
         apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm)
         self.updates += 1
-        checkpoint.update_ema(self.ema, self.trained, self.config.ema_decay)
+        update_ema(self.ema, self.trained, self.config.ema_decay)
         if distributed.count() > 1:
             on_host = [{k: v.cpu() for k, v in s.items()} for s in seen]
             seen = [s for part in distributed.gathered(on_host) for s in part]
@@ -200,7 +201,7 @@ class PolicyTrainer:
                 disable=not first,
             )
         ):
-            generator = checkpoint.generator(self.seed, "lpo rollout", r)
+            generator = random.generator(self.seed, "lpo rollout", r)
             pairs, conditioning, seen, used = self.collect(prompts, r, generator)
             entry: dict[str, Any] = {"rollout": r + 1, "prompts": used, "pairs": len(pairs)}
             with away(idle(self.family, self.reward), self.family.device):
@@ -231,7 +232,7 @@ class PolicyTrainer:
         size = self.config.prompts_per_rollout
         wanted = range(r * size, min((r + 1) * size, self.config.prompts))
         orders = {
-            epoch: torch.randperm(count, generator=checkpoint.generator(self.seed, "lpo prompts", epoch))
+            epoch: torch.randperm(count, generator=random.generator(self.seed, "lpo prompts", epoch))
             for epoch in {i // count for i in wanted}
         }
         return [int(orders[i // count][i % count]) for i in wanted]
@@ -247,22 +248,19 @@ class PolicyTrainer:
         return figures
 
     def save(self, folder: Path, done: int) -> None:
-        tensors = checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer))
-        for name, state in {"lora": self.family.lora_state(), "ema": self.ema, "best": self.best}.items():
-            tensors |= checkpoint.prefixed(name, state)
+        states = {"lora": self.family.lora_state(), "ema": self.ema, "best": self.best}
         meta = {"history": self.history, "best_value": self.best_value, "updates": self.updates}
-        checkpoint.save(folder, done, tensors, meta)
+        checkpoint.save_training(folder, done, self.optimizer, states, meta)
 
     def resume(self, folder: Path) -> int:
-        found = checkpoint.load(folder)
+        found = checkpoint.load_training(folder, self.optimizer)
         if found is None:
             return 0
-        done, tensors, meta = found
-        self.family.load_lora_state(checkpoint.unprefixed("lora", tensors))
-        checkpoint.load_optimizer(self.optimizer, checkpoint.unprefixed("optimizer", tensors))
-        self.ema, self.best = checkpoint.unprefixed("ema", tensors), checkpoint.unprefixed("best", tensors)
+        self.family.load_lora_state(found.state("lora"))
+        self.ema, self.best = found.state("ema"), found.state("best")
+        meta = found.meta
         self.history, self.best_value, self.updates = meta["history"], meta["best_value"], meta["updates"]
-        return done
+        return found.step
 
 
 def _by_timestep(seen: list[StepStatistics], learned: dict[int, dict[str, float]]) -> list[dict[str, Any]]:

@@ -23,12 +23,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from lpo import random
 from lpo.emoji.render import render
 from lpo.emoji.scenes import Prompt, flawed, layout, sample_prompts
 from lpo.emoji.sprites import NAMES
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.train import checkpoint
-from lpo.train.loop import cosine, numpy_rng, optimizer_step, resume_training, save_training
+from lpo.train.loop import cosine, optimizer_step, update_ema
 
 CAPTION_DROPOUT = 0.1
 KL_WEIGHT = 2e-6
@@ -81,13 +82,16 @@ def train_vae(
 ) -> None:
     """Train the autoencoder in place and set its scaling factor to 1 / std of its latents; resumes from `folder`."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, weight_decay=1e-4, betas=(0.9, 0.99))
-    start = resume_training(folder, {"vae": vae}, optimizer)
+    start = 0
+    if found := checkpoint.load_training(folder, optimizer):
+        start = found.step
+        vae.load_state_dict(found.state("vae"))
     vae.train()
     for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc="vae", mininterval=2)):
-        rng = numpy_rng(seed, "vae", step)
+        rng = random.numpy_generator(seed, "vae", step)
         pictures = flawed_pictures(sample_prompts("train", batch_size, rng), rng)
         posterior = vae.encode(pictures).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=checkpoint.generator(seed, "vae noise", step))
+        noise = torch.randn(posterior.mean.shape, generator=random.generator(seed, "vae noise", step))
         error = vae.decode(posterior.mean + posterior.std * noise).sample - pictures
         loss = error.abs().mean() + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         loss = loss + KL_WEIGHT * posterior.kl().mean()
@@ -95,9 +99,9 @@ def train_vae(
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % every == 0 or step + 1 == steps:
-            save_training(folder, step + 1, {"vae": vae}, optimizer)
+            checkpoint.save_training(folder, step + 1, optimizer, {"vae": vae.state_dict()})
     vae.eval()
-    rng = numpy_rng(seed, "vae scale")
+    rng = random.numpy_generator(seed, "vae scale")
     latents = encode_pictures(vae, flawed_pictures(sample_prompts("train", 1000, rng), rng))
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
 
@@ -124,7 +128,7 @@ def training_set(
     latents, ids, placed = [], [], []
     chunk = 1000
     for i in tqdm(range(0, scenes, chunk), desc="render and encode", mininterval=2):
-        rng = numpy_rng(seed, "scenes", i)
+        rng = random.numpy_generator(seed, "scenes", i)
         prompts = sample_prompts("train", min(chunk, scenes - i), rng)
         latents.append(encode_pictures(pipe.vae, flawed_pictures(prompts, rng)) * pipe.vae.config.scaling_factor)
         ids.append(tokenize(pipe.tokenizer, [prompt.caption for prompt in prompts]))
@@ -153,7 +157,11 @@ def train_unet(
         modules["head"] = torch.nn.Linear(pipe.text_encoder.config.hidden_size, 4 * (NOTHING + 1))
     trained = [p for module in modules.values() for p in module.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=1e-3, betas=(0.9, 0.99))
-    start = resume_training(folder, modules, optimizer, ema)
+    start = 0
+    if found := checkpoint.load_training(folder, optimizer):
+        start, ema = found.step, found.state("ema")
+        for key, module in modules.items():
+            module.load_state_dict(found.state(key))
     latents, ids, placed = data
     related = torch.nonzero((placed != NOTHING).any(1))[:, 0]
     null = tokenize(pipe.tokenizer, [""])[0]
@@ -161,7 +169,7 @@ def train_unet(
     for module in modules.values():
         module.train()
     for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=2)):
-        draw = checkpoint.generator(seed, name, step)
+        draw = random.generator(seed, name, step)
         rows = torch.randint(len(latents), (batch_size,), generator=draw)
         if layout:
             rows[::2] = related[torch.randint(len(related), rows[::2].shape, generator=draw)]
@@ -180,11 +188,12 @@ def train_unet(
             guess = modules["head"](text.pooler_output[told]).view(-1, NOTHING + 1)
             loss = loss + LAYOUT_WEIGHT * F.cross_entropy(guess, placed[rows][told].flatten())
         optimizer_step(optimizer, loss, learning_rate * cosine(step, steps))
-        checkpoint.update_ema(ema, weights, min(ema_decay, (1 + step) / (10 + step)))
+        update_ema(ema, weights, min(ema_decay, (1 + step) / (10 + step)))
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % every == 0 or step + 1 == steps:
-            save_training(folder, step + 1, modules, optimizer, ema)
+            states = {key: module.state_dict() for key, module in modules.items()} | {"ema": ema}
+            checkpoint.save_training(folder, step + 1, optimizer, states)
     with torch.no_grad():
         for key, value in weights.items():
             value.copy_(ema[key])

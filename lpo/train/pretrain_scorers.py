@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from lpo import random
 from lpo.emoji.render import render
 from lpo.emoji.scenes import Scene, flawed, layout, near_miss, sample_prompts
 from lpo.scorers.embedded import Scorers
-from lpo.train.loop import cosine, numpy_rng, optimizer_step, resume_training, save_training
+from lpo.train import checkpoint
+from lpo.train.loop import cosine, optimizer_step
 
 
 def quality(scene: Scene) -> float:
@@ -39,10 +41,13 @@ def train_scorers(
 ) -> None:
     """Train the three in place; resumes from `folder`."""
     optimizer = torch.optim.AdamW(scorers.parameters(), lr=learning_rate, weight_decay=1e-3)
-    start = resume_training(folder, {"scorers": scorers}, optimizer)
+    start = 0
+    if found := checkpoint.load_training(folder, optimizer):
+        start = found.step
+        scorers.load_state_dict(found.state("scorers"))
     scorers.train()
     for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc="scorers", mininterval=2)):
-        captions, right, wrong, target = batch(batch_size, numpy_rng(seed, "scorers", step))
+        captions, right, wrong, target = batch(batch_size, random.numpy_generator(seed, "scorers", step))
         ids = scorers.tokenize(captions)
         pictures = torch.cat([right, wrong])
         embedding, text = scorers.embed(pictures), scorers.embed_text(ids)
@@ -56,5 +61,5 @@ def train_scorers(
         if step % 50 == 0:
             bar.set_postfix(clip=f"{contrast.item():.2f}", aesthetic=f"{beauty.item():.2f}", vqa=f"{yes.item():.3f}")
         if (step + 1) % every == 0 or step + 1 == steps:
-            save_training(folder, step + 1, {"scorers": scorers}, optimizer)
+            checkpoint.save_training(folder, step + 1, optimizer, {"scorers": scorers.state_dict()})
     scorers.eval()

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from lpo import random
 from lpo.config import RewardModel, Spm
 from lpo.data.latents import Latents, sample_latents
 from lpo.families import DTYPES
@@ -128,9 +129,9 @@ class RewardTrainer:
         """One optimiser step; this process's part of the loss, not read from the device."""
         config, size = self.config, self.config.batch_size
         per_epoch = max(len(pairs) // size, 1)
-        order = torch.randperm(len(pairs), generator=checkpoint.generator(self.seed, "lrm epoch", step // per_epoch))
+        order = torch.randperm(len(pairs), generator=random.generator(self.seed, "lrm epoch", step // per_epoch))
         rows = order[step % per_epoch * size :][:size]
-        generator = checkpoint.generator(self.seed, "lrm step", step)
+        generator = random.generator(self.seed, "lrm step", step)
         t = self.timesteps(len(rows), generator)
         noisy = self.noised(pairs, rows, t, generator)
         self.optimizer.zero_grad(set_to_none=True)
@@ -204,7 +205,7 @@ class RewardTrainer:
         for k in range(bins):
             for start in range(0, len(pairs), batch_size):
                 rows = torch.arange(start, min(start + batch_size, len(pairs)))
-                generator = checkpoint.generator(self.seed, f"lrm validation {k}", start)
+                generator = random.generator(self.seed, f"lrm validation {k}", start)
                 t = torch.randint(k * steps // bins, (k + 1) * steps // bins, (len(rows),), generator=generator)
                 first, second = self.scores(pairs, rows, t, self.noised(pairs, rows, t, generator))
                 result[k, rows.numpy()] = verdicts(first - second, pairs.labels[rows])
@@ -224,25 +225,23 @@ class RewardTrainer:
             conditioning, null = self.text(pairs.captions[rows])
             score = ensemble_score(
                 self.model, self.transition, x0.to(self.device, self.model.backbone.dtype), timesteps, draws,
-                conditioning, null, checkpoint.generator(self.seed, "lrm ensemble", start),
+                conditioning, null, random.generator(self.seed, "lrm ensemble", start),
             )  # fmt: skip
             first, second = score.cpu().chunk(2)
             result[rows.numpy()] = verdicts(first - second, pairs.labels[rows])
         return result
 
     def save(self, folder: Path, step: int) -> None:
-        tensors = checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.optimizer))
-        tensors |= checkpoint.prefixed("model", self.model.state_dict()) | checkpoint.prefixed("best", self.best)
         meta = {"history": self.history, "best_accuracy": self.best_accuracy, "misses": self.misses}
-        checkpoint.save(folder, step, tensors, meta)
+        states = {"model": self.model.state_dict(), "best": self.best}
+        checkpoint.save_training(folder, step, self.optimizer, states, meta)
 
     def resume(self, folder: Path) -> int:
-        found = checkpoint.load(folder)
+        found = checkpoint.load_training(folder, self.optimizer)
         if found is None:
             return 0
-        step, tensors, meta = found
-        self.model.load_state_dict(checkpoint.unprefixed("model", tensors))
-        checkpoint.load_optimizer(self.optimizer, checkpoint.unprefixed("optimizer", tensors))
-        self.best = checkpoint.unprefixed("best", tensors)
+        self.model.load_state_dict(found.state("model"))
+        self.best = found.state("best")
+        meta = found.meta
         self.history, self.best_accuracy, self.misses = meta["history"], meta["best_accuracy"], meta["misses"]
-        return step
+        return found.step

@@ -14,7 +14,7 @@ from benchmarks import models, report
 from benchmarks.compare import Ours, Theirs, assert_equal, beside, on_meta, settings
 from benchmarks.meters import Flops, peak_bytes
 from benchmarks.models import iteration
-from lpo.train.checkpoint import generator
+from lpo.random import generator
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lpo import random
 from lpo.config import load_params
 from lpo.errors import LpoError
 from lpo.families import lora, sd
 from lpo.rewards import lrm
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.train import checkpoint
 from lpo.train.methods import METHODS
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import rollout
@@ -30,7 +30,7 @@ def shaken(family, rank=2):
     torch.manual_seed(2)
     model = LatentRewardModel(family, 8, 7.5, "multi_scale", adapter_rank=rank)
     for name, weight in model.adapter.items():
-        weight.data += 0.1 * torch.randn(weight.shape, generator=checkpoint.generator(7, name))
+        weight.data += 0.1 * torch.randn(weight.shape, generator=random.generator(7, name))
     return model
 
 
@@ -57,7 +57,7 @@ def policy_of(family):
     """An adapter of the policy, away from zero; its weights."""
     weights = family.add_lora(2, 0)
     state = family.lora_state()
-    noise = {k: torch.randn(v.shape, generator=checkpoint.generator(5, k)) for k, v in state.items()}
+    noise = {k: torch.randn(v.shape, generator=random.generator(5, k)) for k, v in state.items()}
     family.load_lora_state({k: 0.1 * v for k, v in noise.items()})
     return weights
 
@@ -108,8 +108,8 @@ def test_a_training_of_the_policy_leaves_the_reward_as_it_is(saved, tiny_base, r
         reward = lrm.load(folder, family.device, family.dtype, family if shared else other)
         trainer = PolicyTrainer(family, reward, config, seed=3)
         select = METHODS["lpo"].select
-        made = rollout(family, reward, select, PROMPTS, config, checkpoint.generator(0, "r"))
-        trainer.update(*made[:2], checkpoint.generator(0, "u"))
+        made = rollout(family, reward, select, PROMPTS, config, random.generator(0, "r"))
+        trainer.update(*made[:2], random.generator(0, "u"))
         assert torch.equal(score(reward), expected)
         states.append(trainer.family.lora_state())
     assert states[0].keys() == states[1].keys()

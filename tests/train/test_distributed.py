@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from lpo.config import load_params
 from lpo.families import sd
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.train import processes
+from lpo.train import distributed
 from lpo.train.policy import PolicyTrainer
 
 base, params, *work = sys.argv[1:]

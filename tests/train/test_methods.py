@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lpo import random
 from lpo.config import load_params
-from lpo.train import checkpoint
 from lpo.train.methods import METHODS, best_and_worst, group_loss, pair_loss, stored_pair_loss, whole_group
 from lpo.train.policy import PolicyTrainer
 from lpo.train.rollout import rollout
@@ -123,7 +123,7 @@ def test_spo_with_the_latent_reward_is_lpo_bit_for_bit(tiny, tiny_reward, config
     found = {}
     for name in ("lpo", "spo"):
         chosen = replace(config, method=name)
-        pairs, _, _ = rollout(tiny, tiny_reward, METHODS[name].select, PROMPTS, chosen, checkpoint.generator(0, "test"))
+        pairs, _, _ = rollout(tiny, tiny_reward, METHODS[name].select, PROMPTS, chosen, random.generator(0, "test"))
         trainer = run(copy.deepcopy(tiny), tiny_reward, chosen, tmp_path / name)
         found[name] = pairs, trainer
     (pairs, lpo), (others, spo) = found["lpo"], found["spo"]
@@ -140,7 +140,7 @@ def test_the_sampling_policy_of_a_group_is_the_one_that_drew_it(tiny, tiny_rewar
     config = replace(config, method="grpo")
     trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
     batch, conditioning, _ = rollout(
-        tiny, tiny_reward, METHODS["grpo"].select, PROMPTS, config, checkpoint.generator(0, "test")
+        tiny, tiny_reward, METHODS["grpo"].select, PROMPTS, config, random.generator(0, "test")
     )
     assert batch.x_s.shape[1] == 4
     with torch.no_grad():
@@ -154,9 +154,9 @@ def test_a_group_update_raises_good_candidates_over_bad_ones(tiny, tiny_reward, 
     config = replace(config, method="grpo", beta=0.1, learning_rate=3e-3, epochs_per_rollout=5)
     trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
     batch, conditioning, _ = rollout(
-        tiny, tiny_reward, METHODS["grpo"].select, PROMPTS, config, checkpoint.generator(0, "test")
+        tiny, tiny_reward, METHODS["grpo"].select, PROMPTS, config, random.generator(0, "test")
     )
-    trainer.update(batch, conditioning, checkpoint.generator(0, "update"))
+    trainer.update(batch, conditioning, random.generator(0, "update"))
     with torch.no_grad():
         now = trainer.log_probs(batch, conditioning[batch.prompt])
     assert float(((now - batch.log_p) * batch.advantage).mean()) > 0

@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from lpo import random
 from lpo.config import load_params
 from lpo.data.latents import Latents, write_captions, write_moments, write_space
-from lpo.train import checkpoint
 from lpo.train.offline import draw, stored_pairs
 from lpo.train.policy import PolicyTrainer
 
@@ -40,7 +40,7 @@ def pairs(tiny, tmp_path):
 def test_winner_and_loser_share_noise_and_timestep_and_ties_are_left_out(tiny, pairs, config):
     """x_t = sqrt(a) x_0 + sqrt(1 - a) eps: the two differ by sqrt(a) (x_0^w - x_0^l) exactly."""
     assert pairs.captions == ["a cat", "two dogs"]
-    batch, conditioning = draw(tiny, pairs, [0, 1], config, checkpoint.generator(0, "test"))
+    batch, conditioning = draw(tiny, pairs, [0, 1], config, random.generator(0, "test"))
     assert len(batch) == 10 and len(conditioning) == 2 and batch.prompt.tolist() == [0] * 5 + [1] * 5
     assert int(batch.t.min()) >= 100 and int(batch.t.max()) < 600 and len(batch.t.unique()) > 1
     root = tiny.scheduler.alphas_cumprod[batch.t].sqrt().view(-1, 1, 1, 1)
@@ -54,7 +54,7 @@ def test_winner_and_loser_share_noise_and_timestep_and_ties_are_left_out(tiny, p
 def test_the_error_is_that_of_the_noise_prediction(tiny, tiny_reward, pairs, config):
     """The tiny model predicts noise: minus the mean squared error of its own output, winner and loser apart."""
     trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0, pairs=pairs)
-    batch, conditioning = draw(tiny, pairs, [1, 0], config, checkpoint.generator(0, "test"))
+    batch, conditioning = draw(tiny, pairs, [1, 0], config, random.generator(0, "test"))
     with torch.no_grad():
         found = trainer.log_probs(batch, conditioning[batch.prompt])
         for side in (0, 1):
@@ -65,10 +65,10 @@ def test_the_error_is_that_of_the_noise_prediction(tiny, tiny_reward, pairs, con
 
 def test_an_update_improves_on_winners_more_than_on_losers(tiny, tiny_reward, pairs, config):
     trainer = PolicyTrainer(tiny, tiny_reward, replace(config, epochs_per_rollout=6), seed=0, pairs=pairs)
-    batch, conditioning = draw(tiny, pairs, [0, 1], config, checkpoint.generator(0, "test"))
+    batch, conditioning = draw(tiny, pairs, [0, 1], config, random.generator(0, "test"))
     before = trainer.loss(batch, conditioning[batch.prompt])[0].mean().item()
     assert before == pytest.approx(0.6931, abs=1e-3)
-    trainer.update(batch, conditioning, checkpoint.generator(0, "update"))
+    trainer.update(batch, conditioning, random.generator(0, "update"))
     loss, found = trainer.loss(batch, conditioning[batch.prompt])
     assert loss.mean().item() < before and found["correct"].mean() > 0.6
 

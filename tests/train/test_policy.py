@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lpo import random
 from lpo.config import load_params
 from lpo.diffusion.transitions import step_gain
 from lpo.errors import LpoError
 from lpo.preference.losses import lpo_loss
-from lpo.train import checkpoint, policy
+from lpo.train import policy
 from lpo.train import rollout as rollouts
 from lpo.train.methods import METHODS
 from lpo.train.policy import PolicyTrainer
@@ -37,7 +38,7 @@ def config(repository):
 
 
 def pairs_of(family, reward, config, seed=0):
-    return rollout(family, reward, METHODS[config.method].select, PROMPTS, config, checkpoint.generator(seed, "test"))
+    return rollout(family, reward, METHODS[config.method].select, PROMPTS, config, random.generator(seed, "test"))
 
 
 def test_winner_and_loser_start_from_the_same_latents_and_the_reward_ranks_them(tiny, tiny_reward, config):
@@ -73,7 +74,7 @@ def test_clamped_ratios_are_written_by_timestep(tiny, tiny_reward, config):
     trainer, shares = PolicyTrainer(tiny, tiny_reward, config, 0), {}
     for epsilon in (0.99, 1e-9):
         trainer.config = replace(config, clip_epsilon=epsilon)
-        found = trainer.update(*pairs_of(tiny, tiny_reward, config)[:2], checkpoint.generator(0, "u"))
+        found = trainer.update(*pairs_of(tiny, tiny_reward, config)[:2], random.generator(0, "u"))
         shares[epsilon] = {t: row["clipped"] for t, row in found["by_timestep"].items()}
     assert set(shares[0.99]) == {751, 501, 251, 1} and set(shares[0.99].values()) == {0.0}
     assert min(shares[1e-9].values()) > 0.5
@@ -96,7 +97,7 @@ def test_a_rollout_in_parts_is_the_rollout(tiny, tiny_reward, config, monkeypatc
     monkeypatch.setattr(tiny_reward, "score", lambda x, *more: seen.append(len(x)) or score(x, *more))
     whole, parts = (
         explore(tiny, tiny_reward, METHODS["lpo"].select, PROMPTS, replace(config, micro_batch_size=size),
-                checkpoint.generator(0, "test"))[0] for size in (4, 1)
+                random.generator(0, "test"))[0] for size in (4, 1)
     )  # fmt: skip
     assert seen == [16] * 4 + [4] * 16
     torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-4, atol=1e-4)
@@ -147,7 +148,7 @@ def test_a_trajectory_goes_on_from_a_candidate_drawn_blindly_or_from_the_best(ti
     config = replace(config, num_candidates=2, threshold=replace(config.threshold, low=-1.0))
     share = {}
     for how in ("random", "best"):
-        how_config, generator = replace(config, continue_from=how), checkpoint.generator(0, "n")
+        how_config, generator = replace(config, continue_from=how), random.generator(0, "n")
         made, _ = explore(tiny, tiny_reward, METHODS["lpo"].select, PROMPTS * 16, how_config, generator)
         x_t, best, worst = (x.view(4, 64, -1) for x in (made.steps.x_t, made.steps.best, made.steps.worst))
         from_best, from_worst = ((x_t[1:] == x[:-1]).all(2) for x in (best, worst))
@@ -183,7 +184,7 @@ def test_one_policy_and_one_reference_forward_equal_the_published_four(tiny, tin
     frozen = copy.deepcopy(tiny)
     pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
     trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
-    state = {k: 0.1 * torch.randn(v.shape, generator=checkpoint.generator(5, k)) for k, v in tiny.lora_state().items()}
+    state = {k: 0.1 * torch.randn(v.shape, generator=random.generator(5, k)) for k, v in tiny.lora_state().items()}
     tiny.load_lora_state(state)
     null, transition = frozen.encode_prompts([""]), frozen.transition(config.eta)
 
@@ -268,7 +269,7 @@ def test_an_update_raises_winners_over_losers(tiny, tiny_reward, config):
     pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
     before = trainer.loss(pairs, conditioning[pairs.prompt])[0].detach().mean()
     assert float(before) == pytest.approx(0.6931, abs=1e-3)  # policy = reference
-    trainer.update(pairs, conditioning, checkpoint.generator(0, "update"))
+    trainer.update(pairs, conditioning, random.generator(0, "update"))
     after, statistics = trainer.loss(pairs, conditioning[pairs.prompt])
     assert float(after.detach().mean()) < float(before)
     assert float(statistics["correct"].mean()) > 0.6
