@@ -234,7 +234,7 @@ def test_drift_is_how_far_a_step_lies_from_the_bases(tiny, tiny_reward, config):
     drift = trainer.loss(pairs, conditioning[pairs.prompt])[1]["drift"]
     assert float(expected.min()) > 0.01
     torch.testing.assert_close(drift, expected, rtol=1e-4, atol=1e-4)
-    found = trainer.update(pairs, conditioning, checkpoint.generator(0, "u"))
+    found = trainer.update(pairs, conditioning, random.generator(0, "u"))
     assert found["drift"] > 0 and all(row["drift"] > 0 for row in found["by_timestep"].values())
 
 
