@@ -257,12 +257,15 @@ def doctor(
 
 @app.command()
 def summary(
-    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of figures in README.md.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of README.md.")] = False,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the figures that texts quote: docs/figures.json.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Print the figures and where the report is."""
     from lpo.commands.summary import run
 
-    run(markdown)
+    run(markdown, save)
 
 
 def timed(stage: str, params: Params) -> None:

@@ -197,35 +197,6 @@ def test_a_stage_that_ended_well_is_timed_with_its_model(project: Path, monkeypa
     assert json.loads(Path(".checkpoints/timings.json").read_text()) == known  # one failed, one was no stage
 
 
-def test_the_summary_shows_the_figures_that_are_there(
-    project: Path, console: Callable[..., tuple[int, str, str]]
-) -> None:
-    code, _, err = console("summary")
-    assert code == 2
-    assert "no figures yet" in err
-    rate = {"value": 0.7, "low": 0.6512, "high": 0.75, "prompts": 400}
-    right = {"base": 0.5, "tuned": 0.55, "difference": 0.05, "low": -0.01, "high": 0.11}
-    bins = [{"t_low": 0, "t_high": 250, "value": 0.8, "low": 0.75, "high": 0.85}]
-    metrics = {
-        "evaluate": {"win_rate": dict.fromkeys(("overall", "alignment", "aesthetics"), rate), "all_correct": right},
-        "reward": {"accuracy": {"mean": 0.714, "by_timestep": bins}},
-        "filter": {"input": 10, "kept": 6, "dropped": 3, "quarantined": 1},
-    }
-    Path("metrics").mkdir()
-    for stage, content in metrics.items():
-        Path(f"metrics/{stage}.json").write_text(json.dumps(content))
-    Path("data/report").mkdir(parents=True)
-    Path("data/report/index.html").touch()
-    out = run("summary").stdout
-    assert "same guidance, 400 held-out prompts" in out
-    assert "overall      70.0%  (65.1% to 75.0%)" in out
-    assert "50.0% before, 55.0% after" in out
-    assert "+5.0 points (-1.0 to +11.0)" in out
-    assert "t    0-250" in out
-    assert "10 in, 6 kept, 3 dropped, 1 quarantined" in out
-    assert "Report: data/report/index.html" in out
-
-
 def test_help_names_every_stage() -> None:
     lines = run("--help").stdout
     commands = [line.split()[0] for line in lines.partition("Commands:")[2].splitlines() if line.strip()]

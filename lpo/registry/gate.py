@@ -2,7 +2,7 @@
 
 A model must beat the base, and the promoted model where there is one (matching base at the same guidance scale):
     win rate      low > win_rate_low
-    metric m      low_m >= -margin_m      low_m is the lower end of the 95 % interval of mean(tuned) - mean(opponent)
+    metric m      low_m >= -margin_m      low_m is the lower end of the 95% interval of mean(tuned) - mean(opponent)
 The second is a test of non-inferiority: not "no difference was seen", but "a loss above the margin is ruled out". It is
 asked against the base too, so that many promotions, each within its margin, cannot lead far down.
 """
@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from lpo.config import Promote
 from lpo.evaluate.statistics import Figures
-from lpo.report.html import percent, percents, signed
+from lpo.format import percent, percents, signed
 
 METRICS = {  # a margin -> where its figures are
     "all_correct": ("all_correct",),
@@ -32,7 +32,7 @@ def objections(evaluate: Figures, config: Promote) -> list[str]:
         rate = figures["win_rate"]["overall"]
         if rate["low"] <= config.win_rate_low:
             found.append(
-                f"it wins {percent(rate['value'])} against {opponent} (95 % interval {percents(rate)}), and the "
+                f"it wins {percent(rate['value'])} against {opponent} (95% interval {percents(rate)}), and the "
                 f"interval does not lie above {percent(config.win_rate_low)}"
             )
         for name, margin in asdict(config.margins).items():
@@ -41,7 +41,7 @@ def objections(evaluate: Figures, config: Promote) -> list[str]:
                 row = row[key]
             if row["low"] < -margin:
                 found.append(
-                    f"{name} changes by {signed(row['difference'], 4)} against {opponent} (95 % interval "
+                    f"{name} changes by {signed(row['difference'], 4)} against {opponent} (95% interval "
                     f"{signed(row['low'], 4)} to {signed(row['high'], 4)}), and a loss of more than {margin:g} is not "
                     "ruled out"
                 )

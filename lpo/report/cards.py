@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from lpo.report.html import flat, percent, percents, plain, points, signed, title
+from lpo.format import flat, percent, percents, plain, points, signed, title
 
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
@@ -75,7 +75,7 @@ def _front_matter(params: Json, evaluate: Json | None) -> dict[str, Any]:
     }
     if evaluate is not None:
         figures = [
-            {"type": f"win_rate_{axis}", "name": f"win rate over the base, {axis} (95 % interval {percents(row)})",
+            {"type": f"win_rate_{axis}", "name": f"win rate over the base, {axis} (95% interval {percents(row)})",
              "value": row["value"]}
             for axis, row in evaluate["win_rate"].items()
         ]  # fmt: skip
@@ -114,9 +114,9 @@ def _result(params: Json, evaluate: Json | None) -> str:
     ]
     parts = [
         f"Tuned at CFG {plain(setting['guidance_scale'])}, {setting['num_inference_steps']} steps, same prompts and "
-        "noise on both sides, prompts held out from every training. A tie counts half; intervals are 95 %, by "
+        "noise on both sides, prompts held out from every training. A tie counts half; intervals are 95%, by "
         "bootstrap over prompts.",
-        _table(["verdict on", "against", "win rate", "95 % interval", "ties", "prompts"], rows),
+        _table(["verdict on", "against", "win rate", "95% interval", "ties", "prompts"], rows),
     ]
     if "judges" in evaluate:
         rows = [
@@ -125,7 +125,7 @@ def _result(params: Json, evaluate: Json | None) -> str:
             for name, row in evaluate["judges"].items()
         ]  # fmt: skip
         parts.append(f"The verdict overall is that of {title(evaluate['judge'])}.")
-        parts.append(_table(["judge", "base", "tuned", "change", "95 % interval", "win rate"], rows))
+        parts.append(_table(["judge", "base", "tuned", "change", "95% interval", "win rate"], rows))
     if "all_correct" in evaluate:
         row = evaluate["all_correct"]
         parts.append(
@@ -145,7 +145,7 @@ def _method(params: Json, metrics: Mapping[str, Json]) -> str:
             f"The reward model ranks {percent(metrics['reward']['accuracy']['mean'])} of held-out pairs right "
             "(mean over timesteps)."
         )
-    rows = [[_code(name), value] for name, value in flat(params["tune"], "lpo") + [("seed", plain(params["seed"]))]]
+    rows = [[_code(name), value] for name, value in flat(params["tune"], "tune") + [("seed", plain(params["seed"]))]]
     return "\n\n".join([*found, _table(["parameter", "value"], rows)])
 
 

@@ -1,7 +1,7 @@
 """Pieces of the report's page: escaped tables, sections, figures, notes, number formats, and the style.
 
 Every function escapes what it is given, except where an argument is named `body` or `bodies`: those are pieces made
-here. Numbers are written with a thin space between thousands and a true minus sign.
+here.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from lpo.format import plain
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#24292f;--soft:#59636e;--page:#f6f7f8;--card:#fff;--line:#d8dee4;--blue:#0072b2;
@@ -60,11 +62,6 @@ summary{cursor:pointer;font-weight:550;padding:4px 0}
 @media (max-width:560px){h1{font-size:24px}.lead{font-size:16px}section{padding:16px}
 main,header,nav{padding-left:14px;padding-right:14px}}
 """
-NAMES = {
-    "pickscore": "PickScore", "imagereward": "ImageReward", "hps_v2": "HPSv2", "hps_v2_1": "HPSv2.1",
-    "aesthetic": "Aesthetic", "clip": "CLIPScore", "vqa": "VQAScore", "geneval": "GenEval",
-    "lrm": "latent reward model",
-}  # fmt: skip
 
 
 def page(title: str, body: str) -> str:
@@ -121,52 +118,7 @@ def tile(number: str, label: str, note: str) -> str:
     return f'<div class="tile"><b>{escape(number)}</b><span>{escape(label)}</span><span>{escape(note)}</span></div>'
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def percents(row: Mapping[str, Any]) -> str:
-    """The interval of a share, as '62.0 to 71.3 %'."""
-    return f"{100 * row['low']:.1f} to {100 * row['high']:.1f} %"
-
-
-def signed(value: float, digits: int = 3) -> str:
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def points(value: float) -> str:
-    """A difference of shares in percentage points, as '+4.2'."""
-    return signed(100 * value, 1)
-
-
-def plain(value: Any) -> str:
-    """Any value of a JSON or YAML file in a few characters."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u2009").replace("-", "−")
-    if isinstance(value, float):
-        return f"{value:.5g}".replace("-", "−")
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(plain(item) for item in value) + "]"
-    return "none" if value is None else str(value)
-
-
-def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """(dotted path, text) of everything in nested mappings and lists of mappings."""
-    if isinstance(value, Mapping):
-        return [row for key, item in value.items() for row in flat(item, f"{path}.{key}".lstrip("."))]
-    if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-        return [row for place, item in enumerate(value) for row in flat(item, f"{path}[{place}]")]
-    return [(path, plain(value))]
-
-
 def rows_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A table of JSON rows, one column a key, in the order in which the keys appear."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return table(keys, [[plain(row[key]) if key in row else "" for key in keys] for row in rows], texts=0)
-
-
-def title(name: str) -> str:
-    """A judge's name for people."""
-    return NAMES.get(name, name)

@@ -5,20 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lpo.format import percent, percents, plain, points, signed, title
 from lpo.report import plots
-from lpo.report.html import (
-    figure,
-    heading,
-    percent,
-    percents,
-    plain,
-    points,
-    section,
-    signed,
-    table,
-    text,
-    title,
-)
+from lpo.report.html import figure, heading, section, table, text
 
 Json = Mapping[str, Any]
 
@@ -32,15 +21,15 @@ def judges(evaluate: Json) -> str:
         text(
             f"{plain(evaluate['images'])} pictures of {plain(evaluate['prompts'])} prompts, every one judged. The base "
             "draws the same prompts from the same noise at the same guidance scale; a tie counts half. Intervals are "
-            "95 %, by drawing prompts again."
+            "95%, by drawing prompts again."
         )
     ]
     if evaluate.get("prompts_left_out"):
         words = f"{plain(evaluate['prompts_left_out'])} prompts of the file were left out"
         bodies.append(text(f"{words}; data/evaluation/left_out.parquet says why.", "soft"))
-    caption = "Hollow: the interval holds 50 %."
-    bodies.append(figure(plots.forest(forest), "Win rates by judge with 95 % intervals beside 50 %", caption))
-    head = ["judge", "base", "tuned", "change", "95 % interval", "win rate", "95 % interval"]
+    caption = "Hollow: the interval holds 50%."
+    bodies.append(figure(plots.forest(forest), "Win rates by judge with 95% intervals beside 50%", caption))
+    head = ["judge", "base", "tuned", "change", "95% interval", "win rate", "95% interval"]
     bodies.append(table(head, [_row(title(name), row) for name, row in found.items()]))
     if usual != evaluate["win_rate"]["overall"]:
         share = f"{percent(usual['value'])} ({percents(usual)})"
@@ -50,7 +39,7 @@ def judges(evaluate: Json) -> str:
             [name, plain(row["overall"]["prompts"]), percent(row["overall"]["value"]), percents(row["overall"])]
             for name, row in evaluate["by_category"].items()
         ]
-        bodies += [heading(f"By category, {first}"), table(["category", "prompts", "win rate", "95 % interval"], cells)]
+        bodies += [heading(f"By category, {first}"), table(["category", "prompts", "win rate", "95% interval"], cells)]
     if "geneval" in evaluate:
         bodies += [
             heading("GenEval"),
@@ -82,4 +71,4 @@ def _geneval(found: Json) -> str:
          f"{points(row['low'])} to {points(row['high'])}", plain(row["prompts"])]
         for name, row in rows
     ]  # fmt: skip
-    return table(["task", "base", "tuned", "change", "95 % interval", "prompts"], cells)
+    return table(["task", "base", "tuned", "change", "95% interval", "prompts"], cells)

@@ -17,25 +17,10 @@ from typing import Any
 
 import pandas as pd
 
+from lpo.format import flat, percent, percents, plain, points, title
 from lpo.report import plots
 from lpo.report.cards import model_card
-from lpo.report.html import (
-    figure,
-    flat,
-    folded,
-    heading,
-    missing,
-    page,
-    percent,
-    percents,
-    plain,
-    points,
-    section,
-    table,
-    text,
-    tile,
-    title,
-)
+from lpo.report.html import figure, folded, heading, missing, page, section, table, text, tile
 from lpo.report.judge_section import judges
 from lpo.report.pictures import pictures
 from lpo.report.sections import changes, reward_model, tuning, wins
@@ -117,7 +102,7 @@ def headline(evaluate: Json | None) -> str:
         verdict = "Tuning made no difference that these prompts can show"
     prompts = f"{plain(row['prompts'])} held-out prompts against its own base"
     judge = f" by {title(evaluate['judge'])}" if "judge" in evaluate else ""
-    return f"{verdict}: it wins {percent(row['value'])} of {prompts}{judge} (95 % interval {percents(row)})."
+    return f"{verdict}: it wins {percent(row['value'])} of {prompts}{judge} (95% interval {percents(row)})."
 
 
 def _lead(params: Json, evaluate: Json | None) -> str:
@@ -151,8 +136,8 @@ def _absent(context: ReportContext) -> str:
               for stage in ("filter", "reward", "tune", "evaluate")}  # fmt: skip
     wanted |= {
         "data/evaluation/results.parquet": (context.results, "evaluate"),
-        "data/reward/history.json": (context.reward_history, "lrm"),
-        "data/tuned/history.json": (context.tune_history, "lpo"),
+        "data/reward/history.json": (context.reward_history, "reward"),
+        "data/tuned/history.json": (context.tune_history, "tune"),
         "data/filtered/summary.json": (context.contract, "filter"),
     }
     return "\n".join(missing(path, stage) for path, (found, stage) in wanted.items() if found is None)

@@ -21,8 +21,9 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from lpo.evaluate.metrics import paired
-from lpo.report.html import heading, missing, plain, section, text
-from lpo.report.html import title as title_of
+from lpo.format import plain
+from lpo.format import title as title_of
+from lpo.report.html import heading, missing, section, text
 from lpo.report.plots import picture_uri
 
 Place = tuple[str, int]  # prompt, seed

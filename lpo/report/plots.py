@@ -19,6 +19,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lpo.format import percent, plain
+
 Row = Mapping[str, Any]
 
 INK, GRID = "#24292f", "#d8dee4"
@@ -115,7 +117,7 @@ def forest(rows: Sequence[tuple[str, Row]], chance: float = 0.5) -> str:
             axes.plot([row["low"], row["high"]], [place, place], color=colour)
             face = colour if sure else "none"
             axes.plot(row["value"], place, "o" if row["value"] >= chance else "s", color=colour, mfc=face, ms=6.5)
-            note = f"{100 * row['value']:.1f} %"
+            note = percent(row["value"])
             axes.text(1.01, place, note, transform=axes.get_yaxis_transform(), va="center", ha="left")
         axes.axvline(chance, color=INK, linewidth=1, linestyle=CHANCE)
         axes.set_yticks(range(len(rows)), [label for label, _ in rows])
@@ -135,7 +137,7 @@ def mpcf_bars(kept: int, dropped_by: Mapping[str, int]) -> str:
         figure, (axes,) = _figure(1, 0.5 + 0.32 * len(bars))
         for place, (_, count, colour) in enumerate(bars):
             axes.barh(place, count, color=colour, height=0.7)
-            note = f"{count:,}".replace(",", " ")
+            note = plain(count)
             axes.annotate(note, (count, place), (4, 0), textcoords="offset points", va="center")
         axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
         axes.set_ylim(len(bars) - 0.5, -0.5)
@@ -152,7 +154,7 @@ def picture_uri(png: bytes) -> str:
 
 
 def _percent(value: float, _: object) -> str:
-    return f"{100 * value:.3g} %"
+    return f"{100 * value:.3g}%"
 
 
 def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from lpo.report.html import flat, percent, plain
+from lpo.format import flat, percent, plain
 
 Json = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def reward_card(params: Json, metrics: Json) -> str:
         for row in accuracy["by_timestep"]
     ]
     taken = params["reward"]["pretrained"]
-    settings = [f"| `{name}` | {value} |" for name, value in flat(params["reward"], "lrm")]
+    settings = [f"| `{name}` | {value} |" for name, value in flat(params["reward"], "reward")]
     blocks = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# Latent reward model of {base}",
@@ -41,7 +41,7 @@ def reward_card(params: Json, metrics: Json) -> str:
         "score = model.score(latents, timesteps, text, null)  # latents (1, C, h, w) at timesteps (1,)\n```",
         "## Accuracy on held-out pairs",
         f"Mean over timesteps {percent(accuracy['mean'])}, over {plain(metrics['test_pairs'])} pairs.",
-        "\n".join(["| timesteps | right | 95 % interval | pairs |", "| --- | --- | --- | --- |", *rows]),
+        "\n".join(["| timesteps | right | 95% interval | pairs |", "| --- | --- | --- | --- |", *rows]),
         "## Training",
         f"Taken as it is from `{taken}`." if taken else f"{plain(metrics['steps'])} steps.",
         "\n".join(["| parameter | value |", "| --- | --- |", *settings]),

@@ -10,23 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from lpo.format import flat, percent, percents, plain, points, signed
 from lpo.report import plots
-from lpo.report.html import (
-    figure,
-    flat,
-    folded,
-    heading,
-    missing,
-    percent,
-    percents,
-    plain,
-    points,
-    rows_table,
-    section,
-    signed,
-    table,
-    text,
-)
+from lpo.report.html import figure, folded, heading, missing, rows_table, section, table, text
 
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
@@ -58,7 +44,7 @@ def wins(evaluate: Json | None) -> str:
     bodies = [
         text(
             "The share of pictures in which the tuned model beats its base on the same prompt with the same noise; a "
-            "tie counts half. 50 % means no difference. Intervals are 95 %, by drawing prompts again."
+            "tie counts half. 50% means no difference. Intervals are 95%, by drawing prompts again."
         )
     ]
     bodies += [missing(f"{name} in metrics/evaluate.json", "evaluate") for name in against if name not in evaluate]
@@ -70,18 +56,18 @@ def wins(evaluate: Json | None) -> str:
     forest = [(axis if name == "win_rate" else f"{axis}, usual guidance", row) for axis, name, row in rows]
     forest += [(f"{name} prompts", rates["overall"]) for name, rates in categories.items()]
     if forest:
-        caption = "Hollow: the interval holds 50 %. Rows of single categories are the overall verdict."
-        alt = "Win rates of the tuned model with 95 % intervals beside the line at 50 %"
+        caption = "Hollow: the interval holds 50%. Rows of single categories are the overall verdict."
+        alt = "Win rates of the tuned model with 95% intervals beside the line at 50%"
         bodies.append(figure(plots.forest(forest), alt, caption))
     cells = [
         [axis, against[name], percent(row["value"]), percents(row), percent(row["ties"]), plain(row["prompts"])]
         for axis, name, row in rows
     ]
-    head = ["verdict on", "against the base at", "win rate", "95 % interval", "ties", "prompts"]
+    head = ["verdict on", "against the base at", "win rate", "95% interval", "ties", "prompts"]
     bodies += [table(head, cells, texts=2), heading("By category")]
     if not categories:
         return section("wins", title, *bodies, missing("by_category in metrics/evaluate.json", "evaluate"))
-    bodies.append(text("Against the base at the same guidance scale, with 95 % intervals.", "soft"))
+    bodies.append(text("Against the base at the same guidance scale, with 95% intervals.", "soft"))
     cells = [
         [name, plain(rates["overall"]["prompts"]), *(f"{percent(rates[axis]['value'])} ({percents(rates[axis])})"
                                                      for axis in AXES)]
@@ -115,8 +101,8 @@ def promoted(evaluate: Json | None) -> list[str]:
     return [
         title,
         text("The same prompts, noise and guidance scale.", "soft"),
-        table(["verdict on", "win rate", "95 % interval", "ties", "prompts"], rates),
-        table(["mean of", "promoted", "tuned", "change", "95 % interval"], moved),
+        table(["verdict on", "win rate", "95% interval", "ties", "prompts"], rates),
+        table(["mean of", "promoted", "tuned", "change", "95% interval"], moved),
     ]
 
 
@@ -125,7 +111,7 @@ def changes(evaluate: Json | None) -> str:
     title = "What changed"
     if evaluate is None:
         return section("changes", title, missing("metrics/evaluate.json", "evaluate"))
-    head = ["", "base", "tuned", "change", "95 % interval", "prompts"]
+    head = ["", "base", "tuned", "change", "95% interval", "prompts"]
     bodies = [heading("All correct"), text("Pictures in which every question that the prompt asks is answered right.")]
     if "all_correct" in evaluate:
         overall = evaluate["all_correct"]
@@ -140,7 +126,7 @@ def changes(evaluate: Json | None) -> str:
         bodies.append(missing("all_correct in metrics/evaluate.json", "evaluate"))
     bodies += [heading("Scorers"), text(SCORERS_NOTE)]
     if "scorers" in evaluate:
-        bodies.append(table([*head[:-1], "win rate", "95 % interval"], map(_scorer, evaluate["scorers"].items())))
+        bodies.append(table([*head[:-1], "win rate", "95% interval"], map(_scorer, evaluate["scorers"].items())))
     else:
         bodies.append(missing("scorers in metrics/evaluate.json", "evaluate"))
     if "means" in evaluate:
@@ -152,7 +138,7 @@ def changes(evaluate: Json | None) -> str:
         bodies += [
             heading("The reward itself"),
             text("The latent reward model is what training climbed, so its rise is no evidence of better pictures."),
-            table([*head[:-1], "win rate", "95 % interval"], [_scorer(("latent reward model", evaluate["reward"]))]),
+            table([*head[:-1], "win rate", "95% interval"], [_scorer(("latent reward model", evaluate["reward"]))]),
         ]
     return section("changes", title, *bodies)
 
@@ -175,24 +161,24 @@ def reward_model(lrm: Json | None, history: Sequence[Json] | None) -> str:
         )
     ]
     if lrm is None:
-        bodies.append(missing("metrics/reward.json", "lrm"))
+        bodies.append(missing("metrics/reward.json", "reward"))
     else:
         accuracy = lrm["accuracy"]
         early = f", over t < 500: {percent(accuracy['below_500'])}" if "below_500" in accuracy else ""
         bodies.append(text(f"Mean over timesteps: {percent(accuracy['mean'])}{early}.", "lead"))
         if accuracy.get("by_timestep"):
-            caption = "The band is the 95 % interval. Late steps see a nearly clean picture, early ones nearly noise."
+            caption = "The band is the 95% interval. Late steps see a nearly clean picture, early ones nearly noise."
             uri = plots.accuracy_by_timestep(accuracy["by_timestep"])
             bodies.append(figure(uri, "Accuracy of the reward model by timestep, beside chance", caption))
             cells = [
                 [f"{row['t_low']} to {row['t_high']}", percent(row["value"]), percents(row)]
                 for row in accuracy["by_timestep"]
             ]
-            bodies.append(folded("The same as a table", table(["timesteps", "accuracy", "95 % interval"], cells)))
+            bodies.append(folded("The same as a table", table(["timesteps", "accuracy", "95% interval"], cells)))
         else:
-            bodies.append(missing("accuracy.by_timestep in metrics/reward.json", "lrm"))
+            bodies.append(missing("accuracy.by_timestep in metrics/reward.json", "reward"))
         if not accuracy.get("by_category"):
-            bodies.append(missing("accuracy.by_category in metrics/reward.json", "lrm"))
+            bodies.append(missing("accuracy.by_category in metrics/reward.json", "reward"))
         for name, note in LRM_NOTES.items():
             if not accuracy.get(f"by_{name}"):
                 continue  # pairs of real data need not say what tells them apart
@@ -200,10 +186,10 @@ def reward_model(lrm: Json | None, history: Sequence[Json] | None) -> str:
                 [str(kind), percent(row["value"]), percents(row), plain(row["pairs"])]
                 for kind, row in accuracy[f"by_{name}"].items()
             ]
-            head = [name, "accuracy", "95 % interval", "pairs"]
+            head = [name, "accuracy", "95% interval", "pairs"]
             bodies += [heading(f"By {name}"), text(note, "soft"), table(head, cells)]
     bodies.append(heading("Training"))
-    bodies.append(_curves(history, "step", LRM_CURVES, "data/reward/history.json", "lrm"))
+    bodies.append(_curves(history, "step", LRM_CURVES, "data/reward/history.json", "reward"))
     return section("reward", "Reward model", *bodies)
 
 
@@ -220,16 +206,16 @@ def tuning(lpo: Json | None, history: Sequence[Json] | None) -> str:
         bodies.append(figure(plots.by_timestep(steps), "Kept pairs, gaps and clipping by timestep", caption))
         bodies.append(folded("The same as a table", rows_table(steps)))
     elif history is not None and not any("by_timestep" in row for row in history):  # empty where nothing is sampled
-        bodies.append(missing("by_timestep in data/tuned/history.json", "lpo"))
-    bodies += [heading("Training"), _curves(history, "rollout", LPO_CURVES, "data/tuned/history.json", "lpo")]
+        bodies.append(missing("by_timestep in data/tuned/history.json", "tune"))
+    bodies += [heading("Training"), _curves(history, "rollout", LPO_CURVES, "data/tuned/history.json", "tune")]
     bodies.append(heading("Validation"))
     if lpo is None:
-        bodies.append(missing("metrics/tune.json", "lpo"))
+        bodies.append(missing("metrics/tune.json", "tune"))
     elif lpo.get("validation"):
         note = "Prompts that are neither training nor test prompts; the weights that did best here were kept."
         bodies += [text(note, "soft"), rows_table([dict(flat(row)) for row in lpo["validation"]])]
     else:
-        bodies.append(missing("validation in metrics/tune.json", "lpo"))
+        bodies.append(missing("validation in metrics/tune.json", "tune"))
     if lpo is not None:
         rest = {key: value for key, value in lpo.items() if key != "validation"}
         bodies += [heading("In all"), table(["figure", "value"], flat(rest))]

@@ -1,4 +1,4 @@
-"""report: metrics, histories, pictures and hashes -> data/report/: index.html, MODEL_CARD.md, before_after.png.
+"""report: metrics, histories, images, hashes -> data/report/ (page, model card, before_after.png), metrics.json.
 
 Same inputs, same bytes: no clock is read, and of git only the last commit that touched code or parameters is shown, so
 a commit of anything else (of these results, for one) changes nothing. The hashes are those of the stages before this
@@ -17,7 +17,8 @@ import pandas as pd
 import yaml
 
 from lpo.config import Params
-from lpo.files import atomic_folder, write_bytes, write_text
+from lpo.files import atomic_folder, write_bytes, write_json, write_text
+from lpo.report.figures import headline
 from lpo.report.page import Artifact, ReportContext, model_card, render_report
 from lpo.report.pictures import contact_sheet
 
@@ -51,6 +52,7 @@ def run(params: Params) -> None:
         write_text(folder / "MODEL_CARD.md", model_card(sections, metrics))
         if context.results is not None:
             write_bytes(folder / "before_after.png", contact_sheet(context.results, SHEET, params.seed))
+    write_json("metrics.json", headline(metrics))
 
 
 def locked(path: Path) -> tuple[list[Artifact], list[Artifact]]:

@@ -47,7 +47,7 @@ def nested_draws(
 
 
 def interval(values: Sequence[NDArray[np.float64]], chance: float, seed: int = 0) -> dict[str, float]:
-    """{value, low, high, p} of the mean over runs, 95 %, p against `chance`."""
+    """{value, low, high, p} of the mean over runs, 95%, p against `chance`."""
     draws = nested_draws(values, seed=seed)
     low, high = np.quantile(draws, (0.025, 0.975))
     p = 2 * min(float((draws <= chance).mean()), float((draws >= chance).mean()))

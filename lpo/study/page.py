@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from lpo.report.html import figure, heading, page, percent, plain, section, table, text
+from lpo.format import percent, plain
+from lpo.report.html import figure, heading, page, section, table, text
 from lpo.report.plots import forest
 from lpo.study import plots
 from lpo.study.compare import AXES, REFERENCE
@@ -17,7 +18,7 @@ HOW = (
     "{budget} Its pictures are compared with those "
     "that the base draws from the same prompts and seeds, by the judge, which no arm was trained on or selected with. "
     "A win rate counts a tie half. It says how often and not how much: an adapter that changes hardly anything can win "
-    "most prompts. The gain is the mean change of the judge's utility. Intervals are 95 %, from drawing runs and, "
+    "most prompts. The gain is the mean change of the judge's utility. Intervals are 95%, from drawing runs and, "
     "within runs, prompts again; with {runs} run(s) the upper level {coarse}. p is corrected by Holm's method over the "
     "arms of a question. The reward's own training is not counted: its seconds, estimated from a few of its steps "
     "on the same machine, stand beside."
@@ -146,7 +147,7 @@ def _open(rows: pd.DataFrame, flips: Sequence[Mapping[str, Any]]) -> list[str]:
         every = [row | {"series": row["axis"]} for row in map(dict, flips) if row["pairs"] == "all"]
         uri = plots.lines(every, "t", "series", "share of orders that flip", 0.5)
         caption = (
-            "Test pairs noised alike, x_0 predicted by the base, ordered by the judge; ties left out, 50 % is chance."
+            "Test pairs noised alike, x_0 predicted by the base, ordered by the judge; ties left out, 50% is chance."
         )
         bodies.append(figure(uri, "Flips", caption))
         at = max((row["t"] for row in every if row["t"] <= 500), default=None)

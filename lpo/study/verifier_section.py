@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from lpo.evaluate.statistics import mean_difference, share, win_rate
-from lpo.report.html import percent, percents, section, signed, table, text
+from lpo.format import percent, percents, signed
+from lpo.report.html import section, table, text
 
 ABOUT = (
     "The untuned base draws each prompt, and the reward of the pipeline chooses: among K candidates of every step "

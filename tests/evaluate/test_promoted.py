@@ -52,7 +52,7 @@ def test_without_a_promoted_model_the_figures_are_the_same_but_for_it() -> None:
 def test_the_report_shows_them_and_escapes_the_name() -> None:
     page = wins(figures())
     assert "Against the promoted model lpo-&lt;b&gt;1&lt;/b&gt;" in page and "<b>1</b>" not in page
-    assert "<td>62.5 %</td>" in page and "+0.250" in page
+    assert "<td>62.5%</td>" in page and "+0.250" in page
 
 
 def test_the_promoted_model_itself_is_named_and_not_compared() -> None:

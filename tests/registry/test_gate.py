@@ -12,7 +12,7 @@ from lpo.registry.gate import METRICS, objections
 
 
 def comparison(opponent: str) -> dict[str, Any]:
-    """A model that wins 60 % (55 to 65 %) and loses nothing, its intervals 0.001 wide on both sides."""
+    """A model that wins 60% (55 to 65%) and loses nothing, its intervals 0.001 wide on both sides."""
     change = {opponent: 0.5, "tuned": 0.5, "difference": 0.0, "low": -0.001, "high": 0.001, "prompts": 100}
     return {
         "win_rate": {"overall": {"value": 0.6, "low": 0.55, "high": 0.65, "ties": 0.0, "prompts": 100}},
@@ -38,7 +38,7 @@ def test_an_interval_that_holds_the_limit_does_not_pass(gate: Promote) -> None:
     figures["win_rate"]["overall"]["low"] = gate.win_rate_low  # it must lie above
     (said,) = objections(figures, gate)
     assert said == (
-        "it wins 60.0 % against the base (95 % interval 50.0 to 65.0 %), and the interval does not lie above 50.0 %"
+        "it wins 60.0% against the base (95% interval 50.0% to 65.0%), and the interval does not lie above 50.0%"
     )
 
 

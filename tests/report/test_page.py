@@ -173,8 +173,8 @@ def test_headline_follows_the_interval():
     def said(low, high):
         return headline({"win_rate": {"overall": {"value": 0.6, "low": low, "high": high, "prompts": 400}}})
 
-    assert said(0.55, 0.65).startswith("Tuning made the model better: it wins 60.0 % of 400 held-out prompts")
-    assert "95 % interval 55.0 to 65.0 %" in said(0.55, 0.65)
+    assert said(0.55, 0.65).startswith("Tuning made the model better: it wins 60.0% of 400 held-out prompts")
+    assert "95% interval 55.0% to 65.0%" in said(0.55, 0.65)
     assert "no difference" in said(0.45, 0.75)
     assert "worse" in said(0.3, 0.45)
     assert "no result" in headline(None)
@@ -292,7 +292,7 @@ def test_model_card_with_figures():
         found["evaluate"]["win_rate"]["overall"]["value"]
     ]
     assert "| `tune.beta` | 500 |" in card and "| `tune.threshold.low` | 0.35 |" in card
-    assert "400 of 1\u2009000 pairs kept" in card and "simulated" in card
+    assert "400 of 1,000 pairs kept" in card and "simulated" in card
 
 
 def test_model_card_of_the_tuning_stage_reads_nothing_of_later_stages():
@@ -321,14 +321,14 @@ def judged() -> pd.DataFrame:
     """Made up: judged by PickScore and GenEval; the tuned model gains i - 4 in PickScore on prompt i."""
     frame = results()[["prompt", "category", "seed", "model", "png"]].copy()
     gain = (frame["seed"] - 4.0) * (frame["model"] == "tuned")
-    return frame.assign(pickscore=20 + gain, geneval=(gain > 0).astype(float), reward=gain)
+    return frame.assign(pickscore=20 + gain, geneval=(gain > 0).astype(float), lrm=gain)
 
 
 def test_judges_of_real_pictures_have_a_section_of_their_own():
     frame = judged()
     found = metrics() | {"evaluate": judged_results(frame, ["pickscore", "geneval"], 100) | {"prompts_left_out": 3}}
     page = render_report(context(results=frame, metrics=found))
-    assert "by PickScore (95 % interval" in headline(found["evaluate"])
+    assert "by PickScore (95% interval" in headline(found["evaluate"])
     for words in ("<h2>Judges</h2>", "<td class=\"text\">PickScore</td>", "<h3>GenEval</h3>", "The reward itself",
                   "3 prompts of the file were left out", "The largest gains in PickScore"):  # fmt: skip
         assert words in page, words

@@ -88,7 +88,7 @@ def test_report_and_summary_read_what_evaluate_wrote(params, capsys):
     evaluate.run(params)
     report.run(params)
     page = Path("data/report/index.html").read_text()
-    assert "<h2>Judges</h2>" in page and "by PickScore (95 % interval" in page and "ImageReward" in page
+    assert "<h2>Judges</h2>" in page and "by PickScore (95% interval" in page and "ImageReward" in page
     assert "Missing: metrics/evaluate.json" not in page
     capsys.readouterr()
     summary.run()

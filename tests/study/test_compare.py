@@ -134,8 +134,8 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
     arms = ["spo", "diffusion_dpo"]
     rows = pd.DataFrame(comparison(cells, "methods", arms, "seconds") + comparison(cells, "methods", arms, "prompts"))
     said = conclusion(rows)
-    assert said.startswith("After 99 s lpo wins 90.0 %") and "Its mean gain is +0.800" in said
-    assert "1 of 2 arms have less: spo (50.0 %); 0 of 2 arms have more." in said
+    assert said.startswith("After 99 s lpo wins 90.0%") and "Its mean gain is +0.800" in said
+    assert "1 of 2 arms have less: spo (50.0%); 0 of 2 arms have more." in said
     assert "1 of 2 arms have less: spo (+0.000); 0 of 2 arms have more." in said
     html = render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
@@ -162,8 +162,8 @@ def test_without_a_clock_the_page_says_which_changes_matter_at_equal_data() -> N
     arms = {"lpo": 0.9, "beta_20": 0.4, "beta_100": 0.9}
     cells = pd.concat([cell(arm, 1, [(9, 32, share)]) for arm, share in arms.items()])
     said = conclusion(pd.DataFrame(comparison(cells, "beta", ["beta_20", "beta_100"], "prompts")))
-    assert said.startswith("After 32 prompts lpo wins 90.0 %") and "Its mean gain is +0.800" in said
-    assert "1 of 2 arms have less: beta 20 (40.0 %)" in said
+    assert said.startswith("After 32 prompts lpo wins 90.0%") and "Its mean gain is +0.800" in said
+    assert "1 of 2 arms have less: beta 20 (40.0%)" in said
     assert "1 of 2 arms have less: beta 20 (\N{MINUS SIGN}0.200)" in said
     alone = pd.DataFrame(comparison(cells[cells["arm"] == "lpo"], "beta", ["beta_20"], "prompts"))
     assert conclusion(alone) == "Nothing was compared with lpo yet."
