@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from lpo.errors import LpoError
-from lpo.report.html import percent, percents, signed
+from lpo.format import percent, percents, signed
 from lpo.study.compare import REFERENCE
 
 
