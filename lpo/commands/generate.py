@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from lpo.config import Params
+from lpo.config import Params, SamplerSettings
 from lpo.errors import LpoError
 from lpo.families import load_family
 from lpo.families.family import Family
@@ -44,12 +45,14 @@ def run(
         )
     if lora is not None:
         family.load_lora(folder_of(lora))
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
-    steps = steps or config.num_inference_steps
+    settings = replace(
+        config.sampler, num_inference_steps=steps or config.num_inference_steps, batch_size=1,
+        guidance_scale=config.guidance_scale if guidance_scale is None else guidance_scale,
+    )  # fmt: skip
     if candidates > 1 or trajectories > 1:
-        pixels, said = searched(family, params, prompt, seed, steps, scale, candidates, trajectories)
+        pixels, said = searched(family, params, prompt, seed, settings, candidates, trajectories)
     else:
-        pixels, said = generate(family, [prompt], [seed], steps, scale, config.eta, 1, "")[0], ""
+        pixels, said = generate(family, [prompt], [seed], settings, "")[0], ""
     picture = Image.fromarray(pixels)
     if picture.width < ENLARGED:
         factor = ENLARGED // picture.width
@@ -61,13 +64,14 @@ def run(
 
 
 def searched(
-    family: Family, params: Params, prompt: str, seed: int, steps: int, scale: float, candidates: int, trajectories: int
-) -> tuple[np.ndarray, str]:
+    family: Family, params: Params, prompt: str, seed: int, settings: SamplerSettings, candidates: int,
+    trajectories: int,
+) -> tuple[np.ndarray, str]:  # fmt: skip
     """The picture (H, W, 3) uint8 that the reward of `tune.reward` likes best, and a line about it."""
     how = Search(candidates, trajectories, params.reward.ensemble_timesteps, params.reward.ensemble_draws)
     reward = load_reward(Path(params.tune.reward), family)
-    latents, scores, cost = search(family, reward, prompt, seed, steps, scale, params.evaluate.eta, how)
-    plain = steps * (1 if scale == 1 else 2)
+    latents, scores, cost = search(family, reward, prompt, seed, settings, how)
+    plain = settings.num_inference_steps * (1 if settings.guidance_scale == 1 else 2)
     said = (
         f"searched {candidates} candidates a step in {trajectories} trajectories: reward {scores.max():.3f} "
         f"(of all: {', '.join(f'{score:.3f}' for score in scores.tolist())}); {cost.denoiser} denoiser passes "

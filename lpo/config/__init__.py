@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
 from lpo.config.results import Evaluate, Ingest, JudgeModels, Promote, PromotionMargins, Report, Study, Tracking
+from lpo.config.sampler import SamplerSettings
 from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune
 from lpo.errors import ConfigError
 
@@ -36,6 +37,7 @@ __all__ = [
     "PromotionMargins",
     "Report",
     "RewardModel",
+    "SamplerSettings",
     "Score",
     "ScoreModels",
     "Spm",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from lpo.config.ranges import Count, Decay, Guidance, NotNegative, Positive, Share, ZeroOrMore
 from lpo.config.reader import Range
+from lpo.config.sampler import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,16 @@ class Dataset:
     temperature: Positive
     tie_margin: NotNegative
     flip_rate: Annotated[float, Range(at_least=0, at_most=0.5)]
+
+    @property
+    def utility_weights(self) -> tuple[float, float]:
+        """Of alignment and of aesthetics."""
+        return self.alignment_weight, self.aesthetic_weight
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        """Settings of the pictures that the base draws for pairs."""
+        return SamplerSettings(self.num_inference_steps, self.guidance_scale, 1.0, self.batch_size)
 
 
 @dataclass(frozen=True)

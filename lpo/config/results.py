@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from lpo.config.ranges import Count, Guidance, NotNegative, Positive, Share, ZeroOrMore
 from lpo.config.reader import Range
+from lpo.config.sampler import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Evaluate:
     judge_batch_size: Count
     judge_models: JudgeModels
     bootstrap: Count
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        """Settings of the tuned model's images, and of the base's that they are compared with."""
+        return SamplerSettings(self.num_inference_steps, self.guidance_scale, self.eta, self.batch_size)
 
 
 @dataclass(frozen=True)

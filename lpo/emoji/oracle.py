@@ -11,15 +11,17 @@ It is for evaluation and for labelling as simulated annotators. Rewards and the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
 from lpo.emoji.render import BACKGROUND_COLOURS, render
-from lpo.emoji.scenes import SPRITE, Prompt, Scene
+from lpo.emoji.scenes import SPRITE, Prompt, Scene, parse
 from lpo.emoji.sprites import COLOURED, NAMES, sprites
 
 ALIGNMENT_UNIT, AESTHETIC_UNIT = 0.2, 1.2  # about one standard deviation among near-misses: what utility counts in
@@ -143,6 +145,22 @@ def judge(images: np.ndarray, prompts: list[Prompt], batch_size: int = 256) -> l
             questions = answer(prompt, found[i], backgrounds[i])
             verdicts.append(Verdict(questions, found[i], backgrounds[i], float(beauty[i])))
     return verdicts
+
+
+def verdict_frame(images: np.ndarray, captions: Sequence[str], weights: tuple[float, float]) -> pd.DataFrame:
+    """The judge's columns of images (N, 32, 32, 3) uint8: alignment, aesthetic, utility, all_correct.
+
+    weights: of alignment and of aesthetics in the utility (`Verdict.utility`).
+    """
+    verdicts = judge(images, [parse(caption) for caption in captions])
+    return pd.DataFrame(
+        {
+            "alignment": [v.alignment for v in verdicts],
+            "aesthetic": [v.aesthetic for v in verdicts],
+            "utility": [v.utility(*weights) for v in verdicts],
+            "all_correct": [v.all_correct for v in verdicts],
+        }
+    )
 
 
 def aesthetics(

@@ -8,19 +8,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lpo.config import SamplerSettings
 from lpo.families.family import Family
 
 
 @torch.no_grad()
-def sample(
-    family: Family,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    num_inference_steps: int,
-    guidance_scale: float,
-    eta: float,
-) -> torch.Tensor:
-    """Latents (N, C, h, w) of prompts; all noise of picture i comes from a generator seeded with seeds[i]."""
+def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], settings: SamplerSettings) -> torch.Tensor:
+    """Latents (N, C, h, w) of N prompts as one batch.
+
+    All noise of image i comes from a generator seeded with seeds[i], so an image does not depend on its batch.
+    """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw() -> torch.Tensor:
@@ -28,26 +25,25 @@ def sample(
         return torch.stack(noise).to(family.device, family.dtype)
 
     conditioning, null = family.encode_prompts(list(prompts)), family.null()
-    transition = family.transition(eta)
-    starts, ends = family.steps(num_inference_steps)
+    transition = family.transition(settings.eta)
+    starts, ends = family.steps(settings.num_inference_steps)
     x = draw()
     for now, after in zip(starts.tolist(), ends.tolist(), strict=True):
         t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
-        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, guidance_scale), x, t, s)
-        x = mean + std * draw() if eta > 0 else mean
+        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, settings.guidance_scale), x, t, s)
+        x = mean + std * draw() if settings.eta > 0 else mean
     return x
 
 
 def generate(
-    family: Family, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int, guidance_scale: float,
-    eta: float, batch_size: int, label: str = "generate",
-) -> np.ndarray:  # fmt: skip
-    """Pictures (N, H, W, 3) uint8, batch after batch, with a progress bar (none where `label` is empty)."""
+    family: Family, prompts: Sequence[str], seeds: Sequence[int], settings: SamplerSettings, label: str = "generate"
+) -> np.ndarray:
+    """Images (N, H, W, 3) uint8, drawn in batches, with a progress bar (none where `label` is empty)."""
     pictures = []
-    starts = range(0, len(prompts), batch_size)
+    starts = range(0, len(prompts), settings.batch_size)
     for i in tqdm(starts, desc=label, disable=not label, mininterval=2):
-        part = slice(i, i + batch_size)
-        latents = sample(family, prompts[part], seeds[part], num_inference_steps, guidance_scale, eta)
+        part = slice(i, i + settings.batch_size)
+        latents = sample(family, prompts[part], seeds[part], settings)
         pictures.append(to_uint8(family.decode(latents)))
     return np.concatenate(pictures)
 

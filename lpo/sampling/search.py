@@ -3,8 +3,8 @@
     per step     x_s = argmax_k S(p, x_s^k, s) over K candidates x_s^k = mean + std z^k
     at the end   x_0 = argmax_n of the reward's ensemble over N trajectories
 
-With K = N = 1 it is `generation.sample` bit for bit. A latent reward scores a candidate without denoising or decoding
-it, so one step costs one pass of the denoiser whatever K is; a pixel reward costs K more.
+With K = N = 1 it is `lpo.sampling.generate.sample` bit for bit. A latent reward scores a candidate without denoising
+or decoding it, so a step costs one pass of the denoiser whatever K is; a pixel reward costs K more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lpo.config import SamplerSettings
 from lpo.errors import LpoError
 from lpo.families.family import Family
 from lpo.rewards.ensemble import ensemble_score
@@ -42,9 +43,8 @@ class Cost:
 
 @torch.no_grad()
 def search(
-    family: Family, reward: Reward, prompt: str, seed: int, num_inference_steps: int, guidance_scale: float, eta: float,
-    how: Search,
-) -> tuple[torch.Tensor, torch.Tensor, Cost]:  # fmt: skip
+    family: Family, reward: Reward, prompt: str, seed: int, settings: SamplerSettings, how: Search
+) -> tuple[torch.Tensor, torch.Tensor, Cost]:
     """Latents (1, C, h, w) of the best trajectory, the ensemble's scores of all (N,), and the cost.
 
     Trajectory n draws all its noise from a generator seeded with seed + n.
@@ -52,7 +52,7 @@ def search(
     Raises:
         LpoError: where candidates are asked for and eta is 0: without noise they are all the same.
     """
-    n, k = how.trajectories, how.candidates
+    n, k, eta = how.trajectories, how.candidates, settings.eta
     if k > 1 and eta == 0:
         raise LpoError(
             f"{k} candidates a step are asked for, and at eta 0 they are all the same",
@@ -69,11 +69,11 @@ def search(
     conditioning, null = family.encode_prompts([prompt] * n), family.null()
     text, text_null = reward.encode_prompts([prompt]), reward.encode_prompts([""])
     transition = family.transition(eta)
-    schedule = zip(*(times.tolist() for times in family.steps(num_inference_steps)), strict=True)
+    schedule = zip(*(times.tolist() for times in family.steps(settings.num_inference_steps)), strict=True)
     x, scored = draw(1), 0
     for now, after in schedule:
         t, s = (torch.full((n,), value, device=family.device) for value in (now, after))
-        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, guidance_scale), x, t, s)
+        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, settings.guidance_scale), x, t, s)
         if eta == 0:
             x = mean
             continue
@@ -89,5 +89,5 @@ def search(
         torch.Generator().manual_seed(seed),
     )  # fmt: skip
     scored += n * len(how.timesteps) * how.draws
-    passes = n * num_inference_steps * (1 if guidance_scale == 1 else 2)
+    passes = n * settings.num_inference_steps * (1 if settings.guidance_scale == 1 else 2)
     return x[final.argmax()][None], final, Cost(passes, scored, time.perf_counter() - start)

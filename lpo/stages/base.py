@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from lpo import random
-from lpo.config import Params, Pretrain
+from lpo.config import Params, Pretrain, SamplerSettings
 from lpo.emoji.oracle import judge
 from lpo.emoji.scenes import CATEGORY_SHARES, prompts_of, sample_prompts
 from lpo.emoji.sprites import ATLAS
@@ -89,9 +89,8 @@ def all_correct(family: Family, seed: int, most: int = 100) -> dict[str, float]:
         rng = random.numpy_generator(seed, category)
         chosen = [pool[i] for i in rng.choice(len(pool), most, replace=len(pool) < most)]
         seeds = list(range(most))
-        pictures = generate(
-            family, [p.caption for p in chosen], seeds, STEPS, GUIDANCE_SCALE, 1.0, most, f"gate {category}"
-        )
+        settings = SamplerSettings(STEPS, GUIDANCE_SCALE, 1.0, most)
+        pictures = generate(family, [p.caption for p in chosen], seeds, settings, f"gate {category}")
         result[category] = float(np.mean([verdict.all_correct for verdict in judge(pictures, chosen)]))
     return result
 

@@ -8,7 +8,7 @@ Judged by the embedded world's own judge; with others (evaluate.judges) the work
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,7 @@ import torch
 
 from lpo.config import Params
 from lpo.data.simulated import png
-from lpo.emoji.oracle import judge
-from lpo.emoji.scenes import parse
+from lpo.emoji.oracle import verdict_frame
 from lpo.errors import LpoError
 from lpo.evaluate.metrics import evaluate_results
 from lpo.evaluate.reward_judge import RewardJudge
@@ -119,10 +118,8 @@ class Drawn:
             if lora:  # a model of its own: the adapter of one never meets that of another
                 family = load_family(self.params.model)
                 family.load_lora(lora)
-            pictures = generate(
-                family, self.prompts, self.seeds, config.num_inference_steps, guidance_scale, config.eta,
-                config.batch_size, label,
-            )  # fmt: skip
+            settings = replace(config.sampler, guidance_scale=guidance_scale)
+            pictures = generate(family, self.prompts, self.seeds, settings, label)
             with replacing(path) as partial, partial.open("wb") as file:
                 np.save(file, pictures)
         return np.load(path, allow_pickle=False)
@@ -136,19 +133,15 @@ class Drawn:
 def assess(pictures: np.ndarray, table: pd.DataFrame, seeds: list[int], jury: Jury, params: Params) -> pd.DataFrame:
     """Verdicts of the judge, the scorers and the reward on pictures (N, H, W, 3) of the rows of `table`."""
     prompts = table["prompt"].tolist()
-    verdicts = judge(pictures, [parse(prompt) for prompt in prompts])
+    verdicts = verdict_frame(pictures, prompts, params.dataset.utility_weights)
     scores = {k: v.numpy() for k, v in jury.scorers.score(to_tensor(pictures), prompts).items()}
-    weights = (params.dataset.alignment_weight, params.dataset.aesthetic_weight)
     return pd.DataFrame(
         {
             "prompt": prompts,
             "category": table["category"].tolist(),
             "seed": seeds,
             "png": [png(picture) for picture in pictures],
-            "all_correct": [v.all_correct for v in verdicts],
-            "alignment": [v.alignment for v in verdicts],
-            "aesthetic": [v.aesthetic for v in verdicts],
-            "utility": [v.utility(*weights) for v in verdicts],
+            **{name: verdicts[name] for name in ("all_correct", "alignment", "aesthetic", "utility")},
             "clip": scores["clip"],
             "vqa": scores["vqa"],
             "aesthetic_score": scores["aesthetic"],

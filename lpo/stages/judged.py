@@ -133,10 +133,8 @@ def draw_side(
             loaded.append(load_family(replace(params.model, denoiser=source) if other else params.model))
             if source is not None and adapter is not None:
                 loaded[0].load_lora(adapter)
-        return generate(
-            loaded[0], part["prompt"].tolist(), part["seed"].tolist(), config.num_inference_steps, scale, config.eta,
-            config.batch_size, "",
-        )  # fmt: skip
+        settings = replace(config.sampler, guidance_scale=scale)
+        return generate(loaded[0], part["prompt"].tolist(), part["seed"].tolist(), settings, "")
 
     mine = folder / f"{name}-{key_of({'scale': scale, 'tuned': source and content(source)})}"
     for old in set(folder.glob(f"{name}-*")) - {mine}:  # pictures of an earlier LoRA

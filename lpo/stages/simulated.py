@@ -22,8 +22,7 @@ def run(params: Params) -> None:
     config, family = params.dataset, load_family(params.model)
 
     def sample(captions: list[str], seeds: list[int]) -> np.ndarray:
-        steps, scale = config.num_inference_steps, config.guidance_scale
-        return generate(family, captions, seeds, steps, scale, 1.0, config.batch_size, "sample pairs")
+        return generate(family, captions, seeds, config.sampler, "sample pairs")
 
     def through_vae(pictures: np.ndarray) -> np.ndarray:
         parts = []

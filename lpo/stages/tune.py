@@ -135,10 +135,7 @@ class Validation:
         config = self.params.evaluate
         parts = [torch.empty(0, *self.family.latent_shape, device=self.family.device, dtype=self.family.dtype)]
         for rows, counts in distributed.batches(len(prompts), config.batch_size):
-            drawn = sample(
-                self.family, [prompts[i] for i in rows], [seeds[i] for i in rows],
-                config.num_inference_steps, config.guidance_scale, config.eta,
-            )  # fmt: skip
+            drawn = sample(self.family, [prompts[i] for i in rows], [seeds[i] for i in rows], config.sampler)
             parts += [drawn] if counts else []
         return torch.cat(distributed.gathered(torch.cat(parts).cpu())).to(self.family.device)
 

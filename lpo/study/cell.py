@@ -23,8 +23,7 @@ import torch
 
 from lpo.config import Params
 from lpo.data.latents import Latents
-from lpo.emoji.oracle import judge
-from lpo.emoji.scenes import parse
+from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import atomic_folder, write_json, write_parquet
@@ -146,21 +145,8 @@ def chosen(count: int, most: int) -> list[int]:
 
 def assess(family: Family, test: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The judge's verdicts on one picture of every prompt, drawn as the stage evaluate draws."""
-    config, prompts = params.evaluate, test["prompt"].tolist()
+    prompts = test["prompt"].tolist()
     seeds = list(range(SEED, SEED + len(prompts)))
-    pictures = generate(
-        family, prompts, seeds, config.num_inference_steps, config.guidance_scale, config.eta, config.batch_size, ""
-    )
-    verdicts = judge(pictures, [parse(prompt) for prompt in prompts])
-    weights = (params.dataset.alignment_weight, params.dataset.aesthetic_weight)
-    return pd.DataFrame(
-        {
-            "prompt": prompts,
-            "seed": seeds,
-            "category": test["category"].tolist(),
-            "alignment": [v.alignment for v in verdicts],
-            "aesthetic": [v.aesthetic for v in verdicts],
-            "utility": [v.utility(*weights) for v in verdicts],
-            "all_correct": [v.all_correct for v in verdicts],
-        }
-    )
+    pictures = generate(family, prompts, seeds, params.evaluate.sampler, "")
+    rows = pd.DataFrame({"prompt": prompts, "seed": seeds, "category": test["category"].tolist()})
+    return rows.join(verdict_frame(pictures, prompts, params.dataset.utility_weights))

@@ -20,8 +20,7 @@ import torch
 from lpo import random
 from lpo.config import Params
 from lpo.data.latents import Latents, sample_latents
-from lpo.emoji.oracle import judge
-from lpo.emoji.scenes import parse
+from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import write_parquet
@@ -59,7 +58,6 @@ def run(params: Params) -> None:
 @torch.no_grad()
 def preferences(family: Family, latents: Latents, frame: pd.DataFrame, t: int, params: Params) -> dict[str, np.ndarray]:
     """Sign of the judge's difference of image 0 and image 1, by axis, (pairs,), as they look from t."""
-    weights = (params.dataset.alignment_weight, params.dataset.aesthetic_weight)
     transition = family.transition(1.0)
     found: dict[str, list[np.ndarray]] = {axis: [] for axis in AXES}
     places = [latents.places(frame[f"image_{k}_uid"]) for k in (0, 1)]
@@ -77,12 +75,8 @@ def preferences(family: Family, latents: Latents, frame: pd.DataFrame, t: int, p
             prediction = family.predict(noisy, times, family.encode_prompts(captions * 2))
             x, _ = transition.pred_x0_eps(prediction, noisy, times)
         pictures = to_uint8(family.decode(x.to(family.device, family.dtype)))
-        verdicts = judge(pictures, [parse(caption) for caption in captions * 2])
-        values = {
-            "utility": [v.utility(*weights) for v in verdicts], "alignment": [v.alignment for v in verdicts],
-            "aesthetic": [v.aesthetic for v in verdicts],
-        }  # fmt: skip
-        for axis, numbers in values.items():
-            first, second = np.split(np.array(numbers, dtype=float), 2)
+        verdicts = verdict_frame(pictures, captions * 2, params.dataset.utility_weights)
+        for axis in AXES:
+            first, second = np.split(verdicts[axis].to_numpy(), 2)
             found[axis].append(np.sign(first - second))
     return {axis: np.concatenate(parts) for axis, parts in found.items()}

@@ -19,8 +19,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lpo.config import Params
-from lpo.emoji.oracle import judge
-from lpo.emoji.scenes import parse
+from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.files import write_parquet
 from lpo.rewards.load import load_reward
@@ -37,27 +36,18 @@ SEARCHES = {"plain": (1, 1), "best of 4": (1, 4), "search 4": (4, 1)}
 def run(params: Params) -> None:
     """Draw `COUNT` test prompts with every search and judge the pictures."""
     test = pd.read_parquet(PROMPTS).query("split == 'test'").head(COUNT)
-    config, family = params.evaluate, load_family(params.model)
+    family = load_family(params.model)
     reward = load_reward(Path(params.tune.reward), family)
     most = max(trajectories for _, trajectories in SEARCHES.values())
-    weights = (params.dataset.alignment_weight, params.dataset.aesthetic_weight)
     pictures: list[np.ndarray] = []
     rows: list[dict[str, Any]] = []
     works = [(name, *row) for name in SEARCHES for row in enumerate(test.itertuples())]
     for name, i, row in tqdm(works, desc="verifier", mininterval=2):
         how = Search(*SEARCHES[name], params.reward.ensemble_timesteps, params.reward.ensemble_draws)
         seed = SEED + i * most  # a trajectory has a seed of its own
-        latents, _, cost = search(
-            family, reward, row.prompt, seed, config.num_inference_steps, config.guidance_scale, config.eta, how
-        )
+        latents, _, cost = search(family, reward, row.prompt, seed, params.evaluate.sampler, how)
         pictures.append(to_uint8(family.decode(latents)))
         rows.append({"search": name, "prompt": row.prompt, "seed": seed, "category": row.category} | asdict(cost))
     frame = pd.DataFrame(rows)
-    verdicts = judge(np.concatenate(pictures), [parse(prompt) for prompt in frame["prompt"]])
-    frame = frame.assign(
-        alignment=[v.alignment for v in verdicts],
-        aesthetic=[v.aesthetic for v in verdicts],
-        utility=[v.utility(*weights) for v in verdicts],
-        all_correct=[v.all_correct for v in verdicts],
-    )
-    write_parquet(OUT, frame)
+    verdicts = verdict_frame(np.concatenate(pictures), frame["prompt"], params.dataset.utility_weights)
+    write_parquet(OUT, frame.join(verdicts))

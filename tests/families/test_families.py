@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from lpo.config import Model, load_params
+from lpo.config import Model, SamplerSettings, load_params
 from lpo.errors import LpoError
 from lpo.families import load_family, sd3, sdxl
 from lpo.families.family import Family
@@ -116,7 +116,7 @@ def test_guided_sampling_is_that_of_the_pipeline(family: Family, pipe: Any) -> N
     start = torch.randn(1, *family.latent_shape, generator=torch.Generator().manual_seed(3))
     shared = {"guidance_scale": 3.0, "num_inference_steps": 4, "output_type": "latent", "height": 32, "width": 32}
     theirs = pipe("a cat", latents=start, **shared).images
-    ours = sample(family, ["a cat"], seeds, 4, 3.0, 0.0)
+    ours = sample(family, ["a cat"], seeds, SamplerSettings(4, 3.0, 0.0, 1))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     decoded = pipe.vae.decode(ours / pipe.vae.config.scaling_factor + (pipe.vae.config.shift_factor or 0)).sample
     torch.testing.assert_close(family.decode(ours), decoded.clamp(-1, 1))

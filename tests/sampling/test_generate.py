@@ -3,16 +3,18 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from lpo.config import SamplerSettings
 from lpo.sampling.generate import generate, sample, to_tensor, to_uint8
 
+SETTINGS = SamplerSettings(3, 3.0, 1.0, 1)
 PROMPTS = ["a cat", "two dogs at night", "a star on grass"]
 
 
 def test_a_picture_depends_on_its_seed_alone(tiny):
-    together = sample(tiny, PROMPTS, [5, 6, 7], 3, 3.0, 1.0)
-    alone = sample(tiny, PROMPTS[1:2], [6], 3, 3.0, 1.0)
+    together = sample(tiny, PROMPTS, [5, 6, 7], SETTINGS)
+    alone = sample(tiny, PROMPTS[1:2], [6], SETTINGS)
     torch.testing.assert_close(alone, together[1:2], rtol=1e-4, atol=1e-4)
-    other = sample(tiny, PROMPTS[1:2], [8], 3, 3.0, 1.0)
+    other = sample(tiny, PROMPTS[1:2], [8], SETTINGS)
     assert not torch.allclose(alone, other, atol=0.1)
 
 
@@ -23,13 +25,14 @@ def test_it_draws_what_the_pipeline_draws(tiny, tiny_base, eta):
     arguments = {"num_inference_steps": 5, "guidance_scale": 4.0, "eta": eta, "output_type": "latent"}
     generator = torch.Generator().manual_seed(11)
     theirs = pipe(PROMPTS[0], height=32, width=32, generator=generator, **arguments).images
-    torch.testing.assert_close(sample(tiny, PROMPTS[:1], [11], 5, 4.0, eta), theirs, rtol=1e-4, atol=1e-4)
+    ours = sample(tiny, PROMPTS[:1], [11], SamplerSettings(5, 4.0, eta, 1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_do_not_change_the_pictures(tiny):
     seeds = list(range(5))
     prompts = (PROMPTS * 2)[:5]
-    one, two = (generate(tiny, prompts, seeds, 2, 3.0, 1.0, size, "") for size in (5, 2))
+    one, two = (generate(tiny, prompts, seeds, SamplerSettings(2, 3.0, 1.0, size), "") for size in (5, 2))
     assert one.shape == (5, 32, 32, 3) and one.dtype == np.uint8
     assert np.abs(one.astype(int) - two).max() <= 1
 
