@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lpo.config import Params
 from lpo.families import load_family
+from lpo.families import lora as lora_of
 from lpo.families.family import Family
 from lpo.files import atomic_folder, replacing
 from lpo.registry.ledger import folder_of
@@ -37,12 +38,12 @@ def run(params: Params, lora: Path, out: Path) -> None:
 
 def save_merged(family: Family, params: Params, folder: Path) -> None:
     """W + B A as plain weights, in float32 sums; the other parts as they are."""
-    denoiser, name = family.denoiser, next(iter(family.modules()))
-    denoiser.to(torch.float32)
-    denoiser.fuse_lora()
-    denoiser.unload_lora()
-    denoiser.to(family.dtype)
-    own = {**family.modules(), **family.tokenizers(), "vae": family.codec.vae, name: denoiser}
+    for module in family.modules().values():
+        if any("lora_A" in key for key, _ in module.named_parameters()):
+            module.to(torch.float32)
+            lora_of.merge(module)
+            module.to(family.dtype)
+    own = {**family.modules(), **family.tokenizers(), "vae": family.codec.vae}
     absent: dict[str, dict[str, Any]] = {  # of SD a filter that no preset loads, of SD3 a T5 that the model may lack
         "sd": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
         "sd3": {} if "text_encoder_3" in own else {"text_encoder_3": None, "tokenizer_3": None},
@@ -61,13 +62,29 @@ def single_file(family: Family) -> dict[str, torch.Tensor]:
     """
     state = {k: v.detach().cpu().contiguous() for k, v in family.lora_state().items()}
     if family.name == "sd3":
-        return {f"transformer.{k}": v for k, v in state.items()}
+        return {f"transformer.{k}": v for k, v in state.items()} | text_encoders(family, kohya=False)
     kohya = convert_state_dict_to_kohya({f"unet.{k}": v for k, v in state.items()})
     kohya = {k: v.float() if k.endswith(".alpha") else v for k, v in kohya.items()}
     if family.name == "sdxl":
         per_level = family.denoiser.config.layers_per_block + 1
         kohya = {original_name(k, per_level): v for k, v in kohya.items()}
-    return kohya
+    return kohya | text_encoders(family, kohya=True)
+
+
+def text_encoders(family: Family, kohya: bool) -> dict[str, torch.Tensor]:
+    """The adapters of the text encoders, which only a LoRA of others has, in diffusers' names or in kohya's."""
+    found: dict[str, torch.Tensor] = {}
+    for part, module in list(family.modules().items())[1:]:
+        number = part.removeprefix("text_encoder").removeprefix("_") or "1"
+        for layer, update in lora_of.updates_of(module).items():
+            path = layer if layer.startswith("text_model.") or number == "3" else f"text_model.{layer}"
+            prefix = f"lora_te{number if family.name != 'sd' else ''}_{path.replace('.', '_')}"
+            halves = {"lora_down": update.down, "lora_up": update.up}
+            if not kohya:
+                prefix, halves = f"{part}.{path}", {"lora_A": update.down, "lora_B": update.up}
+            found |= {f"{prefix}.{half}.weight": value.contiguous() for half, value in halves.items()}
+            found |= {f"{prefix}.alpha": torch.tensor(float(len(update.down)))} if kohya else {}
+    return found
 
 
 def original_name(key: str, per_level: int) -> str:

@@ -121,7 +121,7 @@ class Family(Protocol):
         """Write the layout that `pipe.load_lora_weights(folder)` reads."""
 
     def load_lora(self, folder: Path) -> None:
-        """Load and switch on an adapter written by `save_lora`."""
+        """Load and switch on a LoRA of a folder or a file, whoever wrote it (`lora.load`)."""
 
 
 # The methods that are the same for every family. A family takes one in with `guided = guided` in its class.
@@ -176,7 +176,7 @@ def add_lora(family: Family, rank: int, seed: int) -> list[nn.Parameter]:
 
 
 def reference(family: Family) -> AbstractContextManager[None]:
-    return lora.switched_off(family.denoiser)
+    return lora.switched_off(*family.modules().values())
 
 
 def lora_state(family: Family) -> dict[str, torch.Tensor]:
@@ -185,6 +185,10 @@ def lora_state(family: Family) -> dict[str, torch.Tensor]:
 
 def load_lora_state(family: Family, state: dict[str, torch.Tensor]) -> None:
     set_peft_model_state_dict(family.denoiser, state)
+
+
+def load_lora(family: Family, folder: Path) -> None:
+    lora.load(folder, family)
 
 
 def tokenize_side_by_side(parts: Sequence[tuple[Any, int]], prompts: list[str]) -> torch.Tensor:

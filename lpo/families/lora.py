@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from lpo.errors import LpoError
+from lpo.config import Model
+from lpo.families import lora_files
+
+if TYPE_CHECKING:
+    from lpo.families.family import Family
 
 POLICY, REWARD = "default", "reward"  # names of adapters that one denoiser holds at a time
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]  # of the LPO paper, section 4.1
 HALF_UNET = r"(down_blocks|mid_block)\..*\.(to_q|to_k|to_v|to_out\.0)"  # what a reward runs of a U-Net
-FILE = "pytorch_lora_weights.safetensors"
+FILE = lora_files.FILE
 
 
 def add(
@@ -84,27 +88,73 @@ def _layers(denoiser: Any) -> dict[str, BaseTunerLayer]:
 
 
 @contextmanager
-def switched_off(denoiser: Any) -> Iterator[None]:
+def switched_off(*modules: Any) -> Iterator[None]:
     """Inside, all adapters are off: the reference policy."""
-    denoiser.disable_adapters()
+    layers = [layer for module in modules for layer in _layers(module).values()]
+    for layer in layers:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        denoiser.enable_adapters()
+        for layer in layers:
+            layer.enable_adapters(True)
 
 
-def find(folder: Path) -> tuple[str, str]:
-    """(folder, file name) of a LoRA: a folder that `save_lora_weights` wrote, or a .safetensors file.
+def check(source: Path, model: Family | Model) -> None:
+    """Whether `load` could use this LoRA: every key has a layer, and every width fits. Nothing is drawn.
+
+    Only the model's configurations are read: a `Model` of params.yaml is built on the meta device.
 
     Raises:
-        LpoError: if it isn't there, or is damaged or a pickle under that name.
+        LpoError: with everything that does not fit (`lora_files.updates`).
     """
-    file = folder if folder.suffix == ".safetensors" else folder / FILE
-    if not file.exists():
-        raise LpoError("no LoRA here", str(folder), f"name a folder with {FILE} in it")
-    try:
-        with safe_open(file, "pt"):
-            pass
-    except SafetensorError as error:
-        raise LpoError(f"no LoRA can be read: {error}", str(file), "copy or train it again") from error
-    return str(file.parent), file.name
+    if isinstance(model, Model):
+        from lpo.families import load_family  # it imports this module
+
+        model = load_family(model, device=torch.device("meta"))
+    lora_files.updates(source, model)
+
+
+def load(source: Path, family: Family) -> None:
+    """Load a LoRA of a folder or a file into the denoiser and the text encoders, and switch it on, frozen.
+
+    Raises:
+        LpoError: unless everything in the file is used (`lora_files.updates`).
+    """
+    for part, layers in lora_files.updates(source, family).items():
+        _put(family.modules()[part], layers)
+
+
+def _put(module: Any, layers: Mapping[str, lora_files.Update]) -> None:
+    ranks = {name: len(update.down) for name, update in layers.items()}
+    names = "|".join(re.escape(name) for name in layers)
+    config = LoraConfig(
+        r=max(ranks.values()), rank_pattern={f"^{re.escape(k)}$": r for k, r in ranks.items()},
+        lora_alpha=max(ranks.values()), alpha_pattern={f"^{re.escape(k)}$": r for k, r in ranks.items()},
+        target_modules=f"({names})", init_lora_weights=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        module.add_adapter(config, adapter_name=POLICY)
+    for name, layer in _layers(module).items():
+        if POLICY in layer.lora_A:
+            layer.lora_A[POLICY].weight.data.copy_(layers[name].down)
+            layer.lora_B[POLICY].weight.data.copy_(layers[name].up)
+    activate(module, POLICY)
+
+
+def updates_of(module: Any) -> dict[str, lora_files.Update]:
+    """What the loaded LoRA adds to each layer of a module, on the CPU; empty without one."""
+    layers = {name: layer for name, layer in _layers(module).items() if POLICY in layer.lora_A}
+    return {
+        name: lora_files.Update(*(half[POLICY].weight.detach().cpu() for half in (layer.lora_A, layer.lora_B)))
+        for name, layer in layers.items()
+    }
+
+
+def merge(module: Any) -> None:
+    """W <- W + B A in place, and the adapters are gone."""
+    for name, layer in _layers(module).items():
+        layer.merge()
+        module.set_submodule(name, layer.get_base_layer())
+    module._hf_peft_config_loaded = False  # else transformers saves the adapter that is no longer there
+    module.__dict__.pop("peft_config", None)

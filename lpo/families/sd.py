@@ -50,7 +50,7 @@ class SD:
     lora_state = family.lora_state
     load_lora_state = family.load_lora_state
     save_lora = unets.save_lora
-    load_lora = unets.load_lora
+    load_lora = family.load_lora
 
     denoiser = property(lambda self: self.unet)
     tokens = property(lambda self: self.text_encoder.config.max_position_embeddings)

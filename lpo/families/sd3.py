@@ -56,6 +56,7 @@ class SD3:
     reference = family.reference
     lora_state = family.lora_state
     load_lora_state = family.load_lora_state
+    load_lora = family.load_lora
 
     @property
     def reward_targets(self) -> str:
@@ -125,9 +126,6 @@ class SD3:
 
     def save_lora(self, folder: Path, state: dict[str, torch.Tensor]) -> None:
         self.pipeline.save_lora_weights(folder, transformer_lora_layers=state, safe_serialization=True)
-
-    def load_lora(self, folder: Path) -> None:
-        transformer.load_lora(self.pipeline, self.transformer, folder)
 
 
 def load(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
 
 from lpo.errors import LpoError
-from lpo.families import lora
 
 
 def hidden_mean(
@@ -70,10 +67,3 @@ def flow_steps(
     own.set_timesteps(num_inference_steps)
     times = own.sigmas * own.config.num_train_timesteps
     return times[:-1], times[1:]
-
-
-def load_lora(pipeline: Any, transformer: SD3Transformer2DModel, folder: Path) -> None:
-    """Load and switch on the transformer's adapter of a folder or a file."""
-    where, name = lora.find(folder)
-    state = pipeline.lora_state_dict(where, weight_name=name)
-    pipeline.load_lora_into_transformer(state, transformer=transformer, adapter_name=lora.POLICY)

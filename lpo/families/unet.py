@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from lpo.diffusion.schedule import check_scheduler, ddim_timesteps, previous_timesteps
 from lpo.diffusion.transitions import DDIM
-from lpo.families import lora, parts
+from lpo.families import parts
 from lpo.families.family import Family, load_denoiser
 
 
@@ -87,12 +87,3 @@ def steps(family: Family, num_inference_steps: int) -> tuple[torch.Tensor, torch
 
 def save_lora(family: Family, folder: Path, state: dict[str, torch.Tensor]) -> None:
     family.pipeline.save_lora_weights(folder, unet_lora_layers=state, safe_serialization=True)
-
-
-def load_lora(family: Family, folder: Path) -> None:
-    """Load and switch on the U-Net's adapter of a folder or a file, in diffusers' layout or in kohya's."""
-    where, name = lora.find(folder)
-    pipeline, unet = family.pipeline, family.denoiser
-    state, alphas = pipeline.lora_state_dict(where, weight_name=name, unet_config=unet.config)
-    pipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, adapter_name=lora.POLICY)
-    lora.activate(unet, lora.POLICY)
