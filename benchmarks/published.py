@@ -33,8 +33,8 @@ class Published:
         self.reference = copy.deepcopy(family.unet)
         self.weights = policy.add_lora(config.lora_rank, seed)
         self.unet = policy.unet
-        self.reward = copy.deepcopy(family.unet)
-        self.reward.load_state_dict(reward.unet.state_dict(), strict=False)  # its up blocks are there, and never run
+        self.lrm = copy.deepcopy(family.unet)
+        self.lrm.load_state_dict(reward.unet.state_dict(), strict=False)  # its up blocks are there, and never run
         if recompute:
             self.unet.enable_gradient_checkpointing()
             self.unet.train()
@@ -71,7 +71,7 @@ class Published:
         return a_s**0.5 * x0 + (1 - a_s - std**2) ** 0.5 * noise, std
 
     def features(self, x: torch.Tensor, t: torch.Tensor, text: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
-        unet, given = self.reward, self.arguments(text)
+        unet, given = self.lrm, self.arguments(text)
         emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))
         added = given.get("added_cond_kwargs")
         if added:

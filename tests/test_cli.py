@@ -24,11 +24,12 @@ def run(*args: str) -> Any:
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, name: str) -> Calls:
-    """Put a module that only notes its calls in the place of lpo.stages.NAME, which would import torch and train."""
+    """Replace a stage or a command, which would import torch, by a module that only records its calls."""
     calls: Calls = []
-    module: Any = types.ModuleType(f"lpo.stages.{name}")
+    path = f"lpo.stages.{name}" if name in STAGES else f"lpo.commands.{name}"
+    module: Any = types.ModuleType(path)
     module.run = lambda *args: calls.append(args)
-    monkeypatch.setitem(sys.modules, f"lpo.stages.{name}", module)
+    monkeypatch.setitem(sys.modules, path, module)
     return calls
 
 

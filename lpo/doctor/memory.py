@@ -211,7 +211,7 @@ def of_reward(params: Params) -> Need:
     copies = 0 if config.dtype == "fp32" else 2 * weights
     stored = 8 * weights + count * (8 + 4)  # the artifact; weights, moments and best of a checkpoint
     held = 4 * (weights - elsewhere(params, backbone.denoiser))
-    return Need("lrm", held + copies + count * (ADAM + 4), activations - gradients, stored)
+    return Need("reward", held + copies + count * (ADAM + 4), activations - gradients, stored)
 
 
 def of_policy(params: Params, family: Family, everything: int) -> Need:
@@ -234,4 +234,4 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     away = bytes_of(*encoders, family.codec.vae)  # in host memory but for prompts and validations
     validation = drawing(family, params.evaluate.batch_size, params.evaluate.guidance_scale)
     step = max(validation, max(rollout, scored, update) - away)
-    return Need("lpo", weights, step, adapter * (4 + 4 + 8 + 8))
+    return Need("tune", weights, step, adapter * (4 + 4 + 8 + 8))

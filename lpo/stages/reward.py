@@ -38,7 +38,7 @@ def train(params: Params) -> None:
     config = params.reward
     latents, kept = Latents(Path("data/latents")), pd.read_parquet(KEPT)
     identity = {
-        "lrm": asdict(config), "model": asdict(params.model), "seed": params.seed, "pairs": file_hash(KEPT),
+        "reward": asdict(config), "model": asdict(params.model), "seed": params.seed, "pairs": file_hash(KEPT),
         "base": folder_hash(params.model.path), "latents": folder_hash("data/latents"),
     }  # fmt: skip
     folder = checkpoint.folder("reward", identity)

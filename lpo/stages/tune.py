@@ -48,7 +48,7 @@ def tune(params: Params) -> None:
     config = params.tune
     prompts = pd.read_parquet(PROMPTS)
     identity = {
-        "lpo": asdict(config), "model": asdict(params.model), "seed": params.seed, "prompts": file_hash(PROMPTS),
+        "tune": asdict(config), "model": asdict(params.model), "seed": params.seed, "prompts": file_hash(PROMPTS),
         "base": folder_hash(params.model.path), "reward": folder_hash(config.reward),
         "scorers": asdict(params.score) if params.score.scorers == "published" else folder_hash(params.score.scorers),
     }  # fmt: skip
@@ -85,7 +85,7 @@ def tune(params: Params) -> None:
     with atomic_folder("data/tuned") as out:
         family.save_lora(out, trainer.best)
         write_json(out / "history.json", history)
-        write_text(out / "README.md", model_card(asdict(params), {"lpo": metrics}))
+        write_text(out / "README.md", model_card(asdict(params), {"tune": metrics}))
     write_json("plots/tune_history.json", [{k: v for k, v in h.items() if k != "by_timestep"} for h in history])
     write_json("metrics/tune.json", metrics)
 

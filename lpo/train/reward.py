@@ -162,7 +162,7 @@ class RewardTrainer:
         """Train to the end or to `patience` validations without improvement; the best weights are left in the model."""
         config = self.config
         done = self.resume(folder)
-        name = "spm" if isinstance(config, Spm) else "lrm"
+        name = "spm" if isinstance(config, Spm) else "reward"
         bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc=name, mininterval=2,
                    disable=not distributed.is_first())  # fmt: skip
         for step in bar:

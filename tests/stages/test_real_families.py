@@ -14,16 +14,16 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from tune.commands import generate
-from tune.config import Params, load_params
-from tune.data.latents import Latents
-from tune.errors import LpoError
-from tune.families import load_family
-from tune.images import decode_rgb
-from tune.sampling.generate import to_tensor
-from tune.stages import encode, reward, tune
 
+from lpo.commands import generate
+from lpo.config import Params, load_params
+from lpo.data.latents import Latents
+from lpo.errors import LpoError
+from lpo.families import load_family
+from lpo.images import decode_rgb
 from lpo.rewards import lrm as rewards
+from lpo.sampling.generate import to_tensor
+from lpo.stages import encode, reward, tune
 
 CAPTIONS = ["a cat", "two dogs", "a star on grass"]
 

@@ -53,7 +53,7 @@ def test_a_method_writes_an_adapter_and_its_history(params, method):
     metrics = json.loads(Path("metrics/tune.json").read_text())
     assert metrics["prompts"] == 4 and metrics["updates"] > 0 and isinstance(metrics["warnings"], list)
     tracked = Path("dvclive/tune/plots")
-    assert len(list(tracked.glob("images/lpo/validation/*.png"))) == 2  # a picture of every validation
+    assert len(list(tracked.glob("images/tune/validation/*.png"))) == 2  # a picture of every validation
     kept = {int(file.stem[1:]) for file in tracked.glob("metrics/tune/by_timestep/kept/t*.tsv")}
     assert kept == {row["t"] for entry in history for row in entry["by_timestep"]}
     assert kept or method == "diffusion_dpo"
