@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from support.defaults import with_default_params
 
 if TYPE_CHECKING:
     from lpo.families.sd import SD
@@ -30,9 +31,6 @@ os.environ.update(
 settings.register_profile("lpo", derandomize=True, deadline=None, database=None)
 settings.load_profile("lpo")
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
 LONGEST = (
     "test_prefect.py", "test_prefect_kill.py", "test_sharded_stages.py", "test_processes.py", "test_benchmarks.py",
     "test_kill.py",
@@ -44,17 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-@pytest.fixture
-def repository() -> Path:
-    """The folder of the repository; tests read there and write elsewhere."""
-    return REPOSITORY
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with the default parameters (support/defaults.py); tests read there and write elsewhere."""
+    return with_default_params(tmp_path_factory.mktemp("repository"))
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with params.yaml and presets/, made the working directory."""
-    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    shutil.copytree(REPOSITORY / "presets", tmp_path / "presets")
+    shutil.copy(repository / "params.yaml", tmp_path)
+    shutil.copytree(repository / "presets", tmp_path / "presets")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

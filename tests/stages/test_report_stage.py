@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from support.defaults import default_params
 
 from lpo.config import load_params
 from lpo.files import write_json, write_parquet, write_text
@@ -25,7 +26,7 @@ def git(folder: Path, *words: str) -> None:
 def project(tmp_path, monkeypatch):
     """A git repository with code, parameters, a lock file and the metrics of one stage."""
     monkeypatch.chdir(tmp_path)
-    write_text("params.yaml", (ROOT / "params.yaml").read_text())
+    write_text("params.yaml", default_params())
     write_text("lpo/code.py", "x = 1\n")
     stages = {
         "report": {"outs": [{"path": "data/report", "md5": "0" * 32}]},

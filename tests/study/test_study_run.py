@@ -13,6 +13,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 import yaml
+from support.defaults import default_params
 
 from lpo.config import check_params
 from lpo.study import evidence
@@ -41,7 +42,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.parametrize("name", ["quick", "methods", "ablations"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
-        tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+        tree = yaml.safe_load(default_params())
         for path, value in cell.changes.items():
             *sections, last = path.split(".")
             section = tree
@@ -114,6 +115,7 @@ def test_a_fingerprint_holds_what_decides_a_cell_and_nothing_else(
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
+    (root / "params.yaml").write_text(default_params())
     monkeypatch.setattr(runner, "ROOT", root)
     both, neither = {"data/reward": True, "data/spm": True}, {"data/reward": False, "data/spm": False}
     assert edited(runner, root, "lpo/stages/report.py") == edited(runner, root, "lpo/study/page.py") == neither

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from support.defaults import default_params
 
 from lpo.files import file_hash
 
@@ -82,11 +83,12 @@ def make(folder: Path) -> Path:
     """A workspace that nothing was run in yet; its DVC remote is the folder `remote` beside it."""
     shutil.copytree(REPOSITORY / "lpo", folder / "lpo", ignore=shutil.ignore_patterns("__pycache__"))
     ignored = [f"{name}.gitignore" for name in ("", "data/", "data/collected/", "models/", "models/promoted/", ".dvc/")]
-    for name in ("dvc.yaml", ".dvcignore", "metrics/base.json", "data/sources.json", *ignored):
+    for name in ("dvc.yaml", ".dvcignore", "metrics/base.json", *ignored):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     for name in ("data/base", "data/scorers"):  # committed, as in the repository
         shutil.copytree(REPOSITORY / name, folder / name)
+    (folder / "data/sources.json").write_text("{}\n")  # nothing was imported
     (folder / ".dvc/config").write_text(DVC_CONFIG)
     write_params(folder, SMALL)
     git(folder, "init", "-q")
@@ -95,8 +97,8 @@ def make(folder: Path) -> Path:
 
 
 def write_params(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
-    """The project's params.yaml with `changes`."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    """The default parameters with `changes`."""
+    params = yaml.safe_load(default_params())
     for section, values in changes.items():
         params[section].update(values)
     folder.mkdir(exist_ok=True)

@@ -1,0 +1,27 @@
+"""The parameters that tests start from: those of the embedded world, whatever somebody has set in params.yaml.
+
+`dvc exp run -S`, `lpo preset` and an editor change params.yaml, and the tests must stay green after any of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lpo.config.presets import merge
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def default_params() -> str:
+    """The text of params.yaml with presets/emoji.yaml merged; as it comes with the repository, it is params.yaml."""
+    preset = (REPOSITORY / "presets/emoji.yaml").read_text(encoding="utf-8")
+    return merge((REPOSITORY / "params.yaml").read_text(encoding="utf-8"), preset)[0]
+
+
+def with_default_params(folder: Path) -> Path:
+    """Make `folder` the repository with those parameters: links to all of its files, and a params.yaml."""
+    for path in REPOSITORY.iterdir():
+        if path.name != "params.yaml":
+            (folder / path.name).symlink_to(path)
+    (folder / "params.yaml").write_text(default_params(), encoding="utf-8")
+    return folder
