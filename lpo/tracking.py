@@ -1,6 +1,6 @@
 """wandb and DVCLive behind one small class, for watching a run. Nothing that the project makes depends on it.
 
-    with Tracker("reward", params) as tracker:
+    with Tracker("reward", params.tracking, asdict(params)) as tracker:
         tracker.show("reward/picture", pixels)  # with the next step that is logged
         tracker.log(step, {"reward/loss": 0.69})
 
@@ -15,7 +15,6 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lpo.config import Params
+from lpo.config import Tracking
 
 
 class _Sink(NamedTuple):
@@ -35,20 +34,21 @@ class Tracker:
     """One run, logged while the `with` block lasts; outside of it `log` does nothing.
 
     Args:
-        run_name: the stage, such as "lrm".
-        params: all parameters; wandb stores them with the run.
+        run_name: the stage, such as "reward".
+        settings: the section `tracking` of params.yaml.
+        config: what wandb stores with the run, such as all parameters.
     """
 
-    def __init__(self, run_name: str, params: Params) -> None:
-        self._run_name = run_name
-        self._params = params
+    def __init__(self, run_name: str, settings: Tracking, config: dict[str, Any]) -> None:
+        self._run_name, self._settings, self._config = run_name, settings, config
         self._sinks: dict[str, _Sink] = {}
         self._pictures: dict[str, np.ndarray] = {}
 
     def __enter__(self) -> Tracker:
         self._try("dvclive", lambda: self._sinks.update(dvclive=_dvclive(self._run_name)))
-        if self._params.tracking.wandb != "disabled":
-            self._try("wandb", lambda: self._sinks.update(wandb=_wandb(self._run_name, self._params)))
+        if self._settings.wandb != "disabled":
+            run = (self._run_name, self._settings, self._config)
+            self._try("wandb", lambda: self._sinks.update(wandb=_wandb(*run)))
         return self
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -91,18 +91,18 @@ def _dvclive(run_name: str) -> _Sink:
     return _Sink(log, lambda failed: live.end())
 
 
-def _wandb(run_name: str, params: Params) -> _Sink:
+def _wandb(run_name: str, settings: Tracking, config: dict[str, Any]) -> _Sink:
     import wandb
 
     # Absolute: wandb's service outlives a run and reads a relative path from the folder in which it was started.
     folder = Path(".wandb").resolve()
     folder.mkdir(exist_ok=True)
     run = wandb.init(
-        project=params.tracking.project,
+        project=settings.project,
         name=run_name,
-        mode=params.tracking.wandb,
+        mode=settings.wandb,
         dir=folder,
-        config=asdict(params),
+        config=config,
         settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False, x_disable_stats=True),
     )
 

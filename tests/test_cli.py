@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import ast
 import json
+import resource
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -203,3 +205,24 @@ def test_help_names_every_stage() -> None:
     commands = [line.split()[0] for line in lines.partition("Commands:")[2].splitlines() if line.strip()]
     assert [name for name in commands if name in STAGES] == list(STAGES)
     assert {"pretrain", "generate", "preset", "doctor", "summary"} < set(commands)
+
+
+def test_help_answers_at_once() -> None:
+    program = """
+import sys
+from lpo.cli import main
+sys.argv = ["lpo", "--help"]
+try:
+    main()
+except SystemExit:
+    print(sorted({"numpy", "pandas", "torch", "diffusers", "transformers"} & sys.modules.keys()))
+"""
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert out.startswith("Usage: lpo")
+        assert out.splitlines()[-1] == "[]"
+    assert min(seconds) < 0.5  # processor time: the machine may be busy

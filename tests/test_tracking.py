@@ -4,7 +4,7 @@ import random
 import subprocess
 import sys
 import types
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ def without_wandb(params: Params) -> Params:
     return replace(params, tracking=replace(params.tracking, wandb="disabled"))
 
 
+def tracker_of(run_name: str, params: Params) -> Tracker:
+    return Tracker(run_name, params.tracking, asdict(params))
+
+
 def git(*args: str) -> str:
     who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
     return subprocess.run(["git", *who, *args], capture_output=True, text=True, check=True).stdout
@@ -40,7 +44,7 @@ def test_a_run_is_written_by_both_trackers_and_git_sees_nothing_else(params: Par
     git("add", "--all")
     git("commit", "--quiet", "--message", "start")
     refs = git("for-each-ref")
-    with Tracker("reward", params) as tracker:
+    with tracker_of("reward", params) as tracker:
         tracker.log(0, {"reward/loss": 0.75})
         tracker.show("reward/picture", np.zeros((4, 6, 3), np.uint8))
         tracker.log(250, {"reward/loss": 0.5, "reward/accuracy": 0.625})
@@ -62,7 +66,7 @@ def test_each_run_of_a_process_is_kept_in_the_folder_it_was_started_in(
     for name in ("one", "two"):
         (project / name).mkdir()
         monkeypatch.chdir(project / name)
-        with Tracker("reward", params) as tracker:
+        with tracker_of("reward", params) as tracker:
             tracker.log(0, {"reward/loss": 0.75})
         assert len(list((project / name / ".wandb").rglob("*.wandb"))) == 1
 
@@ -79,7 +83,7 @@ def test_random_states_are_those_of_a_run_without_trackers(params: Params) -> No
     seed()
     plain = [draw() for _ in range(3)]
     seed()
-    with Tracker("tune", params) as tracker:
+    with tracker_of("tune", params) as tracker:
         tracked = [draw()]
         tracker.log(0, {"loss": 1.0})
         tracked.append(draw())
@@ -133,7 +137,7 @@ def test_a_tracker_that_fails_is_told_once_dropped_and_harms_nothing(
 ) -> None:
     calls = broken_live(monkeypatch, fails_in)
     before = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
-    with Tracker("reward", without_wandb(params)) as tracker:
+    with tracker_of("reward", without_wandb(params)) as tracker:
         for step in range(3):
             tracker.log(step, {"loss": 1.0})
     assert calls == expected
@@ -145,12 +149,12 @@ def test_the_error_of_a_run_goes_through_and_the_tracker_is_closed(
     params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = broken_live(monkeypatch, "never")
-    with pytest.raises(KeyboardInterrupt), Tracker("reward", without_wandb(params)):
+    with pytest.raises(KeyboardInterrupt), tracker_of("reward", without_wandb(params)):
         raise KeyboardInterrupt
     assert calls == ["init", "end"]
 
 
 def test_outside_of_its_block_a_tracker_does_nothing(params: Params, project: Path) -> None:
-    Tracker("reward", params).log(0, {"loss": 1.0})
+    tracker_of("reward", params).log(0, {"loss": 1.0})
     assert not Path("dvclive").exists()
     assert not Path(".wandb").exists()

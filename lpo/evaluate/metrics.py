@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 
 from lpo.errors import LpoError
-from lpo.evaluate.statistics import RESAMPLES, Figures, mean_difference, mean_of_strata, win_rate
+from lpo.statistics import RESAMPLES, Figures, mean_difference, mean_of_strata, win_rate
 
 AXES = {"overall": "utility", "alignment": "alignment", "aesthetics": "aesthetic"}
 SCORERS = {"clip": "clip", "vqa": "vqa", "aesthetic": "aesthetic_score"}

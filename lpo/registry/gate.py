@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from lpo.config import Promote
-from lpo.evaluate.statistics import Figures
 from lpo.format import percent, percents, signed
+from lpo.statistics import Figures
 
 METRICS = {  # a margin -> where its figures are
     "all_correct": ("all_correct",),

@@ -2,7 +2,7 @@
 
 results.parquet  snapshot (-1: the base), rollout, prompts, seconds (of training so far), prompt, seed, category,
                  alignment, aesthetic, utility, all_correct; one row a picture, prompts and seeds as in every snapshot;
-                 validation: the scorers' gain on validation prompts, as the stage tune chooses by (stages/tune.py)
+                 validation: the scorers' gain on validation prompts, as in the stage tune
 summary.json     method, seed, seconds, rollouts, prompts, updates, reward_step_seconds (0 where no reward is used)
 
 Validation, judging and loading are not on the clock; the judge chooses nothing. Seconds differ from run to run, so
@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +22,20 @@ import pandas as pd
 import torch
 
 from lpo.config import Params
-from lpo.data.latents import Latents
 from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import atomic_folder, write_json, write_parquet
+from lpo.paths import PROMPTS
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.sampling.generate import generate
 from lpo.scorers.published import load_scorers
-from lpo.stages.tune import KEPT, LATENTS, PROMPTS, Validation, trainer_of
 from lpo.tracking import Tracker
+from lpo.train.inputs import policy_trainer, reward_data
 from lpo.train.policy import PolicyTrainer
-from lpo.train.reward import RewardTrainer, load_pairs
+from lpo.train.reward import RewardTrainer
+from lpo.train.validation import Validation
 
 OUT = Path("studies/cell")
 SEED = 52_000_000  # of the first picture
@@ -91,10 +92,13 @@ def run(params: Params) -> None:
     frames = [assess(family, test, params).assign(snapshot=-1, rollout=0, prompts=0, seconds=0.0, validation=0.0)]
     # The clock is looked at every `validate_every` rollouts; snapshots are validated when the time is up.
     params = replace(params, tune=replace(params.tune, guard=replace(params.tune.guard, action="off")))
-    trainer = trainer_of(params, family)
-    validate = Validation(family, trainer.reward, load_scorers(params.score, family.device), held_out, params)
+    trainer = policy_trainer(family, params.tune, params.seed, params.model.shard)
+    scorers, sampler = load_scorers(params.score, family.device), params.evaluate.sampler
+    validate = Validation(
+        family, trainer.reward, scorers, held_out, sampler, params.score.batch_size, params.tune.guard
+    )
     clock = Clock(trainer, params.study.seconds)
-    with atomic_folder(OUT) as out, Tracker("cell", params) as tracker:
+    with atomic_folder(OUT) as out, Tracker("cell", params.tracking, asdict(params)) as tracker:
         checkpoints = out / "checkpoints"  # never resumed: a clock that is stopped and started tells nothing
         checkpoints.mkdir()
         with suppress(TimeIsUp):
@@ -125,12 +129,11 @@ def reward_step_seconds(trainer: PolicyTrainer, params: Params) -> float:
     reward = trainer.reward
     assert isinstance(reward, LatentRewardModel | StepPreferenceModel)
     config = params.reward if isinstance(reward, LatentRewardModel) else params.spm
-    latents = Latents(LATENTS)
-    pairs = load_pairs(pd.read_parquet(KEPT).query("split == 'train'"), latents, config.example_weights)
-    learner, seconds = RewardTrainer(reward, latents, config, params.seed), []
+    data = reward_data(config, params.seed)
+    learner, seconds = RewardTrainer(reward, data.latents, config, params.seed), []
     for step in range(TIMED_STEPS + 1):  # the first one warms up
         start = time.perf_counter()
-        learner.step(pairs, step)
+        learner.step(data.pairs["train"], step)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds[1:]))
 

@@ -24,9 +24,9 @@ from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import write_parquet
+from lpo.paths import KEPT, LATENTS
 from lpo.preference.mpcf import SCORES
 from lpo.sampling.generate import to_uint8
-from lpo.stages.reward import KEPT
 
 OUT = Path("studies/flips.parquet")
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)
@@ -37,7 +37,7 @@ AXES = ("utility", "alignment", "aesthetic")
 def run(params: Params) -> None:
     """Order `study.flip_pairs` test pairs at every t, and compare with t = 0 (no noise, no prediction)."""
     frame = pd.read_parquet(KEPT).query("split == 'test' and label_0 != label_1").head(params.study.flip_pairs)
-    family, latents = load_family(params.model), Latents(Path("data/latents"))
+    family, latents = load_family(params.model), Latents(LATENTS)
     margins = params.filter.strategies["2"]
     consistent = np.logical_and.reduce([frame[f"gap_{name}"] >= getattr(margins, name) for name in SCORES])
     order = {t: preferences(family, latents, frame, t, params) for t in TIMESTEPS}

@@ -22,11 +22,12 @@ from lpo.config import Params
 from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.files import write_parquet
+from lpo.paths import PROMPTS
 from lpo.rewards.load import load_reward
 from lpo.sampling.generate import to_uint8
 from lpo.sampling.search import Search, search
 
-PROMPTS, OUT = Path("data/prompts.parquet"), Path("studies/verifier.parquet")
+OUT = Path("studies/verifier.parquet")
 COUNT = 400  # test prompts
 SEED = 57_000_000  # of the first picture
 # (K candidates of every step, N trajectories); the first is what the others are compared with

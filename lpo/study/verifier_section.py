@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from lpo.evaluate.statistics import mean_difference, share, win_rate
 from lpo.format import percent, percents, signed
 from lpo.report.html import section, table, text
+from lpo.statistics import mean_difference, share, win_rate
 
 ABOUT = (
     "The untuned base draws each prompt, and the reward of the pipeline chooses: among K candidates of every step "

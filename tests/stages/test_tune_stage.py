@@ -21,6 +21,7 @@ from lpo.sampling.generate import generate as draw
 from lpo.scorers import embedded
 from lpo.stages import tune as stage
 from lpo.study import cell, flips, spm, verifier
+from lpo.train.validation import Validation
 
 
 @pytest.fixture
@@ -74,7 +75,10 @@ def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
 def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params, tiny, tiny_reward):
     tiny.add_lora(2, 0)
     prompts = pd.read_parquet("data/prompts.parquet").query("split == 'validation'")["prompt"].tolist()
-    validate = stage.Validation(tiny, tiny_reward, embedded.load(Path("data/scorers")), prompts, params)
+    validate = Validation(
+        tiny, tiny_reward, embedded.load(Path("data/scorers")), prompts, params.evaluate.sampler,
+        params.score.batch_size, params.tune.guard,
+    )  # fmt: skip
     assert validate() == {"validation": 0.0, "reward": 0.0, "diversity": 1.0}
     state = {k: 0.3 * torch.randn_like(v) for k, v in tiny.lora_state().items()}
     tiny.load_lora_state(state)
@@ -130,10 +134,9 @@ def test_the_verifier_draws_the_same_prompts_with_every_search_and_counts_its_wo
     assert frame["search"].unique().tolist() == list(verifier.SEARCHES) and len(frame) == 3 * 4
     plain = frame[frame["search"] == "plain"]
     assert all(found["seed"].tolist() == plain["seed"].tolist() for _, found in frame.groupby("search"))
-    config, prompts = params.evaluate, plain["prompt"].tolist()
-    drawn = draw(
-        load_family(params.model), prompts, plain["seed"].tolist(), 3, config.guidance_scale, config.eta, 1
-    )
+    prompts = plain["prompt"].tolist()
+    settings = replace(params.evaluate.sampler, batch_size=1)
+    drawn = draw(load_family(params.model), prompts, plain["seed"].tolist(), settings)
     verdicts = judge(drawn, [parse(prompt) for prompt in prompts])
     assert plain["aesthetic"].tolist() == [v.aesthetic for v in verdicts]
     finished = len(params.reward.ensemble_timesteps) * params.reward.ensemble_draws

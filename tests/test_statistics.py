@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lpo.errors import LpoError
-from lpo.evaluate.statistics import mean, mean_difference, mean_of_strata, share, wilson, win_rate
+from lpo.statistics import mean, mean_difference, mean_of_strata, share, wilson, win_rate
 
 
 def test_win_rate_counts_a_tie_half_and_states_the_share_of_ties():

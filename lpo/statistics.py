@@ -98,7 +98,7 @@ def wilson(hits: float, trials: int) -> tuple[float, float]:
     hits k may be a half, where ties count half. Source: Wilson 1927. Raises LpoError unless 0 <= k <= n and n >= 1.
     """
     if not (trials >= 1 and 0 <= hits <= trials):
-        raise LpoError(f"{hits} hits of {trials} trials are no share", "lpo.evaluate.statistics.wilson")
+        raise LpoError(f"{hits} hits of {trials} trials are no share", "lpo.statistics.wilson")
     scale = trials + Z95**2
     centre = (hits + Z95**2 / 2) / scale
     half = Z95 * math.sqrt(hits * (trials - hits) / trials + Z95**2 / 4) / scale
@@ -107,7 +107,7 @@ def wilson(hits: float, trials: int) -> tuple[float, float]:
 
 def _checked(values: ArrayLike, groups: Groups) -> NDArray[np.float64]:
     data = np.asarray(values, dtype=np.float64)
-    where = "lpo.evaluate.statistics"
+    where = "lpo.statistics"
     if data.ndim != 1 or len(data) == 0 or len(data) != len(groups):
         raise LpoError(f"values of shape {data.shape} for {len(groups)} group ids", where, "give one id for each value")
     if not np.isfinite(data).all():
