@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from lpo.config import load_params
+from lpo.outputs import check_file, check_folder
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", metavar="FILE")]
 PARAMS = Path("params.yaml")
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that this command did not write.")]
 
-data = typer.Typer(help="Bring in pairs and scores of your own.", no_args_is_help=True)
+data = typer.Typer(help="Import pairs and scores of your own.", no_args_is_help=True)
 models = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
@@ -31,7 +33,7 @@ def rollback(
         str | None, typer.Argument(metavar="NAME", help="A name that `lpo models` lists, or base.", show_default=False)
     ] = None,
 ) -> None:
-    """Take NAME into use, or what was in use before the present model."""
+    """Promote NAME again, or the model that was in use before the present one."""
     from lpo.registry.ledger import rollback as run
 
     run(name)
@@ -40,16 +42,21 @@ def rollback(
 @data.command("import")
 def data_import(
     tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Pairs: .parquet or .csv.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Where they go; dataset.path names it.", metavar="FOLDER")],
+    out: Annotated[
+        Path, typer.Option(help="The folder to write the pairs to; then set dataset.path to it.", metavar="FOLDER")
+    ],
     images: Annotated[
-        Path | None, typer.Option(help="Image paths are relative to it. Default: the table's folder.", metavar="FOLDER")
+        Path | None,
+        typer.Option(help="The folder that image paths start from. Default: the table's folder.", metavar="FOLDER"),
     ] = None,
     column: Annotated[
-        list[str] | None, typer.Option(help="Our column = the table's, once for each.", metavar="caption=prompt")
+        list[str] | None,
+        typer.Option(help="A column of ours = the table's name for it. May be repeated.", metavar="caption=prompt"),
     ] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Turn tables of pairs into a source: images as bytes or paths, captions, labels."""
+    """Import tables of pairs: images as bytes or paths, captions, labels."""
+    check_folder(out, "lpo data import")
     loaded = load_params(params)
     from lpo.commands.imports import import_pairs
 
@@ -63,9 +70,13 @@ def data_import(
 @data.command("scores")
 def data_scores(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="image_uid, aesthetic, clip, vqa.", exists=True)],
-    out: Annotated[Path, typer.Option(help="Where they go; score.table names it.", metavar="FILE")],
+    out: Annotated[
+        Path, typer.Option(help="The .parquet file to write; then set score.table to it.", metavar="FILE")
+    ],
+    force: Force = False,
 ) -> None:
-    """Bring in scores that were computed elsewhere, keyed by image uid."""
+    """Import scores that were computed elsewhere, keyed by image uid."""
+    check_file(out, "lpo data scores", (".parquet",), force)
     from lpo.commands.imports import import_scores
 
-    typer.echo(f"{import_scores(table, out)} rows; now set score.table to {out} in params.yaml")
+    typer.echo(f"{import_scores(table, out, force)} rows; now set score.table to {out} in params.yaml")

@@ -73,8 +73,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
+        default_modes(partial)
         for file in _files(partial):
-            _sync(file)
+            sync(file)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -82,7 +83,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     if target.exists():
         target.rename(old)
     partial.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -145,12 +146,22 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = _partial(path)
     try:
         yield partial
-        _sync(partial)
+        default_modes(partial)
+        sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
+
+
+def default_modes(path: Path) -> None:
+    """Give a file, or a folder and all below it, the mode that the umask allows: libraries write some as 0600."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for entry in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        if not entry.is_symlink():
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
 
 
 def _partial(path: Path) -> Path:
@@ -161,7 +172,8 @@ def _files(root: Path) -> list[Path]:
     return sorted((p for p in root.rglob("*") if p.is_file()), key=lambda p: p.relative_to(root).as_posix())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,7 +16,7 @@ LIBRARY = sorted((ROOT / "lpo").rglob("*.py"))
 ABOVE = sorted([*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py")])  # Prefect's half
 
 # What a room imports from beside itself. Only downwards: no circle is allowed in the table.
-GROUND = {"errors", "files", "format", "images", "config", "random", "paths", "statistics"}
+GROUND = {"errors", "files", "format", "outputs", "images", "config", "random", "paths", "statistics"}
 MATHS = GROUND | {"diffusion", "emoji"}
 MODELS = MATHS | {"hub", "families", "preference", "scorers", "rewards"}
 WORK = MODELS | {"data", "sampling", "evaluate", "train", "registry", "report", "doctor", "tracking"}
@@ -29,7 +29,8 @@ BELOW: dict[str, set[str]] = {
     "random": set(),
     "paths": set(),
     "statistics": {"errors"},
-    "config": {"errors", "files"},
+    "outputs": {"errors", "files"},
+    "config": {"errors", "files", "outputs"},
     "tracking": GROUND,
     "hub": GROUND,
     "emoji": GROUND,
@@ -48,7 +49,8 @@ BELOW: dict[str, set[str]] = {
     "stages": WORK,
     "study": WORK,
     "commands": WORK | {"stages"},
-    "cli": GROUND | {"stages", "commands", "study", "cli_groups"},
+    "cli": GROUND | {"stages", "commands", "study", "cli_tools", "cli_groups"},
+    "cli_tools": GROUND | {"commands", "cli_groups"},
     "cli_groups": GROUND | {"commands", "registry"},
 }
 

@@ -83,7 +83,7 @@ def test_score_with_a_picture_and_a_prompt_is_the_plot_and_needs_both(
     assert run("score", "absent.png", "a cat").exit_code == 2
     assert run("score", "cat.png", "a cat", "--out", "plot.png").exit_code == 0
     assert stage == []
-    assert plot == [(load_params(), Path("cat.png"), "a cat", Path("plot.png"))]
+    assert plot == [(load_params(), Path("cat.png"), "a cat", Path("plot.png"), False)]
 
 
 def test_generate_takes_what_is_not_said_from_the_parameters(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +93,8 @@ def test_generate_takes_what_is_not_said_from_the_parameters(project: Path, monk
     said = ("--out", "x.png", "--seed", "0", "--guidance-scale", "1", "--steps", "5")
     assert run("generate", "a cat", *said, "--search", "4", "--best-of", "2").exit_code == 0
     assert calls == [
-        (params, "a cat", Path("data/tuned"), Path("image.png"), params.seed, None, None, 1, 1),
-        (params, "a cat", None, Path("x.png"), 0, 1.0, 5, 4, 2),
+        (params, "a cat", Path("data/tuned"), Path("image.png"), params.seed, None, None, 1, 1, False),
+        (params, "a cat", None, Path("x.png"), 0, 1.0, 5, 4, 2, False),
     ]
 
 

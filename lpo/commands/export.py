@@ -14,25 +14,27 @@ from lpo.config import Params
 from lpo.families import load_family
 from lpo.families import lora as lora_of
 from lpo.families.family import Family
-from lpo.files import atomic_folder, replacing
+from lpo.outputs import output_file, output_folder
 from lpo.registry.ledger import folder_of
 
 
-def run(params: Params, lora: Path, out: Path) -> None:
+def run(params: Params, lora: Path, out: Path, force: bool = False) -> None:
     """Write `out`: a .safetensors file is the LoRA alone, anything else a folder with the merged pipeline.
 
-    `lora` is a folder, a file, or a name that `lpo models` lists ("promoted" is the one in use).
+    Args:
+        lora: a folder, a file, or a name that `lpo models` lists ("promoted" is the one in use).
+        force: replace a file that this command did not write.
 
     Raises:
-        LpoError: if there is no LoRA, or no model.
+        LpoError: if there is no LoRA, no model, or something else is at `out`.
     """
     family = load_family(params.model)
     family.load_lora(folder_of(lora))
     if out.suffix == ".safetensors":
-        with replacing(out) as partial:
+        with output_file(out, "lpo export", force) as partial:
             save_file(single_file(family), partial, metadata={"format": "pt"})
     else:
-        with atomic_folder(out) as folder:
+        with output_folder(out, "lpo export") as folder:
             save_merged(family, params, folder)
 
 

@@ -1,8 +1,7 @@
-"""generate: a prompt, and perhaps a LoRA and a search by the reward -> a PNG."""
+"""generate: a prompt, and perhaps a LoRA and a search by the reward -> a picture."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from lpo.config import Params, SamplerSettings
 from lpo.errors import LpoError
 from lpo.families import load_family
 from lpo.families.family import Family
-from lpo.files import write_bytes
+from lpo.outputs import output_file
 from lpo.registry.ledger import folder_of
 from lpo.rewards.load import load_reward
 from lpo.sampling.generate import generate, to_uint8
 from lpo.sampling.search import Search, search
 
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 ENLARGED = 256  # small pictures are shown at least this large, like pixel art
 
 
@@ -32,10 +32,16 @@ def run(
     steps: int | None,
     candidates: int,
     trajectories: int,
+    force: bool = False,
 ) -> str:
-    """Write `out` and say what a search found and cost ("" without one).
+    """Write the picture `out`, and return what a search found and what it cost ("" without one).
 
-    Raises LpoError for a prompt that is empty or longer than the model reads.
+    Args:
+        lora: a folder, a file, or the name of a promoted model.
+        force: replace a file that this command did not write.
+
+    Raises:
+        LpoError: if the prompt is empty or longer than the model reads, or something else is at `out`.
     """
     config, family = params.evaluate, load_family(params.model)
     length = len(family.tokenizer(prompt).input_ids)
@@ -57,9 +63,8 @@ def run(
     if picture.width < ENLARGED:
         factor = ENLARGED // picture.width
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    write_bytes(out, buffer.getvalue())
+    with output_file(out, "lpo generate", force) as partial:
+        picture.save(partial, FORMATS.get(out.suffix.lower(), "PNG"), quality=95)
     return said
 
 

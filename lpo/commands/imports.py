@@ -13,6 +13,7 @@ from lpo.data.sources import Part, convert, finish
 from lpo.data.sources_table import parts
 from lpo.errors import LpoError
 from lpo.files import write_parquet
+from lpo.outputs import output_file, output_folder
 from lpo.train import checkpoint
 
 LEFT_OUT = "left_out.parquet"
@@ -43,15 +44,16 @@ def import_pairs(
     identity = {"tables": stamps, "images": str(images), "columns": columns, "share": share}
     folder = checkpoint.folder("import", identity)
     counts = convert(found, folder, None, "import")
-    finish(counts, folder, out, folder / LEFT_OUT)
-    (out / "left_out").mkdir(exist_ok=True)
-    (folder / LEFT_OUT).replace(out / "left_out" / LEFT_OUT)
+    with output_folder(out, "lpo data import") as partial:
+        finish(counts, folder, partial, folder / LEFT_OUT)
+        (partial / "left_out").mkdir()
+        shutil.move(folder / LEFT_OUT, partial / "left_out" / LEFT_OUT)
     sources_index.register(out)
     shutil.rmtree(folder)
     return {name: counts[name] for name in ("pairs", "ties", "left")}
 
 
-def import_scores(table: Path, out: Path) -> int:
+def import_scores(table: Path, out: Path, force: bool = False) -> int:
     """Copy a table of scores, keyed by image uid, to `out`; register it. Returns its rows.
 
     Raises:
@@ -68,6 +70,7 @@ def import_scores(table: Path, out: Path) -> int:
     words = [name for name in list(schema.SCORES)[1:] if not pd.api.types.is_numeric_dtype(frame[name])]
     if words:
         raise LpoError(f"{', '.join(words)} hold more than numbers", str(table), "write NaN as an empty field")
-    write_parquet(out, frame[list(schema.SCORES)])
+    with output_file(out, "lpo data scores", force) as partial:
+        write_parquet(partial, frame[list(schema.SCORES)])
     sources_index.register(out)
     return len(frame)

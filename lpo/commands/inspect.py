@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.families import load_family
-from lpo.files import write_bytes
+from lpo.outputs import output_file
 from lpo.random import generator
 from lpo.rewards import lrm
 from lpo.sampling.generate import to_tensor
@@ -22,8 +22,17 @@ DRAWS = 16  # of the noise at every timestep
 POINTS = 20
 
 
-def run(params: Params, image: Path, prompt: str, out: Path) -> None:
-    """Plot mean and standard deviation of S(prompt, x_t) over noise, t on 20 points."""
+def run(params: Params, image: Path, prompt: str, out: Path, force: bool = False) -> None:
+    """Plot mean and standard deviation of S(prompt, x_t) over noise, t on 20 points.
+
+    Args:
+        force: replace a file that this command did not write.
+
+    Raises:
+        LpoError: if the picture, the prompt or the reward cannot be read, or something else is at `out`.
+    """
+    if not prompt.strip():
+        raise LpoError("the prompt is empty", "PROMPT", "give the prompt of the picture")
     family = load_family(params.model)
     size = family.pixels
     try:
@@ -38,10 +47,10 @@ def run(params: Params, image: Path, prompt: str, out: Path) -> None:
     t, mean, std = (np.array(column) for column in zip(*scores, strict=True))
     axes.fill_between(t, mean - std, mean + std, alpha=0.25, linewidth=0)
     axes.plot(t, mean, marker="o", markersize=3)
-    axes.set(xlabel="timestep t (0 is the clean picture)", ylabel="score", title=prompt)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    write_bytes(out, buffer.getvalue())
+    axes.set(xlabel="timestep t (0 is the clean picture)", ylabel="score")
+    axes.set_title(textwrap.fill(prompt, 60, max_lines=4), fontsize=9, parse_math=False)  # a $ is a character
+    with output_file(out, "lpo score", force) as partial:
+        figure.savefig(partial, format=out.suffix.lower().lstrip(".") or "png", dpi=150)
     for timestep, value, spread in scores:
         print(f"t {timestep:4d}  {value:7.3f} +- {spread:.3f}")
 

@@ -19,6 +19,7 @@ import typer
 from lpo.errors import LpoError
 from lpo.files import write_json
 from lpo.format import percent, percents, plain, points, title
+from lpo.outputs import output_file
 from lpo.report.figures import AXES, quoted, table
 
 METRICS = Path("metrics")
@@ -26,8 +27,11 @@ REPORT = Path("data/report/index.html")
 Json = Mapping[str, Any]
 
 
-def run(markdown: bool = False, save: Path | None = None) -> None:
+def run(markdown: bool = False, save: Path | None = None, force: bool = False) -> None:
     """Print the figures that are there, as text or as the table of README.md; write them to `save`.
+
+    Args:
+        force: replace a file `save` that this command did not write.
 
     Raises:
         LpoError: if no stage has written metrics yet; with `markdown` or `save`, if evaluate has not.
@@ -39,7 +43,8 @@ def run(markdown: bool = False, save: Path | None = None) -> None:
     if (markdown or save) and "evaluate" not in metrics:
         raise LpoError("the model has not been evaluated yet", f"{METRICS}/evaluate.json", "dvc repro evaluate")
     if save:
-        write_json(save, quoted(metrics))
+        with output_file(save, "lpo summary", force) as partial:
+            write_json(partial, quoted(metrics))
     if markdown:
         typer.echo(table(metrics), nl=False)
         return

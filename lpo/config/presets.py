@@ -14,7 +14,7 @@ from typing import Any
 from lpo.config import Params, check_params
 from lpo.config.reader import parse_yaml, read_text
 from lpo.errors import LpoError
-from lpo.files import write_text
+from lpo.outputs import edit_text
 
 
 def apply_preset(name: str, params: Path, folder: Path = Path("presets")) -> list[str]:
@@ -27,7 +27,7 @@ def apply_preset(name: str, params: Path, folder: Path = Path("presets")) -> lis
     _, after, changes = _merged(name, params, folder)
     check_params(parse_yaml(after, params), params)
     if changes:
-        write_text(params, after)
+        edit_text(params, after)
     return changes
 
 

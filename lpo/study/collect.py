@@ -11,7 +11,8 @@ import pandas as pd
 
 from lpo.config.reader import parse_yaml, read_text
 from lpo.errors import LpoError
-from lpo.files import atomic_folder, write_text
+from lpo.files import write_text
+from lpo.outputs import output_folder
 from lpo.study import evidence, markdown
 from lpo.study.compare import REFERENCE, comparison, curves, flip_rates
 from lpo.study.evidence import Evidence
@@ -80,7 +81,7 @@ def run(name: str, out: Path) -> Path:
     html = render(
         found.table, drawn, accuracies(held), flips, titles, declared["paper"], found.revisions, seeds_of, verified
     )
-    with atomic_folder(out) as folder:
+    with output_folder(out, "lpo study") as folder:
         write_text(folder / "table.csv", found.table.round(5).to_csv(index=False))
         write_text(folder / "index.html", html)
     if RESULTS.exists():

@@ -1,0 +1,137 @@
+"""The commands of the command line that are not stages: generate, export, preset, doctor, summary."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lpo.cli_groups import PARAMS, Force, ParamsFile
+from lpo.config import load_params
+from lpo.outputs import check_file, check_folder
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+PLOTS = (".png", ".jpg", ".pdf", ".svg")
+QUOTED = Path("docs/figures.json")  # in git, and written by this command alone
+LARGEST_SEED = 2**32 - 1
+
+
+def wrote(out: Path) -> None:
+    """Say where the result is; on stderr, since `out` may be /dev/stdout."""
+    typer.echo(f"wrote {out}", err=not out.is_file() and not out.is_dir())
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='For example "a cat left of a taxi at night".')],
+    lora: Annotated[
+        Path | None,
+        typer.Option(
+            help="A LoRA: a folder such as data/tuned, a .safetensors file, or a name that `lpo models` lists. "
+            "Default: none, the base model draws."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The picture to write: .png, .jpg or .webp.", metavar="FILE")] = Path(
+        "image.png"
+    ),
+    force: Force = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the noise. Default: seed in the parameters.")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=1, callback=_finite, help="Default: evaluate.guidance_scale.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Default: evaluate.num_inference_steps.")] = None,
+    search: Annotated[
+        int, typer.Option(min=1, help="Draw K candidates at every step; the reward chooses one.", metavar="K")
+    ] = 1,
+    best_of: Annotated[int, typer.Option(min=1, help="Draw N pictures; the reward chooses one.", metavar="N")] = 1,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Draw one picture of a prompt."""
+    check_file(out, "lpo generate", PICTURES, force)
+    loaded = load_params(params)
+    from lpo.commands.generate import run
+
+    seed = loaded.seed if seed is None else seed
+    if said := run(loaded, prompt, lora, out, seed, guidance_scale, steps, search, best_of, force):
+        typer.echo(said, err=not out.is_file())
+    wrote(out)
+
+
+def export(
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT", help="A name ending in .safetensors: write the LoRA there. Else: the folder to write the "
+            "merged pipeline to."
+        ),
+    ],
+    lora: Annotated[
+        Path, typer.Option(help="A LoRA: a folder, a .safetensors file, or a name that `lpo models` lists.")
+    ] = Path("data/tuned"),
+    force: Force = False,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Write a tuned model for other tools: merged into its base, or as one LoRA file."""
+    if out.suffix == ".safetensors":
+        check_file(out, "lpo export", force=force)
+    else:
+        check_folder(out, "lpo export")
+    loaded = load_params(params)
+    from lpo.commands.export import run
+
+    run(loaded, lora, out, force)
+    wrote(out)
+
+
+def preset(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A file in presets/, without .yaml.")],
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Merge a preset into the parameters. Keeps the file's comments, and prints what changed."""
+    from lpo.config.presets import apply_preset
+
+    changes = apply_preset(name, params)
+    typer.echo("\n".join(changes) if changes else f"{params} already holds the preset {name}")
+
+
+def doctor(
+    preset: Annotated[
+        str | None, typer.Argument(metavar="PRESET", help="Check as if it were merged.", show_default=False)
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Check that what a run needs is here: packages, models, memory, disk."""
+    from lpo.commands.doctor import run
+    from lpo.config.presets import with_preset
+
+    if preset is None:
+        passed = run(lambda: load_params(params), str(params))
+    else:
+        passed = run(lambda: with_preset(preset, params), f"{params} with the preset {preset}")
+    if not passed:
+        raise typer.Exit(1)
+
+
+def summary(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table of README.md.")] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="Write the figures that texts quote to a .json file: docs/figures.json.", metavar="FILE"),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Print the figures and where the report is."""
+    if save is not None and save != QUOTED:
+        check_file(save, "lpo summary", (".json",), force)
+    from lpo.commands.summary import run
+
+    run(markdown, save, force or save == QUOTED)
