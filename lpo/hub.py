@@ -17,17 +17,54 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
 
 from lpo.errors import LpoError
 from lpo.files import inside
 
+transformers_logging.disable_progress_bar()  # of reading files, which takes seconds; downloads keep theirs
+
 M = TypeVar("M", bound=nn.Module)
 REMEDY = "name a folder that holds it, or a hub id, and allow the hub with HF_HUB_OFFLINE=0"
-PLACES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+PLACES = (
+    "model.safetensors", "model.safetensors.index.json", "model.fp16.safetensors", "model.safetensors.index.fp16.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+VARIANTS = (None, "fp16", "bf16")  # of the names of weight files, in the order in which they are looked for
+
+
+def refusal(error: BaseException, what: str, source: str, remedy: str = REMEDY) -> LpoError:
+    """What to tell somebody whose model can't be had; `error` is what a library raised, with its causes.
+
+    The hub answers 401, 403 and 404 alike for what is gone, private or gated, so the three are named together.
+    """
+    causes = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    site = f"https://huggingface.co/{source}"
+    for cause in causes:
+        if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            return LpoError(what, source, f"look at the files of {site}, and name another repository or a folder")
+        status = getattr(getattr(cause, "response", None), "status_code", None)
+        refused = isinstance(cause, HfHubHTTPError) and status in (401, 403, 404)
+        if refused or isinstance(cause, RepositoryNotFoundError):
+            said = f"{what.split(':')[0]}: the hub says {status or 404}, so the repository is gone, private or gated"
+            if isinstance(cause, GatedRepoError):
+                said = f"{what.split(':')[0]}: the repository is gated"
+            how = f"accept its terms on {site} and run `hf auth login`, or name a mirror or a folder in its place"
+            return LpoError(said, source, how)
+    return LpoError(what, source, remedy)
 
 
 def file_of(source: str, name: str, repo_type: str = "model") -> Path:
@@ -44,7 +81,7 @@ def file_of(source: str, name: str, repo_type: str = "model") -> Path:
     try:
         return Path(hf_hub_download(source, name, repo_type=repo_type))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise LpoError(f"can't find {name}: {error}", source, REMEDY) from error
+        raise refusal(error, f"can't find {name}: {_first_line(error)}", source) from error
 
 
 def find(source: str, name: str) -> Path | None:
@@ -56,7 +93,7 @@ def find(source: str, name: str) -> Path | None:
     try:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     except (OSError, ValueError) as error:
-        raise LpoError(f"the model is not here: {error}", source, REMEDY) from error
+        raise refusal(error, f"the model is not here: {_first_line(error)}", source) from error
     return Path(found) if found else None
 
 
@@ -110,20 +147,38 @@ def _weight_files(source: str, prefix: str) -> Iterator[Path]:
         return
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 def from_pretrained(cls: Any, source: str, **options: Any) -> Any:
-    """`cls.from_pretrained` of transformers, with a message for people.
+    """`cls.from_pretrained` of transformers or diffusers, with a message for people.
+
+    Weights are looked for under their plain name, then as a half-precision variant.
 
     Raises:
         LpoError: if the folder or repository has no such part.
     """
     try:
-        return cls.from_pretrained(source, **options)
+        return any_variant(cls, source, **options)
     except (OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        raise LpoError(f"can't load its {cls.__name__}: {_first_line(error)}", source, REMEDY) from error
+        raise refusal(error, f"can't load its {cls.__name__}: {_first_line(error)}", source) from error
+
+
+def any_variant(cls: Any, source: str, **options: Any) -> Any:
+    """`cls.from_pretrained`, of the first of VARIANTS that is there. Raises what the plain name raised."""
+    first: Exception | None = None
+    has_weights = isinstance(cls, type) and issubclass(cls, nn.Module)
+    for variant in VARIANTS if has_weights else VARIANTS[:1]:
+        try:
+            return cls.from_pretrained(source, **options, **({"variant": variant} if variant else {}))
+        except (OSError, ValueError) as error:
+            first = first or error
+            missing = "file named" in str(error) or not Path(source).is_dir()
+            if not missing or isinstance(error, SafetensorError):  # a damaged file is no reason to take another
+                break
+    assert first is not None
+    raise first
 
 
 def tokenizer_of(cls: Any, source: str) -> Any:

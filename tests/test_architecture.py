@@ -35,7 +35,7 @@ BELOW: dict[str, set[str]] = {
     "hub": GROUND,
     "emoji": GROUND,
     "diffusion": GROUND,
-    "families": MATHS,
+    "families": MATHS | {"hub"},
     "preference": MATHS,
     "scorers": MATHS | {"hub", "families"},
     "rewards": MATHS | {"hub", "families", "scorers"},  # a reward reads the features of a family's model

@@ -16,6 +16,8 @@ class Model:
     path: str
     vae: str | None
     denoiser: str | None
+    scheduler: Literal["ddim"] | None
+    prediction_type: Literal["epsilon", "v_prediction"] | None
     dtype: Literal["fp32", "bf16", "fp16"]
     device: Literal["auto", "cpu", "cuda"]
     resolution: Count | None

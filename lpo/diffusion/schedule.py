@@ -38,7 +38,7 @@ def check_scheduler(config: Mapping[str, Any]) -> None:
         raise LpoError(
             f"unsupported scheduler settings: {'; '.join(wrong)}",
             "scheduler/scheduler_config.json of the model",
-            "change the settings if the model was not trained with them, or take another model",
+            "set model.scheduler: ddim, which samples without them, and model.prediction_type; or take another model",
         )
 
 

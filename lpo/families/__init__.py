@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -51,9 +52,11 @@ def load_family(
         names = {pipeline: name for name, pipeline in PIPELINES.items()}
         remedy = f"set it to {names[found]}" if found in names else "take a model of the families sd, sdxl or sd3"
         raise LpoError(f"{model.path} is a {found}", f"params.yaml: model.family is {model.family}", remedy)
-    of_flow = {"form": model.flow_step, "layer": layer} if model.family == "sd3" else {}
+    own: dict[str, Any] = {"sampler": model.scheduler, "prediction_type": model.prediction_type}
+    if model.family == "sd3":
+        own = {"form": model.flow_step, "layer": layer}
     parts_of = {"vae": model.vae, "denoiser": model.denoiser, "resolution": model.resolution, "shard": model.shard}
-    family = LOADERS[model.family](model.path, device, dtype, reward, **parts_of, **of_flow)
+    family = LOADERS[model.family](model.path, device, dtype, reward, **parts_of, **own)
     if model.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()
     if model.compile and not reward:

@@ -9,15 +9,19 @@ fixed picture can.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
+from lpo import hub
 from lpo.errors import LpoError
 from lpo.families.parts import module, place
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 0.1  # of |a - b| / |a|: rounding and mended releases lie below it, another VAE far above
 PROBE_SIDE = 8  # latents
@@ -63,32 +67,54 @@ class Codec:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] -> latent moments (N, 2 C, h, w): mean and log variance, unscaled."""
         assert self.vae is not None
-        return self.vae.encode(images.to(self.device, self.dtype)).latent_dist.parameters
+        vae = self.vae
+        return self._finite(lambda x: vae.encode(x).latent_dist.parameters, images.to(self.device), "pictures")
 
     def scale(self, latents: torch.Tensor) -> torch.Tensor:
         """VAE latents -> latents of unit scale, which the denoiser reads."""
         return (latents - self.shift_factor) * self.scaling_factor
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents (N, C, h, w) -> pictures (N, 3, H, W) in [-1, 1]."""
+    def decode(self, latents: torch.Tensor, clamp: bool = True) -> torch.Tensor:
+        """Scaled latents (N, C, h, w) -> pictures (N, 3, H, W) in [-1, 1]; without `clamp` as the VAE gives them."""
         assert self.vae is not None
-        z = latents / self.scaling_factor + self.shift_factor
-        return self.vae.decode(z.to(self.dtype)).sample.clamp(-1, 1)
+        vae, z = self.vae, latents / self.scaling_factor + self.shift_factor
+        pictures = self._finite(lambda x: vae.decode(x).sample, z, "latents")
+        return pictures.clamp(-1, 1) if clamp else pictures
+
+    def _finite(self, run: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, name: str) -> torch.Tensor:
+        """What the VAE makes of values. A batch that overflows in half precision is computed again in float32.
+
+        The VAE returns to half precision afterwards, so that a result depends on its batch alone.
+
+        Raises:
+            LpoError: where the values or, in float32, the result are NaN or infinite.
+        """
+        assert self.vae is not None
+        result = run(values.to(self.vae.dtype))
+        if result.is_meta or bool(result.isfinite().all()):
+            return result
+        if not bool(values.isfinite().all()):
+            what = f"{int((~values.isfinite().flatten(1).all(1)).sum())} of {len(values)} {name} are NaN or infinite"
+            remedy = "set model.dtype to bf16 or fp32; if it stays, the LoRA or the model is broken"
+            raise LpoError(what, f"the {name} that the VAE was given", remedy)
+        if self.vae.dtype == torch.float32:
+            raise LpoError("the VAE gives NaN or infinity in float32", "params.yaml: model.vae", "take another VAE")
+        half = self.vae.dtype
+        log.warning("the VAE overflows in %s; this batch is computed in float32", str(half).removeprefix("torch."))
+        self.vae.to(torch.float32)
+        try:
+            return self._finite(run, values, name)
+        finally:
+            self.vae.to(half)
 
     def numbers(self) -> LatentSpace:
         """What config.json says of the latents, without a fingerprint: no weights are needed."""
         return LatentSpace(self.channels, self.pixels_per_latent, self.scaling_factor, self.shift_factor, ())
 
     def space(self) -> LatentSpace:
-        """Measure the fingerprint. Raises LpoError for a VAE that overflows in this number format."""
+        """Measure the fingerprint."""
         moments = self.encode(probe_picture(PROBE_SIDE * self.pixels_per_latent)).float()
-        if not bool(moments.isfinite().all()):
-            raise LpoError(
-                f"the VAE gives NaN or infinity in {str(self.dtype).removeprefix('torch.')}",
-                "params.yaml: model.vae",
-                "take a VAE made for it (SDXL: madebyollin/sdxl-vae-fp16-fix), or set model.dtype to bf16 or fp32",
-            )
         probe = self.scale(moments.chunk(2, dim=1)[0]).flatten().tolist()
         return replace(self.numbers(), probe=tuple(round(value, 4) for value in probe))
 
@@ -104,8 +130,10 @@ def load_codec(source: str, part: str, dtype: torch.dtype, device: torch.device,
     try:
         config = AutoencoderKL.load_config(root, **where)
     except (OSError, ValueError) as error:
-        raise LpoError(f"can't load vae: {error}", source, "name a folder or hub id with a VAE in it") from error
-    vae = module(AutoencoderKL, source, part, dtype, device) if weights else None
+        remedy = "name a folder or hub id with a VAE in it"
+        raise hub.refusal(error, f"can't load vae: {error}", source, remedy) from error
+    upcast = dtype == torch.float16 and config.get("force_upcast", False)  # SDXL's own overflows in float16
+    vae = module(AutoencoderKL, source, part, torch.float32 if upcast else dtype, device) if weights else None
     return Codec(vae, dict(config), device, dtype)
 
 

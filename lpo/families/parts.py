@@ -19,7 +19,10 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
 
+from lpo import hub
 from lpo.errors import LpoError
+
+diffusers_logging.disable_progress_bar()  # of reading files, which takes seconds; downloads keep theirs
 
 M = TypeVar("M", bound=nn.Module)
 CONFIGURATIONS = Path("presets/models")
@@ -79,17 +82,17 @@ def module(
     """
     root, where = place(source, part)
     label, level = f"{source}/{part}".rstrip("/"), diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()  # it warns of the missing weights, which are told apart below
+    diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)  # what is missing or wrong is an error below
     try:
         if device.type == "meta":
             model, missing = _empty(cls, root, where).to(dtype), []
         else:
             name = "torch_dtype" if hasattr(cls, "load_config") else "dtype"  # diffusers or transformers
             options = {name: dtype, "use_safetensors": True, "output_loading_info": True, **where}
-            model, info = cls.from_pretrained(root, **options)  # type: ignore[attr-defined]
+            model, info = hub.any_variant(cls, root, **options)
             missing = info["missing_keys"]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise LpoError(f"can't load {part or 'the model'}: {error}", source, REMEDY) from error
+        raise hub.refusal(error, f"can't load {part or 'the model'}: {error}", source, REMEDY) from error
     finally:
         diffusers_logging.set_verbosity(level)
     shorten(model)
@@ -129,6 +132,15 @@ def scheduler(cls: Any, source: str) -> Any:
     return _without_weights(cls, source, "scheduler")
 
 
+def scheduler_config(cls: Any, source: str) -> dict[str, Any]:
+    """What scheduler/scheduler_config.json says, whichever class wrote it. Raises LpoError if it isn't there."""
+    root, where = place(source, "scheduler")
+    try:
+        return dict(cls.load_config(root, **where))
+    except (OSError, ValueError) as error:
+        raise hub.refusal(error, f"can't load scheduler: {error}", source, REMEDY) from error
+
+
 def tokenizer(cls: Any, source: str, part: str, device: torch.device) -> Any:
     """A tokenizer of a source; None on the meta device, where nobody reads. Raises LpoError if it isn't there."""
     if device.type == "meta":
@@ -151,7 +163,7 @@ def _without_weights(cls: Any, source: str, part: str) -> Any:
     try:
         return cls.from_pretrained(root, **where)
     except (OSError, ValueError) as error:
-        raise LpoError(f"can't load {part}: {error}", source, REMEDY) from error
+        raise hub.refusal(error, f"can't load {part}: {error}", source, REMEDY) from error
 
 
 def pipeline_config(source: str) -> dict[str, Any]:
@@ -162,4 +174,4 @@ def pipeline_config(source: str) -> dict[str, Any]:
     try:
         return dict(DiffusionPipeline.load_config(f"{root}/{inside}" if Path(root).is_dir() and inside else root))
     except (OSError, ValueError) as error:
-        raise LpoError(f"can't load model_index.json: {error}", source, REMEDY) from error
+        raise hub.refusal(error, f"can't load model_index.json: {error}", source, REMEDY) from error

@@ -83,13 +83,14 @@ class SD:
 
 def load(
     path: str, device: torch.device, dtype: torch.dtype, reward: bool = False, vae: str | None = None,
-    denoiser: str | None = None, resolution: int | None = None, shard: bool = False,
+    denoiser: str | None = None, resolution: int | None = None, shard: bool = False, sampler: str | None = None,
+    prediction_type: str | None = None,
 ) -> SD:  # fmt: skip
     """Load a diffusers folder (or hub id). `reward` leaves out the VAE and the U-Net's up blocks.
 
     vae, denoiser: another source for these parts. resolution: the side of pictures, else the U-Net's own. shard: leave
-    each of several processes its part of the denoiser.
+    each of several processes its part of the denoiser. sampler, prediction_type: see `scheduler.load`.
 
     Raises LpoError where the folder is none, or its scheduler's settings are unsupported.
     """
-    return SD(**unets.load(path, device, dtype, reward, vae, denoiser, resolution, shard))
+    return SD(**unets.load(path, device, dtype, reward, vae, denoiser, resolution, shard, sampler, prediction_type))

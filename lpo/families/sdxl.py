@@ -110,11 +110,12 @@ class SDXL:
 
 def load(
     path: str, device: torch.device, dtype: torch.dtype, reward: bool = False, vae: str | None = None,
-    denoiser: str | None = None, resolution: int | None = None, shard: bool = False,
+    denoiser: str | None = None, resolution: int | None = None, shard: bool = False, sampler: str | None = None,
+    prediction_type: str | None = None,
 ) -> SDXL:  # fmt: skip
     """Load a diffusers folder (or hub id). See `sd.load`."""
     return SDXL(
-        **unets.load(path, device, dtype, reward, vae, denoiser, resolution, shard),
+        **unets.load(path, device, dtype, reward, vae, denoiser, resolution, shard, sampler, prediction_type),
         text_encoder_2=parts.module(CLIPTextModelWithProjection, path, "text_encoder_2", dtype, device),
         tokenizer_2=parts.tokenizer(CLIPTokenizer, path, "tokenizer_2", device),
         zero_null=parts.pipeline_config(path).get("force_zeros_for_empty_prompt", True),

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from lpo.diffusion.schedule import check_scheduler, ddim_timesteps, previous_timesteps
+from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
 from lpo.diffusion.transitions import DDIM
-from lpo.families import parts
+from lpo.families import parts, scheduler
 from lpo.families.family import Family, load_denoiser
 
 
@@ -56,18 +56,17 @@ def drop_up_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def load(
     path: str, device: torch.device, dtype: torch.dtype, reward: bool, vae: str | None, denoiser: str | None,
-    resolution: int | None, shard: bool,
+    resolution: int | None, shard: bool, sampler: str | None, prediction_type: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The fields that `SD` and `SDXL` both have, by name. See `sd.load`."""
-    scheduler = parts.scheduler(DDIMScheduler, path)
-    check_scheduler(scheduler.config)
+    ddim = scheduler.load(path, sampler, prediction_type)
     net, codec, pixels = load_denoiser(
         UNet2DConditionModel, "unet", path, device, dtype, reward, drop_up_blocks, vae, denoiser, resolution,
         shard,
     )  # fmt: skip
     return {
         "unet": net, "text_encoder": parts.module(CLIPTextModel, path, "text_encoder", dtype, device),
-        "tokenizer": parts.tokenizer(CLIPTokenizer, path, "tokenizer", device), "scheduler": scheduler,
+        "tokenizer": parts.tokenizer(CLIPTokenizer, path, "tokenizer", device), "scheduler": ddim,
         "codec": codec, "pixels": pixels, "device": device, "dtype": dtype,
     }  # fmt: skip
 
@@ -81,8 +80,8 @@ def transition(family: Family, eta: float) -> DDIM:
 
 def steps(family: Family, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(t, s) of the sampler's steps, (n,) long each; s = -1 after the last."""
-    scheduler = family.scheduler
-    return ddim_timesteps(scheduler, num_inference_steps), previous_timesteps(scheduler, num_inference_steps)
+    ddim = family.scheduler
+    return ddim_timesteps(ddim, num_inference_steps), previous_timesteps(ddim, num_inference_steps)
 
 
 def save_lora(family: Family, folder: Path, state: dict[str, torch.Tensor]) -> None:

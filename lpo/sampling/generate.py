@@ -9,6 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lpo.config import SamplerSettings
+from lpo.errors import LpoError
 from lpo.families.family import Family
 
 
@@ -17,6 +18,9 @@ def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], setting
     """Latents (N, C, h, w) of N prompts as one batch.
 
     All noise of image i comes from a generator seeded with seeds[i], so an image does not depend on its batch.
+
+    Raises:
+        LpoError: if latents are NaN or infinite at the end.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -32,6 +36,11 @@ def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], setting
         t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
         mean, std = transition.mean_std(family.guided(x, t, conditioning, null, settings.guidance_scale), x, t, s)
         x = mean + std * draw() if settings.eta > 0 else mean
+    if not bool(x.isfinite().all()):
+        broken = [prompts[i] for i in (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()]
+        what = f"{len(broken)} of {len(x)} pictures became NaN or infinite while they were drawn, such as {broken[0]!r}"
+        remedy = "set model.dtype to bf16 or fp32; if it stays, the LoRA or the model is broken"
+        raise LpoError(what, f"model.dtype {str(family.dtype).removeprefix('torch.')}", remedy)
     return x
 
 
