@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run study study-quick study-methods study-ablations bench test lint types up down clean
+.PHONY: help run shell study study-quick study-methods study-ablations bench test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,6 +35,9 @@ study-ablations: .venv  ## every change of parameters against the default, two s
 
 study: .venv  ## both; takes hours, goes on where it was stopped, and past a cell that fails
 	$(MAKE) --keep-going study-methods study-ablations
+
+shell: .venv  ## a shell in which `lpo`, `dvc` and `prefect` are on the PATH
+	@echo 'lpo, dvc and prefect are on the PATH; leave with exit'; $${SHELL:-bash} -i
 
 up: .venv  ## start Prefect here: server, pool, deployments, a worker; then print its address
 	@$(BIN)/python -m flows.service up
@@ -63,7 +66,7 @@ types: .venv/.tools  ## mypy
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(PIP) setuptools
-	$(PIP) --no-build-isolation --editable .
+	$(PIP) --no-build-isolation --editable '.[operations]'
 	@touch $@
 
 .venv/.tools: .venv/.installed
