@@ -1,0 +1,77 @@
+"""Merging a preset changes values, and not another byte of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lpo.config.presets import apply_preset, merge
+from lpo.errors import LpoError
+
+PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "presets").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_there_and_back_is_the_same_file(project: Path, name: str) -> None:
+    before = Path("params.yaml").read_bytes()
+    changes = apply_preset(name, Path("params.yaml"))
+    assert (name == "emoji") == (changes == []) == (Path("params.yaml").read_bytes() == before)
+    apply_preset("emoji", Path("params.yaml"))
+    assert Path("params.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("first", PRESETS)
+@pytest.mark.parametrize("second", PRESETS)
+def test_what_stood_before_a_preset_leaves_no_trace_in_the_values(project: Path, first: str, second: str) -> None:
+    """A preset sets every key that another one sets, so the order in which a user tries them does not matter."""
+    fresh = Path("params.yaml").read_text()
+    apply_preset(second, Path("params.yaml"))
+    expected = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(fresh)
+    apply_preset(first, Path("params.yaml"))
+    apply_preset("emoji", Path("params.yaml"))
+    apply_preset(second, Path("params.yaml"))
+    assert yaml.safe_load(Path("params.yaml").read_text()) == expected
+
+
+def test_only_the_lines_of_changed_values_change() -> None:
+    text = "a:   # first\n  b:  1     # one\n  c: 'x' # near\n\n# alone\nd: [1,  2]\ne: {f: 1, g:  2}   # flow\n"
+    merged, changes = merge(text, "a: {b: 2}\ne: {g: 30}\n")
+    assert merged == text.replace("b:  1", "b:  2").replace("g:  2}   #", "g:  30}   #")
+    assert changes == ["a.b: 1 -> 2", "e.g: 2 -> 30"]
+
+
+def test_a_comment_keeps_its_column_and_returns_to_it() -> None:
+    text = "".join(f"{key}: 1{' ' * 15}# {key}\n" for key in "abcd")
+    long, _ = merge(text, f"b: {'x' * 30}\n")
+    assert long.splitlines()[1] == f"b: {'x' * 30}   # b"
+    assert merge(long, "b: 1")[0] == text
+    odd = text.replace("c: 1", "c: 1  ")  # two columns to the right of the others
+    assert merge(merge(odd, "c: 12345")[0], "c: 1")[0] == odd
+
+
+@pytest.mark.parametrize(
+    ("text", "preset", "expected"),
+    [
+        ("a:\n  - 1   # one\n  - 2\nb: 3\n", "a: [4]", "a: [4]\nb: 3\n"),
+        ("a: [1]\nb: 3\n", "a:\n- 4\n- 5\n", "a: [4, 5]\nb: 3\n"),
+        ("a:\n  b: 1   # one\nc: 2\n", "a: {x: 5}", "a:\n  b: 1   # one\n  x: 5\nc: 2\n"),
+        ("a: {b: 1}\n", "a: {x: 5}", "a: {b: 1, x: 5}\n"),
+        ("a: 1", "b: 2", "a: 1\nb: 2"),
+        ("a: 1\n", "a: {b: 2}", "a: {b: 2}\n"),
+        ("a:\n  b: 2\n", "a: 1", "a: 1\n"),
+        ("a: '2'\n", "a: \"3\"", "a: \"3\"\n"),
+        ("a: 0.0003\n", "a: 3.0e-4", "a: 0.0003\n"),
+        ("a: null\n", "a: x#y", "a: x#y\n"),
+        ("a:\nb: 1\n", "a: 2", "a: 2\nb: 1\n"),
+    ],
+)
+def test_values_of_every_kind_take_the_place_of_each_other(text: str, preset: str, expected: str) -> None:
+    assert merge(text, preset)[0] == expected
+
+
+def test_a_file_that_cannot_be_edited_as_text_is_refused() -> None:
+    with pytest.raises(LpoError, match="cannot be edited"):
+        merge("a: &x 1\nb: *x\n", "b: 2")
