@@ -22,9 +22,9 @@ from lpo.families.sd import SD
 from lpo.families.sdxl import SDXL
 from lpo.random import generator
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.train.policy import PolicyTrainer
-from lpo.train.rollout import explore, idle
-from lpo.train.steps import Steps
+from lpo.train.policy.rollout import explore, idle
+from lpo.train.policy.steps import Steps
+from lpo.train.policy.trainer import PolicyTrainer
 
 SHARE = 4  # one pair of so many is kept
 META = torch.device("meta")

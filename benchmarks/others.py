@@ -16,8 +16,8 @@ from benchmarks import models
 from benchmarks.meters import Flops
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.rewards.spm import CLIP_MEAN, CLIP_STD, StepPreferenceModel
-from lpo.train.policy import PolicyTrainer
-from lpo.train.steps import NoisyPairs
+from lpo.train.policy.steps import NoisyPairs
+from lpo.train.policy.trainer import PolicyTrainer
 
 META = torch.device("meta")
 CANDIDATES = 4

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lpo import resume
 from lpo.config import Params
 from lpo.data import schema, sources_index
 from lpo.data.sources import Part, convert, finish
@@ -14,7 +15,6 @@ from lpo.data.sources_table import parts
 from lpo.errors import LpoError
 from lpo.files import write_parquet
 from lpo.outputs import output_file, output_folder
-from lpo.train import checkpoint
 
 LEFT_OUT = "left_out.parquet"
 
@@ -42,7 +42,7 @@ def import_pairs(
             found.append(Part(f"{number:03d}-{part.name}", part.splits, part.rows))
     stamps = {str(table): [table.stat().st_size, table.stat().st_mtime_ns] for table in tables}
     identity = {"tables": stamps, "images": str(images), "columns": columns, "share": share}
-    folder = checkpoint.folder("import", identity)
+    folder = resume.folder("import", identity)
     counts = convert(found, folder, None, "import")
     with output_folder(out, "lpo data import") as partial:
         finish(counts, folder, partial, folder / LEFT_OUT)

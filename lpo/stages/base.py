@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from lpo import random
+from lpo import random, resume
 from lpo.config import Params, Pretrain, SamplerSettings
 from lpo.emoji.oracle import judge
 from lpo.emoji.scenes import CATEGORY_SHARES, prompts_of, sample_prompts
@@ -20,9 +20,8 @@ from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, write_json
 from lpo.sampling.generate import generate, to_uint8
 from lpo.scorers.embedded import Scorers
-from lpo.train import checkpoint
-from lpo.train.pretrain import encode_pictures, flawed_pictures, new_pipeline, train_unet, train_vae, training_set
-from lpo.train.pretrain_scorers import train_scorers
+from lpo.train.pretrain.base import encode_pictures, flawed_pictures, new_pipeline, train_unet, train_vae, training_set
+from lpo.train.pretrain.scorers import train_scorers
 
 PAIRS = ("pair", "colour_pair", "relation")
 GUIDANCE_SCALE, STEPS = 3.0, 20
@@ -32,7 +31,7 @@ def run(params: Params) -> None:
     """Train VAE, scorers, and U-Net with text encoder in two phases; gate them by the judge; write half precision."""
     settle(torch.device("cpu"))
     config, seed = params.pretrain, params.seed
-    folder = checkpoint.folder("base", {"pretrain": asdict(config), "seed": seed, "atlas": file_hash(ATLAS)})
+    folder = resume.folder("base", {"pretrain": asdict(config), "seed": seed, "atlas": file_hash(ATLAS)})
     parts = {name: folder / name for name in ("vae", "scorers", "unet", "layout")}
     for part in parts.values():
         part.mkdir(exist_ok=True)

@@ -12,12 +12,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from lpo import resume
 from lpo.config import Dataset, Params
 from lpo.data import prompts, sources_hpdv2, sources_index, sources_pickapic
 from lpo.data.download import Store, open_store
 from lpo.data.sources import Part, convert, finish
 from lpo.files import write_json, write_parquet
-from lpo.train import checkpoint
 
 PAIRS, DOWNLOADS = Path("data/pairs"), Path("data/sources")
 REPOSITORIES = sources_pickapic.REPOSITORIES | {"hpdv2": sources_hpdv2.REPOSITORY}
@@ -37,7 +37,7 @@ def run(params: Params) -> None:
         return
     store = _store(config)
     identity = {"dataset": asdict(config), "source": store.identity()}
-    folder = checkpoint.folder("dataset", identity)
+    folder = resume.folder("dataset", identity)
     counts = convert(_parts(store, config), folder, config.limit, config.source)
     own = sources_pickapic.prompts(store) if config.source in sources_pickapic.REPOSITORIES else {}
     finish(counts, folder, PAIRS, "data/left_out.parquet")

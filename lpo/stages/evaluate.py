@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lpo import resume
 from lpo.config import Params
 from lpo.data.simulated import png
 from lpo.emoji.oracle import verdict_frame
@@ -28,7 +29,6 @@ from lpo.registry.ledger import PROMOTED, WEIGHTS, name_of
 from lpo.rewards import lrm
 from lpo.sampling.generate import generate, to_tensor
 from lpo.scorers import embedded
-from lpo.train import checkpoint
 
 SEED = 42_000_000  # of the first picture; the seeds of the pairs and of validation lie elsewhere
 ENCODED_AT_ONCE = 250
@@ -105,7 +105,7 @@ class Drawn:
             "num_inference_steps": config.num_inference_steps, "eta": config.eta, "batch_size": config.batch_size,
             "prompts": prompts, "seeds": seeds,
         }  # fmt: skip
-        self.folder = checkpoint.folder("evaluate", identity)
+        self.folder = resume.folder("evaluate", identity)
         self.used: set[Path] = set()
 
     def pictures(self, label: str, guidance_scale: float, lora: Path | None) -> np.ndarray:

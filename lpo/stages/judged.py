@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lpo import resume
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.evaluate.metrics import judged_results
@@ -35,7 +36,6 @@ from lpo.hub import file_of
 from lpo.rewards import lrm
 from lpo.sampling.generate import generate
 from lpo.scorers.judges import Judge, check_judges, load_judge, sources_of
-from lpo.train import checkpoint
 
 PROMPTS, REWARD = Path("data/prompts.parquet"), Path("data/reward")
 OUT = Path("data/evaluation")
@@ -68,7 +68,7 @@ def run(params: Params) -> None:
     if config.base_guidance_scale != config.guidance_scale:
         scales["base"] = config.base_guidance_scale
     scales["tuned"] = config.guidance_scale
-    folder = checkpoint.folder("evaluate", identity)
+    folder = resume.folder("evaluate", identity)
     parts = [
         part for name, scale in scales.items() for part in draw_side(folder, name, adapter, scale, rows, params)
     ]

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import torch
 
-from lpo import paths
+from lpo import paths, resume
 from lpo.config import Params
 from lpo.data.latents import Latents
 from lpo.families import device_of, latent_space_of, load_family
@@ -19,10 +19,10 @@ from lpo.report.reward_card import reward_card
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.lrm_published import load_reward
 from lpo.tracking import Tracker
-from lpo.train import checkpoint, distributed
-from lpo.train.accuracy import accuracy_metrics, share_with_interval
-from lpo.train.inputs import reward_data, reward_identity
-from lpo.train.reward import RewardTrainer
+from lpo.train.common import distributed
+from lpo.train.reward.accuracy import accuracy_metrics, share_with_interval
+from lpo.train.reward.data import reward_data, reward_identity
+from lpo.train.reward.trainer import RewardTrainer
 
 
 def run(params: Params) -> None:
@@ -35,7 +35,7 @@ def train(params: Params) -> None:
     """The work of one process; the first one writes."""
     config, data = params.reward, reward_data(params.reward, params.seed)
     identity = {"reward": asdict(config), "model": asdict(params.model), "seed": params.seed}
-    folder = checkpoint.folder("reward", identity | reward_identity(params.model))
+    folder = resume.folder("reward", identity | reward_identity(params.model))
     model = reward_model(params, data.latents)
     trainer = RewardTrainer(model, data.latents, config, params.seed)
     if config.pretrained is None:

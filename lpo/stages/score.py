@@ -17,6 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lpo import images as encoded_images
+from lpo import resume
 from lpo.config import Params
 from lpo.data import schema, sources_index
 from lpo.errors import LpoError
@@ -25,7 +26,6 @@ from lpo.files import file_hash, folder_hash, write_json, write_parquet
 from lpo.sampling.generate import to_tensor
 from lpo.scorers.embedded import Scorers
 from lpo.scorers.published import Published, load_scorers
-from lpo.train import checkpoint
 
 PAIRS = (Path("data/pairs"), Path("data/collected"))
 NAMES = ("aesthetic", "clip", "vqa")
@@ -55,7 +55,7 @@ def run(params: Params) -> None:
             "scorers": folder_hash(config.scorers) if config.scorers != "published" else "",
             "head": file_hash(head) if head is not None and Path(head).is_file() else "",
         }  # fmt: skip
-        folder = checkpoint.folder("score", identity)
+        folder = resume.folder("score", identity)
         parts = split_parts(places, config.shard_size)
         processes = config.processes or max(torch.cuda.device_count() if params.model.device != "cpu" else 0, 1)
         processes = min(processes, max(len(parts), 1))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import pandas as pd
 
-from lpo import paths
+from lpo import paths, resume
 from lpo.config import Params
 from lpo.families import device_of, load_family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
@@ -16,10 +16,10 @@ from lpo.paths import KEPT, LATENTS, PROMPTS, TUNED
 from lpo.report.cards import model_card
 from lpo.scorers.published import load_scorers
 from lpo.tracking import Tracker
-from lpo.train import checkpoint, distributed
-from lpo.train.inputs import policy_trainer
-from lpo.train.policy import BASE_VALUE
-from lpo.train.validation import Validation
+from lpo.train.common import distributed
+from lpo.train.policy.load import policy_trainer
+from lpo.train.policy.trainer import BASE_VALUE
+from lpo.train.policy.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def tune(params: Params) -> None:
     }  # fmt: skip
     if config.method == "diffusion_dpo":
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
-    folder = checkpoint.folder("tune", identity)
+    folder = resume.folder("tune", identity)
     family = load_family(params.model)
     trainer = policy_trainer(family, config, params.seed, params.model.shard)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]

@@ -32,10 +32,11 @@ from lpo.rewards.spm import StepPreferenceModel
 from lpo.sampling.generate import generate
 from lpo.scorers.published import load_scorers
 from lpo.tracking import Tracker
-from lpo.train.inputs import policy_trainer, reward_data
-from lpo.train.policy import PolicyTrainer
-from lpo.train.reward import RewardTrainer
-from lpo.train.validation import Validation
+from lpo.train.policy.load import policy_trainer
+from lpo.train.policy.trainer import PolicyTrainer
+from lpo.train.policy.validation import Validation
+from lpo.train.reward.data import reward_data
+from lpo.train.reward.trainer import RewardTrainer
 
 OUT = Path("studies/cell")
 SEED = 52_000_000  # of the first picture

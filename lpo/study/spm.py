@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
+from lpo import resume
 from lpo.config import Params
 from lpo.families import load_family
 from lpo.files import atomic_folder, folder_hash, write_json
 from lpo.paths import SPM
 from lpo.rewards.spm import start
 from lpo.tracking import Tracker
-from lpo.train import checkpoint
-from lpo.train.accuracy import accuracy_metrics
-from lpo.train.inputs import reward_data, reward_identity
-from lpo.train.reward import RewardTrainer
+from lpo.train.reward.accuracy import accuracy_metrics
+from lpo.train.reward.data import reward_data, reward_identity
+from lpo.train.reward.trainer import RewardTrainer
 
 
 def run(params: Params) -> None:
@@ -24,7 +24,7 @@ def run(params: Params) -> None:
     config, data = params.spm, reward_data(params.spm, params.seed)
     clip = folder_hash(config.clip) if Path(config.clip).exists() else config.clip
     identity = {"spm": asdict(config), "model": asdict(params.model), "seed": params.seed, "clip": clip}
-    folder = checkpoint.folder("spm", identity | reward_identity(params.model))
+    folder = resume.folder("spm", identity | reward_identity(params.model))
     torch.manual_seed(params.seed)
     model = start(config.clip, load_family(params.model), config.guidance_scale)
     trainer = RewardTrainer(model, data.latents, config, params.seed)

@@ -370,7 +370,7 @@ def test_a_stage_is_one_command_over_files_that_exist(stage: str) -> None:
 
 NO_RESULT = {  # what a stage imports and does not owe its result to: checks, names, logs, reports
     "lpo/config/__init__.py", "lpo/errors.py", "lpo/files.py", "lpo/tracking.py", "lpo/data/sources_index.py",
-    "lpo/report/cards.py", "lpo/report/reward_card.py", "lpo/registry/ledger.py", "lpo/train/checkpoint.py",
+    "lpo/report/cards.py", "lpo/report/reward_card.py", "lpo/registry/ledger.py", "lpo/train/common/checkpoint.py",
 }  # fmt: skip
 BESIDE = {  # of a module that decides results elsewhere, a stage takes a constant, a device or a file format
     "score": {"lpo/families/__init__.py",  # the device

@@ -13,9 +13,9 @@ from lpo.errors import LpoError
 from lpo.families import lora, sd
 from lpo.rewards import lrm
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.train.methods import METHODS
-from lpo.train.policy import PolicyTrainer
-from lpo.train.rollout import rollout
+from lpo.train.policy.methods import METHODS
+from lpo.train.policy.rollout import rollout
+from lpo.train.policy.trainer import PolicyTrainer
 
 PROMPTS = ["a cat", "two dogs at night"]
 T = torch.tensor([1, 700])

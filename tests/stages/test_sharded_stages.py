@@ -21,7 +21,7 @@ from lpo.errors import ConfigError
 from lpo.families import latent_space_of, sharding
 from lpo.stages import reward
 from lpo.stages import tune as stage
-from lpo.train import distributed
+from lpo.train.common import distributed
 
 
 @pytest.fixture(params=["sd"])

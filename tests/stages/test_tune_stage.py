@@ -21,7 +21,7 @@ from lpo.sampling.generate import generate as draw
 from lpo.scorers import embedded
 from lpo.stages import tune as stage
 from lpo.study import cell, flips, spm, verifier
-from lpo.train.validation import Validation
+from lpo.train.policy.validation import Validation
 
 
 @pytest.fixture

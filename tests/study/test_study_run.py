@@ -17,7 +17,7 @@ from support.defaults import default_params
 
 from lpo.config import check_params
 from lpo.study import evidence
-from lpo.train.methods import METHODS
+from lpo.train.policy.methods import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = yaml.safe_load((ROOT / "studies/study.yaml").read_text())
@@ -120,7 +120,7 @@ def test_a_fingerprint_holds_what_decides_a_cell_and_nothing_else(
     both, neither = {"data/reward": True, "data/spm": True}, {"data/reward": False, "data/spm": False}
     assert edited(runner, root, "lpo/stages/report.py") == edited(runner, root, "lpo/study/page.py") == neither
     assert edited(runner, root, "params.yaml") == neither  # a comment
-    assert edited(runner, root, "lpo/train/policy.py") == edited(runner, root, "lpo/data/simulated.py") == both
+    assert edited(runner, root, "lpo/train/policy/trainer.py") == edited(runner, root, "lpo/data/simulated.py") == both
     assert edited(runner, root, "data/base/scheduler/scheduler_config.json") == both
     assert edited(runner, root, "lpo/study/spm.py") == {"data/reward": False, "data/spm": True}
     text = (root / "params.yaml").read_text()

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lpo.statistics import share
-from lpo.train.reward import BINS
+from lpo.train.reward.trainer import BINS
 
 
 def accuracy_metrics(right: np.ndarray, frame: pd.DataFrame, seed: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import torch
 from lpo import random
 from lpo.config import load_params
 from lpo.data.latents import Latents, write_captions, write_moments, write_space
-from lpo.train.offline import draw, stored_pairs
-from lpo.train.policy import PolicyTrainer
+from lpo.train.policy.offline import draw, stored_pairs
+from lpo.train.policy.trainer import PolicyTrainer
 
 
 @pytest.fixture

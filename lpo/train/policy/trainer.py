@@ -1,4 +1,4 @@
-"""Training of the policy, a LoRA: rollouts or stored pairs, the loss of the method (lpo/train/methods.py), AdamW.
+"""Training of the policy, a LoRA: rollouts or stored pairs, the loss of the method (methods.py), AdamW.
 
     lpo:  L = w(t) (-log sigmoid(beta (log r_w - log r_l))),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
 
@@ -29,12 +29,13 @@ from lpo.families.family import Family
 from lpo.families.parts import away
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
-from lpo.train import checkpoint, distributed, overoptimisation
-from lpo.train.loop import adamw, apply_gradients, update_ema
-from lpo.train.methods import METHODS
-from lpo.train.offline import StoredPairs, draw
-from lpo.train.rollout import StepStatistics, idle, log_probs, mean_gain, rollout
-from lpo.train.steps import NoisyPairs, Steps
+from lpo.train.common import checkpoint, distributed
+from lpo.train.common.loop import adamw, apply_gradients, update_ema
+from lpo.train.policy import overoptimisation
+from lpo.train.policy.methods import METHODS
+from lpo.train.policy.offline import StoredPairs, draw
+from lpo.train.policy.rollout import StepStatistics, idle, log_probs, mean_gain, rollout
+from lpo.train.policy.steps import NoisyPairs, Steps
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ class PolicyTrainer:
         """Roll out and update until the prompts are used up; the best adapter by `validate` is left in the model.
 
         `validate` is called with the EMA in the model and returns "validation", a figure to be raised (BASE_VALUE is
-        the base's own), and what else the guard looks at (lpo/train/overoptimisation.py). All processes call it. The
+        the base's own), and what else the guard looks at (overoptimisation.py). All processes call it. The
         first one's figures count, and it alone writes checkpoints and has a tracker.
 
         Raises:

@@ -28,8 +28,8 @@ from lpo.emoji.render import render
 from lpo.emoji.scenes import Prompt, flawed, layout, sample_prompts
 from lpo.emoji.sprites import NAMES
 from lpo.emoji.vocabulary import make_tokenizer
-from lpo.train import checkpoint
-from lpo.train.loop import cosine, optimizer_step, update_ema
+from lpo.train.common import checkpoint
+from lpo.train.common.loop import cosine, optimizer_step, update_ema
 
 CAPTION_DROPOUT = 0.1
 KL_WEIGHT = 2e-6

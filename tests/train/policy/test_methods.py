@@ -9,10 +9,10 @@ import torch
 
 from lpo import random
 from lpo.config import load_params
-from lpo.train.methods import METHODS, best_and_worst, group_loss, pair_loss, stored_pair_loss, whole_group
-from lpo.train.policy import PolicyTrainer
-from lpo.train.rollout import rollout
-from lpo.train.steps import Steps
+from lpo.train.policy.methods import METHODS, best_and_worst, group_loss, pair_loss, stored_pair_loss, whole_group
+from lpo.train.policy.rollout import rollout
+from lpo.train.policy.steps import Steps
+from lpo.train.policy.trainer import PolicyTrainer
 
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
 

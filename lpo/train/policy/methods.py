@@ -25,7 +25,7 @@ import torch
 from lpo.config import Tune
 from lpo.preference.losses import Statistics, diffusion_dpo_loss, group_advantages, grpo_loss, lpo_loss
 from lpo.preference.selection import select_best_worst
-from lpo.train.steps import Steps
+from lpo.train.policy.steps import Steps
 
 
 class Selected(NamedTuple):

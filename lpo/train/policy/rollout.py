@@ -22,9 +22,9 @@ from lpo.families.parts import away
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
-from lpo.train import distributed
-from lpo.train.methods import Select
-from lpo.train.steps import Steps, concatenate
+from lpo.train.common import distributed
+from lpo.train.policy.methods import Select
+from lpo.train.policy.steps import Steps, concatenate
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,10 @@
-"""Checkpoints: one safetensors file a step, in a folder keyed by everything that determines the run.
-
-DVC deletes a stage's outputs before it runs, so checkpoints live outside them, in `.checkpoints/STAGE/KEY/`. KEY is a
-hash of the stage's parameters, its inputs' contents and this package's code: a run resumes only what is its own.
-No random state is stored (lpo/random.py), so a resumed run equals one that was never interrupted.
+"""The state of a training as one safetensors file a step. No random state is stored (lpo/random.py), so a resumed run
+equals one that was never interrupted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lpo.files import file_hash, key_of, replacing
-
-ROOT = Path(".checkpoints")
-KEPT_RUNS = 3  # of each stage; older ones are collected
-
-
-def code_hash() -> str:
-    """SHA-256 of every Python file of the package: another code may mean another training."""
-    digest = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for file in sorted(package.rglob("*.py")):
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file_hash(file).encode())
-    return digest.hexdigest()
-
-
-def folder(stage: str, identity: Mapping[str, Any]) -> Path:
-    """The checkpoint folder of a run, made if need be; of the stage's other runs only the newest stay."""
-    path = ROOT / stage / key_of({"code": code_hash(), **identity})
-    path.mkdir(parents=True, exist_ok=True)
-    os.utime(path)
-    others = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
-    for old in others[KEPT_RUNS:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return path
+from lpo.files import replacing
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from lpo.config import Tune
 from lpo.data.latents import Latents, sample_latents
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
-from lpo.train.steps import NoisyPairs
+from lpo.train.policy.steps import NoisyPairs
 
 
 @dataclass(frozen=True)

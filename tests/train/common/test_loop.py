@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from lpo.train.loop import cosine, optimizer_step, update_ema
+from lpo.train.common.loop import cosine, optimizer_step, update_ema
 
 
 def test_ema_is_the_formula():

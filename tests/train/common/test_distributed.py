@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from lpo.config import load_params
 from lpo.errors import LpoError
-from lpo.train import distributed
-from lpo.train.policy import PolicyTrainer
-from lpo.train.rollout import consecutive
+from lpo.train.common import distributed
+from lpo.train.policy.rollout import consecutive
+from lpo.train.policy.trainer import PolicyTrainer
 
 PROGRAM = """
 import json, sys
@@ -27,8 +27,8 @@ from safetensors.torch import save_file
 from lpo.config import load_params
 from lpo.families import sd
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.train import distributed
-from lpo.train.policy import PolicyTrainer
+from lpo.train.common import distributed
+from lpo.train.policy.trainer import PolicyTrainer
 
 base, params, *work = sys.argv[1:]
 device = torch.device("cpu")

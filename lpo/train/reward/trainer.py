@@ -28,8 +28,8 @@ from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
-from lpo.train import checkpoint, distributed
-from lpo.train.loop import adamw, apply_gradients
+from lpo.train.common import checkpoint, distributed
+from lpo.train.common.loop import adamw, apply_gradients
 
 BINS = 10  # of the timestep axis, in validation
 

@@ -13,11 +13,11 @@ from lpo.config import load_params
 from lpo.diffusion.transitions import step_gain
 from lpo.errors import LpoError
 from lpo.preference.losses import lpo_loss
-from lpo.train import policy
-from lpo.train import rollout as rollouts
-from lpo.train.methods import METHODS
-from lpo.train.policy import PolicyTrainer
-from lpo.train.rollout import explore, rollout
+from lpo.train.policy import rollout as rollouts
+from lpo.train.policy import trainer as policy
+from lpo.train.policy.methods import METHODS
+from lpo.train.policy.rollout import explore, rollout
+from lpo.train.policy.trainer import PolicyTrainer
 
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
 

@@ -1,8 +1,8 @@
 import torch
 
 from lpo import random
-from lpo.train import checkpoint
-from lpo.train.loop import adamw, optimizer_step
+from lpo.train.common import checkpoint
+from lpo.train.common.loop import adamw, optimizer_step
 
 
 def layer_and_optimizer():
@@ -29,15 +29,6 @@ def test_a_half_written_checkpoint_is_never_read(tmp_path):
     (tmp_path / ".step-00000004.safetensors.partial").write_bytes(b"killed while it was written")
     assert checkpoint.load_training(tmp_path, optimizer).step == 3
     assert checkpoint.load_training(tmp_path / "nowhere", optimizer) is None
-
-
-def test_another_identity_is_another_folder_and_old_runs_are_collected(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "ROOT", tmp_path)
-    same = [checkpoint.folder("reward", {"a": 1, "b": 2}), checkpoint.folder("reward", {"b": 2, "a": 1})]
-    assert same[0] == same[1] != checkpoint.folder("reward", {"a": 1, "b": 3})
-    for seed in range(5):
-        last = checkpoint.folder("reward", {"seed": seed})
-    assert last.exists() and len(list((tmp_path / "reward").iterdir())) == checkpoint.KEPT_RUNS
 
 
 def test_a_resumed_training_equals_one_that_never_stopped(tmp_path):

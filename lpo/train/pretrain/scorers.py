@@ -18,8 +18,8 @@ from lpo import random
 from lpo.emoji.render import render
 from lpo.emoji.scenes import Scene, flawed, layout, near_miss, sample_prompts
 from lpo.scorers.embedded import Scorers
-from lpo.train import checkpoint
-from lpo.train.loop import cosine, optimizer_step
+from lpo.train.common import checkpoint
+from lpo.train.common.loop import cosine, optimizer_step
 
 
 def quality(scene: Scene) -> float:

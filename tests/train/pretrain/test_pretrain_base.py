@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from lpo import random
 from lpo.emoji.scenes import Prompt, sample_prompts
 from lpo.emoji.sprites import NAMES
-from lpo.train.pretrain import NOTHING, new_pipeline, sides, tokenize, train_unet, training_set
+from lpo.train.pretrain.base import NOTHING, new_pipeline, sides, tokenize, train_unet, training_set
 
 
 def named(prompt: Prompt) -> list[str]:

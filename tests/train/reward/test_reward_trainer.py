@@ -9,7 +9,7 @@ import torch
 
 from lpo.config import load_params
 from lpo.data.latents import Latents, write_captions, write_moments, write_space
-from lpo.train.reward import RewardTrainer, load_pairs
+from lpo.train.reward.trainer import RewardTrainer, load_pairs
 
 
 class Silent:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lpo.config import Guard
-from lpo.train.overoptimisation import warnings
+from lpo.train.policy.overoptimisation import warnings
 
 GUARD = Guard(action="flag", reward_margin=1.0, diversity_floor=0.5, drift_limit=2.0, prompts=2, seeds=2)
 

@@ -11,7 +11,7 @@ from lpo.rewards.protocol import Reward
 from lpo.sampling.generate import sample, to_tensor, to_uint8
 from lpo.scorers.embedded import Scorers
 from lpo.scorers.published import Published
-from lpo.train import distributed
+from lpo.train.common import distributed
 
 SEED_OF_VALIDATION, SEED_OF_DIVERSITY = 10_000, 20_000
 SHOWN = 8  # validation prompts whose pictures a tracker gets

@@ -1,0 +1,1 @@
+"""Training of the embedded base model and of its scorers."""

@@ -1,0 +1,1 @@
+"""Training of a step reward on stored pairs."""
