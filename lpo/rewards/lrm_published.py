@@ -44,7 +44,7 @@ def load(source: str, base: Model) -> LatentRewardModel:
     if backbone.name == "sdxl":
         own["text_encoder_2"] = parts.module(CLIPTextModelWithProjection, source, "text_encoder_2", dtype, device)
     backbone = replace(backbone, **own)  # type: ignore[type-var]
-    heads = {"logit_scale": state["logit_scale"].float().reshape(()), "visual_projection.weight": weight_of(state)}
+    heads = {"logit_scale": scale_of(state), "visual_projection.weight": weight_of(state)}
     if "text_projection" in state:
         heads["text_projection.weight"] = state["text_projection"]["weight"].float()
     wide = lrm.probe_widths(backbone, "multi_scale")[0] == heads["visual_projection.weight"].shape[1]
@@ -57,6 +57,11 @@ def load(source: str, base: Model) -> LatentRewardModel:
     except RuntimeError as error:
         raise LpoError(f"not a latent reward model of {base.path}: {error}", source, "set reward.base") from error
     return model.requires_grad_(False).eval()
+
+
+def scale_of(state: dict[str, Any]) -> torch.Tensor:
+    """logit_scale, (): the released reward holds a tensor, the published trainers write a number."""
+    return torch.as_tensor(state["logit_scale"], dtype=torch.float32).reshape(())
 
 
 def weight_of(state: dict[str, Any]) -> torch.Tensor:

@@ -31,6 +31,16 @@ from lpo.scorers.geneval import COLOURS, CONFIDENCE, Found, check_task, correct,
 
 SHORTER, LONGER = 800, 1333  # sides of what the detector sees, in pixels
 BEST = 100
+COCO = (  # its 80 classes in their order, as GenEval calls them; every detector of COCO has this order, not these names
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
+    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
+    "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, "
+    "surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
+    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, "
+    "computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, "
+    "clock, vase, scissors, teddy bear, hair drier, toothbrush"
+)
+OBJECTS = COCO.split(", ")
 RENAMED = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}  # COCO -> GenEval
 GREY = "#999999"  # around an object that is cut out
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
@@ -49,8 +59,11 @@ class GenEval:
 
     @property
     def classes(self) -> list[str]:
-        labels = self.detector.config.id2label
-        return [RENAMED.get(labels[i], labels[i]) for i in range(len(labels))]
+        """What GenEval calls the detector's classes: COCO's 80 by their index, other classes by their names."""
+        labels = [self.detector.config.id2label[i] for i in range(self.detector.config.num_labels)]
+        if len(labels) == len(OBJECTS) and sum(map(str.__eq__, labels, OBJECTS)) > len(OBJECTS) // 2:
+            return OBJECTS
+        return [RENAMED.get(label, label) for label in labels]
 
     def score(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
         """(N,) in float32: 1 where a picture is right in everything that its task asks, else 0."""

@@ -7,15 +7,17 @@ weights are the same under other names (`clip_weights`), and the sizes are read 
 
 Pictures, as the published code reads them: the longer side to 224 pixels (bicubic, on values in 0..1), black bars
 around what is not square. Resizing is antialiased, as torchvision does it since 0.17; older versions did not, so
-figures of old runs can differ a little.
+figures of old runs can differ a little. Prompts are cleaned as OpenCLIP cleans them (`cleaned`).
 Source: Wu et al. 2023 (arXiv 2306.09341); weights xswu/HPSv2, HPS_v2_compressed.pt and HPS_v2.1_compressed.pt.
 """
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import ftfy
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -61,7 +63,14 @@ class HPS:
     def score(self, pictures: Sequence[Image], prompts: Sequence[str]) -> torch.Tensor:
         """(N,) in float32 of N pictures and their prompts."""
         size = self.clip.model.config.vision_config.image_size
-        return 100 * self.clip.cosine(torch.stack([pixels(p, size) for p in pictures]), prompts).cpu()
+        seen, read = torch.stack([pixels(p, size) for p in pictures]), [cleaned(prompt) for prompt in prompts]
+        return 100 * self.clip.cosine(seen, read).cpu()
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as OpenCLIP reads it: mended by ftfy, HTML entities undone twice, white space one space, lower case."""
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(text.split()).lower()
 
 
 def load(version: str, model: str, tokenizer: str, device: torch.device) -> HPS:

@@ -44,7 +44,10 @@ LAYER = {
     "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
 }  # fmt: skip
 VISUAL, TEXT, HEAD = "blip.visual_encoder.", "blip.text_encoder.", "mlp.layers."
-UNUSED = ("blip.text_encoder.embeddings.position_ids",)  # 0, 1, 2, ...
+UNUSED = (  # 0, 1, 2, ...; and the two projections of BLIP's pretraining, which the score does not read
+    "blip.text_encoder.embeddings.position_ids", "blip.vision_proj.weight", "blip.vision_proj.bias",
+    "blip.text_proj.weight", "blip.text_proj.bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

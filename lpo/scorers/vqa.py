@@ -29,7 +29,7 @@ from transformers import (
 )  # fmt: skip
 
 from lpo.errors import LpoError
-from lpo.hub import read_weights
+from lpo.hub import any_variant, read_weights, refusal
 
 QUESTION, ANSWER = 'Does this figure show "{}"? Please answer yes or no.', "Yes"
 SYSTEM = (  # what the published model was trained with, before and after the picture
@@ -130,13 +130,13 @@ def load(
         return _clip_flan_t5(model, vision, tokenizer or model, device, dtype)
     except (OSError, ValueError) as error:
         remedy = "name folders, or allow the hub with HF_HUB_OFFLINE=0"
-        raise LpoError(f"no model for VQAScore: {error}", model, remedy) from error
+        raise refusal(error, f"no model for VQAScore: {error}", model, remedy) from error
 
 
 def _clip_flan_t5(model: str, vision: str, tokenizer: str, device: torch.device, dtype: torch.dtype) -> ClipFlanT5:
     values = {k: v for k, v in T5Config.get_config_dict(model)[0].items() if k not in ("model_type", "architectures")}
-    t5 = T5ForConditionalGeneration.from_pretrained(model, config=T5Config(**values), dtype=dtype)
-    clip = CLIPVisionModel.from_pretrained(vision, dtype=dtype)
+    t5 = any_variant(T5ForConditionalGeneration, model, config=T5Config(**values), dtype=dtype)
+    clip = any_variant(CLIPVisionModel, vision, dtype=dtype)
     weights = {k.removeprefix("mm_projector."): v for k, v in read_weights(model, "mm_projector.").items()}
     projector = nn.Sequential(nn.Linear(clip.config.hidden_size, t5.config.d_model), nn.GELU(),
                               nn.Linear(t5.config.d_model, t5.config.d_model))  # fmt: skip

@@ -55,6 +55,20 @@ def test_hps_scores_as_open_clip_does_with_the_same_weights(tmp_path):
     assert not torch.allclose(other, judge.score(PHOTOS, PROMPTS))  # each version reads its own file
 
 
+@pytest.mark.parametrize(
+    ("prompt", "read"),
+    [
+        ("A &amp;amp; B", "a & b"), ("caf\u00c3\u00a9", "caf\u00e9"), ("  two \n\t Dogs ", "two dogs"),
+        ("\u201cquoted\u201d", '"quoted"'), ("x &lt;b&gt;", "x <b>"), ("full\uff37idth", "fullwidth"),
+    ],
+)  # fmt: skip
+def test_hps_reads_prompts_as_open_clip_cleans_them(prompt, read, tmp_path):
+    assert hps.cleaned(prompt) == read
+    hps_folder(tmp_path / "hps")
+    judge = hps.load("hps_v2", str(tmp_path / "hps"), str(clip_folder(tmp_path / "clip")), CPU)
+    torch.testing.assert_close(judge.score(PHOTOS[:1], ["A  CAT \u00a0"]), judge.score(PHOTOS[:1], ["a cat"]))
+
+
 def test_hps_at_full_size_is_vit_h_14():
     """On the meta device: every name and shape of CLIPModel is filled, and nothing is left over."""
     with torch.device("meta"):

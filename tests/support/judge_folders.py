@@ -58,7 +58,8 @@ def imagereward_folder(folder: Path, seed: int = 0) -> PublishedImageReward:
     model = PublishedImageReward(MED)
     randomise(model, seed)
     positions = {"blip.text_encoder.embeddings.position_ids": torch.arange(MED["max_position_embeddings"])[None]}
-    torch.save(model.state_dict() | positions, folder / "ImageReward.pt")
+    unread = {f"blip.{part}_proj.{kind}": torch.ones(4) for part in ("vision", "text") for kind in ("weight", "bias")}
+    torch.save(model.state_dict() | positions | unread, folder / "ImageReward.pt")
     (folder / "med_config.json").write_text(json.dumps(MED))
     BertTokenizer(vocab={word: place for place, word in enumerate(WORDS)}).save_pretrained(folder)
     return model.eval()
