@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ruamel.yaml import YAML
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -23,7 +24,8 @@ from lpo.report.figures import table
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "data").glob("*.md"))]
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted(path for folder in (".", "docs", "data") for path in (ROOT / folder).glob("*.md"))
 GENERATE = 'lpo generate "a cat left of a taxi at night"'
 
 
@@ -39,6 +41,30 @@ def commands(tool: str) -> list[list[str]]:
 
 def yaml(name: str) -> Any:
     return YAML(typ="safe", pure=True).load(ROOT / name)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 900
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_base: Path, tiny: Any, tiny_reward: Any
+) -> None:
+    """The default's base; a LoRA and a reward of the tiny model's size would not fit it, so all three are tiny."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 8
+    monkeypatch.chdir(tmp_path)
+    Path("data/tuned").mkdir(parents=True)
+    Path("data/base").symlink_to(tiny_base)
+    tiny.add_lora(2, 0)
+    weights = {k: torch.full_like(v, 0.01) for k, v in tiny.lora_state().items()}
+    tiny.save_lora(Path("data/tuned"), weights)
+    tiny_reward.latent_space = tiny.codec.space()
+    Path("data/reward").mkdir()
+    tiny_reward.save(Path("data/reward"))
+    Path("data/reward/README.md").write_text("---\nbase_model: data/base\n---\n")
+    exec(compile(code, "README.md", "exec"), {})
+    assert Path("best.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_quotes_the_committed_figures() -> None:
@@ -102,7 +128,7 @@ def test_make_commands_are_real(words: list[str]) -> None:
 
 
 def test_the_table_of_stages_is_that_of_dvc() -> None:
-    rows = re.findall(r"^\| (\w+) \| `lpo (\w+)` \| ([^|]+) \| ([^|]+) \|", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\w+) \| `lpo (\w+)` \| ([^|]+) \| ([^|]+) \|", ARCHITECTURE, re.MULTILINE)
     shown = {
         stage: (f"lpo {command}", *(set(re.findall(r"`([^`]+)`", cell)) for cell in cells))
         for stage, command, *cells in rows
