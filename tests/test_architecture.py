@@ -5,13 +5,12 @@ Each test collects all offenders and asserts that there are none.
 
 from __future__ import annotations
 
-import ast
 from collections import Counter
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from support.source import ROOT, imports, library, name_of
+
 LIBRARY = sorted((ROOT / "lpo").rglob("*.py"))
 ABOVE = sorted([*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py")])  # Prefect's half
 
@@ -68,39 +67,8 @@ LIGHT_ROOMS = {"config", "errors", "files"}  # what flows and tasks may import o
 OUTSIDE = {"prefect", "dvc", "flows", "tasks"}  # what the library does not know
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
 def room_of(path: Path) -> str:
     return path.relative_to(ROOT / "lpo").parts[0].removesuffix(".py")
-
-
-@cache
-def imports(path: Path) -> list[tuple[int, str, bool]]:
-    """(line, module, whether at the top level) of every import; `from lpo.x import y` gives lpo.x.y."""
-    tree, found = ast.parse(path.read_text(encoding="utf-8")), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            modules = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
-            own = str(node.module).split(".")[0] == "lpo"
-            modules = [f"{node.module}.{alias.name}" if own else str(node.module) for alias in node.names]
-        else:
-            continue
-        found += [(node.lineno, module, node in tree.body) for module in modules]
-    return found
-
-
-def file_of(module: str) -> Path | None:
-    """The file of lpo that holds lpo.x.y, which is a module or a name in one."""
-    for parts in (module.split("."), module.split(".")[:-1]):
-        path = ROOT.joinpath(*parts)
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if file.exists():
-                return file
-    return None
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
@@ -120,7 +88,7 @@ def test_imports_run_one_way() -> None:
         allowed = BELOW[room] | ({room} if room != "stages" or name in SIDEWAYS else set())
         own = [found for found in imports(path) if found[1].startswith("lpo.")]
         wrong += [f"{name}:{line}: {module}" for line, module, _ in own if module.split(".")[1] not in allowed]
-        files[name] = {name_of(file) for _, module, top in own if top and (file := file_of(module)) and file != path}
+        files[name] = {name_of(file) for file in library(path, at_the_top=True)}
     assert wrong + cycle(files) == []
 
 

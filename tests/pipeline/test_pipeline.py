@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from support.workspace import REPOSITORY, changed, contents, dvc, git, names, outs, ran, stages
+from support.workspace import REPOSITORY, changed, contents, dvc, git, outs, ran, stages
 from typer.testing import CliRunner
 
 from lpo import cli
-from lpo.config import Params
 
 PAIRS = [
     "ranking_id", "caption", "jpg_0", "jpg_1", "image_0_uid", "image_1_uid", "label_0", "label_1", "has_label",
@@ -328,83 +325,3 @@ def test_another_clone_with_the_remote_runs_nothing(finished: Path) -> None:
     assert contents(clone, *ROOTS) == contents(finished, *ROOTS)
     assert git(clone, "status", "--porcelain") == ""
     shutil.rmtree(clone)
-
-
-# dvc.yaml against the code (nothing is run)
-
-
-def named_parameters() -> set[str]:
-    return {name for stage in STAGES.values() for name in stage["params"]}
-
-
-@pytest.mark.parametrize("name", sorted(named_parameters()))
-def test_parameters_that_dvc_yaml_names_exist(name: str) -> None:
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    section, _, key = name.partition(".")
-    assert section in {field.name for field in fields(Params)} and section in params
-    assert not key or key in params[section]
-
-
-def test_every_section_of_the_parameters_is_named_by_a_stage() -> None:
-    sections = {name.partition(".")[0] for name in named_parameters()}
-    assert sections | UNTRACKED_BY_DVC == {field.name for field in fields(Params)}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_names_the_parameters_that_its_code_reads(stage: str) -> None:
-    tree = ast.parse((REPOSITORY / f"lpo/stages/{stage}.py").read_text())
-    read = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("params", "self.params")
-    }
-    assert read <= {name.partition(".")[0] for name in STAGES[stage]["params"]}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_one_command_over_files_that_exist(stage: str) -> None:
-    assert STAGES[stage]["cmd"] == f"lpo {stage}"
-    code = [name for name in names(STAGES[stage]["deps"]) if name.startswith("lpo")]
-    assert code and [name for name in code if not (REPOSITORY / name).exists()] == []
-
-
-NO_RESULT = {  # what a stage imports and does not owe its result to: checks, names, logs, reports
-    "lpo/config/__init__.py", "lpo/errors.py", "lpo/files.py", "lpo/tracking.py", "lpo/data/sources_index.py",
-    "lpo/report/cards.py", "lpo/report/reward_card.py", "lpo/registry/ledger.py", "lpo/train/common/checkpoint.py",
-}  # fmt: skip
-BESIDE = {  # of a module that decides results elsewhere, a stage takes a constant, a device or a file format
-    "score": {"lpo/families/__init__.py",  # the device
-              "lpo/data/sources.py", "lpo/data/sources_table.py"},  # for the other half of lpo/commands/imports.py
-    "evaluate": {"lpo/data/simulated.py"},  # pictures as PNG
-    "flips": {"lpo/stages/reward.py"},  # where the pairs lie
-}
-
-
-def imported(file: Path) -> set[Path]:
-    """The files of lpo that a file imports, inside functions too."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lpo":
-            parts = [REPOSITORY.joinpath(*node.module.split("."))]
-            parts = [parts[0] / alias.name for alias in node.names] + parts
-            files = [path for part in parts for path in (part.with_suffix(".py"), part / "__init__.py")]
-            found |= {path for path in files if path.exists()}
-    return found
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_names_the_code_that_decides_its_result(stage: str) -> None:
-    """What its module imports, and what modules of lpo/train and lpo/stages that it names import in their turn."""
-    named = [REPOSITORY / name for name in names(STAGES[stage]["deps"]) if name.startswith("lpo")]
-    left_out = {REPOSITORY / name for name in NO_RESULT | BESIDE.get(stage, set())}
-    todo, missing = [REPOSITORY / f"lpo/stages/{stage}.py"], set()
-    seen = set(todo)
-    while todo:
-        for file in imported(todo.pop()) - seen - left_out:
-            seen.add(file)
-            empty = file.name == "__init__.py" and not imported(file)
-            if not empty and not any(file.is_relative_to(name) for name in named):
-                missing.add(file.relative_to(REPOSITORY).as_posix())
-            if file.parent.name in ("train", "stages"):
-                todo.append(file)
-    assert missing == set()
