@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from lpo import random
 from lpo.config import load_params
@@ -50,6 +51,23 @@ def test_winner_and_loser_start_from_the_same_latents_and_the_reward_ranks_them(
         best, worst = (tiny_reward.score(x, pairs.t, text[pairs.prompt], null) for x in (pairs.best, pairs.worst))
     assert bool((best > worst).all())
     assert len(conditioning) == len(PROMPTS)
+
+
+def test_a_last_step_without_noise_makes_no_pair(tiny, tiny_reward, config):
+    """The scheduler ends at alpha 1, so the step from t = 1 has no density (decisions.md 17)."""
+    tiny.scheduler = DDIMScheduler.from_config(tiny.scheduler.config, set_alpha_to_one=True)
+    pairs, _, statistics = pairs_of(tiny, tiny_reward, config)
+    assert [s.t for s in statistics] == [751, 501, 251] and set(pairs.t.tolist()) == {751, 501, 251}
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(1e-4, 1e-4), (None, None), (1e6, None)])
+def test_gradients_are_clipped_to_max_grad_norm(tiny, tiny_reward, config, limit, expected):
+    """Gradients as the optimiser took them: their norm is the limit where the loss's own norm is above it."""
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    trainer = PolicyTrainer(tiny, tiny_reward, replace(config, max_grad_norm=limit), 0)
+    trainer.learn(pairs, conditioning)
+    norm = torch.stack([weight.grad.norm() for weight in trainer.weights]).norm().item()
+    assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 1e-3
 
 
 def test_prompts_are_encoded_once_a_rollout(tiny, tiny_reward, config, monkeypatch):

@@ -52,6 +52,16 @@ def trainer_of(tiny_base, latents, config):
     return RewardTrainer(LatentRewardModel(backbone, 8, 3.0, "multi_scale"), latents, config, seed=0)
 
 
+@pytest.mark.parametrize(("limit", "expected"), [(1e-4, 1e-4), (None, None), (1e6, None)])
+def test_gradients_are_clipped_to_max_grad_norm(tiny_base, stored, config, limit, expected):
+    """Gradients as the optimiser took them: their norm is the limit where the loss's own norm is above it."""
+    latents, frame = stored
+    trainer = trainer_of(tiny_base, latents, replace(config, max_grad_norm=limit))
+    trainer.step(load_pairs(frame, latents, weighted=True), 0)
+    norm = torch.stack([weight.grad.norm() for weight in trainer.weights if weight.grad is not None]).norm().item()
+    assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 1e-3
+
+
 def test_it_learns_a_preference_that_is_there_and_ties_do_not_count(tiny_base, stored, config, tmp_path):
     latents, frame = stored
     pairs = load_pairs(frame, latents, weighted=True)
