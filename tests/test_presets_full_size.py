@@ -84,7 +84,7 @@ def test_a_preset_is_judged_by_what_judges_photographs(repository: Path, name: s
         "pickscore", "imagereward", "hps_v2", "hps_v2_1", "aesthetic",
     )  # fmt: skip
     tree["evaluate"]["judges"] = ["emoji"]
-    with pytest.raises(ConfigError, match="emoji judges scenes of the embedded world, dataset.source is pickapic"):
+    with pytest.raises(ConfigError, match="emoji judges scenes of the emoji world only, dataset.source is pickapic"):
         check_params(tree, "merged")
 
 

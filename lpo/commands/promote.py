@@ -44,8 +44,11 @@ def run(params: Params) -> None:
     back stays out until `lpo models rollback NAME` takes it back.
 
     Raises:
-        LpoError: if there is no model, or the figures are not those of this model and the one in use.
+        LpoError: if there is no model, or the figures are not those of this model, the one in use and these judges.
     """
+    if params.evaluate.tuned != str(CANDIDATE):
+        what = f"evaluate.tuned is {params.evaluate.tuned}, and only {CANDIDATE} can be promoted"
+        raise LpoError(what, "params.yaml: evaluate.tuned", f"set it to {CANDIDATE}, then dvc repro")
     with alone(LOCK, BUSY):
         records = read_ledger()
         settle(records)
@@ -55,7 +58,7 @@ def run(params: Params) -> None:
         else:
             stages = locked()
             figures = json.loads(FIGURES.read_text())
-            reasons = _rolled_back(name, records) or objections(figures, params.promote)
+            reasons = _rolled_back(name, records) or objections(figures, params.promote, params.evaluate.judges)
             event = "refused" if reasons else "promoted"
             reason = "; ".join(reasons) or "the gate holds"
             decision = {"promoted": not reasons, "reason": reason, "name": name}

@@ -61,11 +61,11 @@ def _evaluate(found: Json | None) -> Iterator[str]:
     rates = found["win_rate"]
     prompts = plain(rates["overall"]["prompts"])
     yield f"Win rate of the tuned model over its base: {prompts} held-out prompts, same noise, same guidance scale"
+    if "judge" not in found:
+        yield from (f"  {name:<11} {_interval(rates[name])}" for name in AXES if name in rates)
     for name, row in found.get("judges", {}).items():
         means = f"mean {row['base']:.3f} before, {row['tuned']:.3f} after"
         yield f"  {title(name):<11} {_interval(row['win_rate'])}  {means}"
-    if "judges" not in found:
-        yield from (f"  {name:<11} {_interval(rates[name])}" for name in AXES if name in rates)
     promoted = found.get("promoted", {})
     if "win_rate" in promoted:
         yield f"  {'overall':<11} {_interval(promoted['win_rate']['overall'])}  over the promoted {promoted['name']}"

@@ -9,6 +9,7 @@ has a default: a missing key is a mistake, and so is a key that no field asks fo
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Annotated, Any
 
 from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
-from lpo.config.results import Evaluate, Ingest, JudgeModels, Promote, PromotionMargins, Report, Study, Tracking
+from lpo.config.results import MARGINS, Evaluate, Ingest, JudgeModels, Promote, Report, Study, Tracking
 from lpo.config.sampler import SamplerSettings
 from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune
 from lpo.errors import ConfigError
@@ -34,7 +35,6 @@ __all__ = [
     "Params",
     "Pretrain",
     "Promote",
-    "PromotionMargins",
     "Report",
     "RewardModel",
     "SamplerSettings",
@@ -79,8 +79,6 @@ AT_MOST = (
     ("tune.threshold.low", "tune.threshold.high"),
 )
 RENAMED = {"lrm": "reward", "lpo": "tune"}  # sections of params.yaml in versions before 0.2
-REAL = ("pickapic", "pickapic_v2", "hpdv2")  # sources of photographs and paintings
-OWN = "data/tuned"  # the LoRA that the pipeline trains
 NOT_BOTH_ZERO = (
     ("dataset.rendered_pairs", "dataset.sampled_prompts"),
     ("dataset.alignment_weight", "dataset.aesthetic_weight"),
@@ -124,13 +122,17 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
     if judges := values.get("evaluate.judges"):
         if len(set(judges)) < len(judges):
             yield f"evaluate.judges: each judge once, is {list(judges)}"
-        if "emoji" in judges and len(judges) > 1:
-            yield f"evaluate.judges: emoji stands alone, is {list(judges)}"
-        if "emoji" in judges and values.get("dataset.source") in REAL:
-            source = values["dataset.source"]
-            yield f"evaluate.judges: emoji judges scenes of the embedded world, dataset.source is {source}"
-        if "emoji" in judges and values.get("evaluate.tuned", OWN) != OWN:
-            yield f"evaluate.tuned: emoji judges {OWN} alone, is {values['evaluate.tuned']!r}"
+        source = values.get("dataset.source", "simulated")
+        if "emoji" in judges and source != "simulated":
+            yield f"evaluate.judges: emoji judges scenes of the emoji world only, dataset.source is {source}"
+        if {"emoji", "aesthetic"} <= set(judges):
+            yield "evaluate.judges: emoji and aesthetic both write the column aesthetic; leave one of them out"
+    known = [name for names in MARGINS.values() for name in names]
+    for name in values.get("promote.margins", {}):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(known)}"
+            yield f"promote.margins.{name}: no judge measures it; {hint}"
     if values.get("model.shard"):
         trainable = values.get("reward.trainable")
         if values.get("reward.pretrained", "") is None and trainable not in (None, "adapter"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from lpo.config.ranges import Count, Guidance, NotNegative, Positive, Share, ZeroOrMore
 from lpo.config.reader import Range
@@ -23,14 +23,14 @@ class JudgeModels:
     geneval_clip: str
 
 
+JudgeName = Literal[
+    "emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval", "aesthetic", "clipscore", "vqascore"
+]
+
+
 @dataclass(frozen=True)
 class Evaluate:
-    judges: tuple[
-        Literal[
-            "emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval", "aesthetic", "clipscore", "vqascore"
-        ],
-        ...,
-    ]  # fmt: skip
+    judges: tuple[JudgeName, ...]
     tuned: str
     prompts_file: str | None
     prompts: Count
@@ -60,22 +60,23 @@ class Ingest:
     source: str
 
 
-@dataclass(frozen=True)
-class PromotionMargins:
-    """How far below the opponent the lower end of a metric's change may lie, in the units of metrics/evaluate.json."""
-
-    all_correct: NotNegative
-    alignment: NotNegative
-    aesthetics: NotNegative
-    scorer_clip: NotNegative
-    scorer_vqa: NotNegative
-    scorer_aesthetic: NotNegative
+# What the gate of a promotion can ask of each judge; each name is a key of promote.margins.
+MARGINS: dict[str, tuple[str, ...]] = {
+    name: ("all_correct", "alignment", "aesthetics", "scorer_clip", "scorer_vqa", "scorer_aesthetic")
+    if name == "emoji" else (name,)
+    for name in get_args(JudgeName)
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Promote:
+    """margins: how far below zero the lower end of a change may lie, in the units of metrics/evaluate.json.
+
+    A margin holds where its judge is among `evaluate.judges`. What has no margin is not asked.
+    """
+
     win_rate_low: Share
-    margins: PromotionMargins
+    margins: dict[str, NotNegative]
     keep: ZeroOrMore
 
 

@@ -1,25 +1,46 @@
-"""data/evaluation/results.parquet -> the dict of metrics/evaluate.json.
+"""data/evaluation/results.parquet -> metrics/evaluate.json: one schema, whose keys depend on the judges.
 
-    win_rate              tuned against the base at the tuned model's guidance scale (base_matched): the headline,
-                          because more guidance alone already buys looks
-    win_rate_default_cfg  tuned against the base at its own guidance scale
+Always there:
+
+    prompts, images       that each model drew
+    win_rate              tuned against the base at the same guidance scale (base_matched): the headline, because more
+                          guidance alone already improves looks. Its judge is emoji where emoji is among the judges,
+                          else the first one
+    win_rate_default_cfg  tuned against the base at its own guidance scale, by the same judge
     by_category.NAME      win_rate of the prompts of one category
-    all_correct           share of images in which every question of the prompt is answered right
-    means, scorers        means of the judge's axes; the same with win rates for the scorers (of MPCF and validation)
-    reward                the same for the latent reward model itself: what was climbed, not evidence
-    promoted              only where the frame has a promoted model: win_rate, all_correct, means, scorers and reward
-                          of the tuned model against it, at the same guidance scale
 
-A win rate is {overall, alignment, aesthetics}, each {value, low, high, ties, prompts}; a change is {base, tuned,
-difference, low, high, prompts} with base_matched as base and the interval of the difference; against the promoted
-model its mean is `promoted`, not base. Images are paired by prompt and seed.
-Shapes: frame (N, columns of the contract: prompt, category, seed, model, all_correct, alignment, aesthetic, utility,
-clip, vqa, aesthetic_score, lrm); for every prompt and seed one row of each model.
+Only with the emoji oracle (win rates are then overall, alignment and aesthetics; otherwise overall alone):
+
+    all_correct           share of images in which every question of the prompt is answered correctly; and by_category
+    means                 means of overall (utility), alignment and aesthetics
+    scorers.NAME          mean and win rate of each scorer of MPCF, which also chose the checkpoint
+
+Only with other judges:
+
+    judge                 the headline's judge; absent where that is emoji
+    judges.NAME           mean and win rate of each judge
+    geneval               {overall, by_task}: share of correct images; overall is the mean of the tasks
+
+Optional:
+
+    reward                mean and win rate of the latent reward model. Training optimised it, so it is no evidence
+    promoted              with a promoted model: its name, and unless it is the tuned model, the figures of the tuned
+                          model against it at the same guidance scale: win_rate, all_correct, means, scorers, judges,
+                          geneval, reward
+    prompts_left_out      with a prompt file: how many of its prompts were not used
+
+A win rate is {value, low, high, ties, prompts}. A mean is {base, tuned, difference, low, high, prompts}, where base is
+base_matched and low to high is the 95 % interval of the difference; against the promoted model it has `promoted` in the
+place of base. Images are paired by prompt and seed.
+
+Shapes: results (N, columns prompt, category, seed, model, png, and those of lpo/evaluate/judges.py), one row for each
+model, prompt and seed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -29,6 +50,7 @@ from lpo.statistics import RESAMPLES, Figures, mean_difference, mean_of_strata, 
 
 AXES = {"overall": "utility", "alignment": "alignment", "aesthetics": "aesthetic"}
 SCORERS = {"clip": "clip", "vqa": "vqa", "aesthetic": "aesthetic_score"}
+EMOJI = "emoji"
 WHERE = "data/evaluation/results.parquet"
 DIGITS = 5  # of what is written: enough for any interval, and a diff stays readable
 
@@ -59,98 +81,95 @@ def paired(frame: pd.DataFrame, tuned: str, base: str) -> pd.DataFrame:
     return mine.join(others).reset_index()
 
 
-def evaluate_results(frame: pd.DataFrame, resamples: int = RESAMPLES, seed: int = 0) -> Figures:
-    """The whole of metrics/evaluate.json (schema: see the top of this file). Raises LpoError as paired does."""
-    matched = paired(frame, "tuned", "base_matched")
-    default = paired(frame, "tuned", "base")
+def evaluate_results(frame: pd.DataFrame, judges: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> Figures:
+    """metrics/evaluate.json (schema: see the top of this file), without the name of the promoted model.
+
+    Args:
+        frame: results.parquet.
+        judges: as `evaluate.judges` names them.
+
+    Raises:
+        LpoError: if the images of two models do not pair up, or a score is not finite.
+    """
+    compare = Comparison(judges, resamples, seed)
+    matched, default = paired(frame, "tuned", "base_matched"), paired(frame, "tuned", "base")
     by_category = {str(name): rows for name, rows in matched.groupby("category")}
-
-    def rates(pairs: pd.DataFrame) -> Figures:
-        return {axis: _win_rate(pairs, column, resamples, seed) for axis, column in AXES.items()}
-
-    def change(pairs: pd.DataFrame, column: str, opponent: str) -> Figures:
-        return _change(pairs, column, resamples, seed, opponent)
-
-    def comparison(pairs: pd.DataFrame, opponent: str) -> Figures:
-        def change_and_rate(column: str) -> Figures:
-            return change(pairs, column, opponent) | {"win_rate": _win_rate(pairs, column, resamples, seed)}
-
-        return {
-            "win_rate": rates(pairs),
-            "all_correct": change(pairs, "all_correct", opponent),
-            "means": {axis: change(pairs, column, opponent) for axis, column in AXES.items()},
-            "scorers": {name: change_and_rate(column) for name, column in SCORERS.items()},
-            "reward": change_and_rate("lrm"),
-        }
-
     result = {
         "prompts": int(matched["prompt"].nunique()),
         "images": len(matched),
-        "win_rate_default_cfg": rates(default),
-        "by_category": {name: rates(rows) for name, rows in by_category.items()},
-        **comparison(matched, "base"),
+        **({} if compare.headline == EMOJI else {"judge": compare.headline}),
+        "win_rate_default_cfg": compare.win_rates(default),
+        "by_category": {name: compare.win_rates(rows) for name, rows in by_category.items()},
+        **compare(matched, "base"),
     }
-    result["all_correct"]["by_category"] = {
-        name: change(rows, "all_correct", "base") for name, rows in by_category.items()
-    }
+    if EMOJI in judges:
+        changes = {name: compare.change(rows, "all_correct", "base") for name, rows in by_category.items()}
+        result["all_correct"]["by_category"] = changes
     if (frame["model"] == "promoted").any():
-        result["promoted"] = comparison(paired(frame, "tuned", "promoted"), "promoted")
+        result["promoted"] = compare(paired(frame, "tuned", "promoted"), "promoted")
     return {name: _rounded(figures) for name, figures in result.items()}
 
 
-def judged_results(
-    frame: pd.DataFrame, judges: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
-) -> Figures:
-    """metrics/evaluate.json where judges of real pictures decide.
+@dataclass(frozen=True)
+class Comparison:
+    """The figures of the tuned model against one opponent; `pairs` is a frame of `paired`."""
 
-    frame: prompt, category, seed, model, and a column a judge.
+    judges: Sequence[str]
+    resamples: int
+    seed: int
 
-        judge, win_rate, win_rate_default_cfg, by_category   the first judge: the headline
-        judges.NAME       change and win rate of each judge against the base at the same guidance scale
-        geneval           {overall, by_task}: changes of the share of right pictures; overall is the mean over tasks
-        reward            change and win rate of the latent reward model itself, where it scored them
+    @property
+    def headline(self) -> str:
+        return EMOJI if EMOJI in self.judges else self.judges[0]
 
-    Raises LpoError as paired does.
-    """
-    matched, default = paired(frame, "tuned", "base_matched"), paired(frame, "tuned", "base")
-    by_category = {str(name): rows for name, rows in matched.groupby("category")}
+    def __call__(self, pairs: pd.DataFrame, opponent: str) -> Figures:
+        found: Figures = {"win_rate": self.win_rates(pairs)}
+        if EMOJI in self.judges:
+            found["all_correct"] = self.change(pairs, "all_correct", opponent)
+            found["means"] = {axis: self.change(pairs, column, opponent) for axis, column in AXES.items()}
+            found["scorers"] = {name: self.change_and_rate(pairs, column, opponent) for name, column in SCORERS.items()}
+        if others := [name for name in self.judges if name != EMOJI]:
+            found["judges"] = {name: self.change_and_rate(pairs, name, opponent) for name in others}
+        if "geneval" in self.judges:
+            found["geneval"] = self.geneval(pairs, opponent)
+        if "lrm_tuned" in pairs:
+            found["reward"] = self.change_and_rate(pairs, "lrm", opponent)
+        return found
 
-    def change_and_rate(column: str) -> Figures:
-        change = _change(matched, column, resamples, seed, "base")
-        return change | {"win_rate": _win_rate(matched, column, resamples, seed)}
+    def win_rates(self, pairs: pd.DataFrame) -> Figures:
+        columns = AXES if self.headline == EMOJI else {"overall": self.headline}
+        return {axis: self.win_rate(pairs, column) for axis, column in columns.items()}
 
-    result: Figures = {
-        "prompts": int(matched["prompt"].nunique()),
-        "images": len(matched),
-        "judge": judges[0],
-        "win_rate": {"overall": _win_rate(matched, judges[0], resamples, seed)},
-        "win_rate_default_cfg": {"overall": _win_rate(default, judges[0], resamples, seed)},
-        "by_category": {name: {"overall": _win_rate(rows, judges[0], resamples, seed)}
-                        for name, rows in by_category.items()},
-        "judges": {name: change_and_rate(name) for name in judges},
-    }  # fmt: skip
-    if "lrm" in frame:
-        result["reward"] = change_and_rate("lrm")
-    if "geneval" in judges:
-        tuned, base = (matched[f"geneval_{side}"] for side in ("tuned", "base"))
-        overall = mean_of_strata(tuned - base, matched["prompt"].to_numpy(), matched["category"], resamples, seed)
+    def win_rate(self, pairs: pd.DataFrame, column: str) -> Figures:
+        prompts = pairs["prompt"].to_numpy()
+        return win_rate(pairs[f"{column}_tuned"], pairs[f"{column}_base"], prompts, self.resamples, self.seed)
+
+    def change(self, pairs: pd.DataFrame, column: str, opponent: str) -> Figures:
+        tuned, base = pairs[f"{column}_tuned"].astype(float), pairs[f"{column}_base"].astype(float)
+        found = mean_difference(tuned, base, pairs["prompt"].to_numpy(), self.resamples, self.seed)
+        found["difference"] = found.pop("value")
+        return found | {opponent: float(base.mean()), "tuned": float(tuned.mean())}
+
+    def change_and_rate(self, pairs: pd.DataFrame, column: str, opponent: str) -> Figures:
+        return self.change(pairs, column, opponent) | {"win_rate": self.win_rate(pairs, column)}
+
+    def geneval(self, pairs: pd.DataFrame, opponent: str) -> Figures:
+        """Overall is the mean of the tasks (the categories), each with the same weight, as GenEval defines it."""
+        tuned, base = pairs["geneval_tuned"], pairs["geneval_base"]
+        prompts, tasks = pairs["prompt"].to_numpy(), pairs["category"]
+        overall = mean_of_strata(tuned - base, prompts, tasks, self.resamples, self.seed)
         overall["difference"] = overall.pop("value")
-        for side in ("base", "tuned"):
-            overall[side] = float(matched.groupby("category")[f"geneval_{side}"].mean().mean())
-        by_task = {name: _change(rows, "geneval", resamples, seed, "base") for name, rows in by_category.items()}
-        result["geneval"] = {"overall": overall, "by_task": by_task}
-    return {name: _rounded(figures) for name, figures in result.items()}
+        for name, values in ((opponent, base), ("tuned", tuned)):
+            overall[name] = float(values.groupby(tasks).mean().mean())
+        by_task = {str(name): self.change(rows, "geneval", opponent) for name, rows in pairs.groupby("category")}
+        return {"overall": overall, "by_task": by_task}
 
 
-def _win_rate(pairs: pd.DataFrame, column: str, resamples: int, seed: int) -> Figures:
-    return win_rate(pairs[f"{column}_tuned"], pairs[f"{column}_base"], pairs["prompt"].to_numpy(), resamples, seed)
-
-
-def _change(pairs: pd.DataFrame, column: str, resamples: int, seed: int, opponent: str) -> Figures:
-    tuned, base = pairs[f"{column}_tuned"].astype(float), pairs[f"{column}_base"].astype(float)
-    found = mean_difference(tuned, base, pairs["prompt"].to_numpy(), resamples, seed)
-    found["difference"] = found.pop("value")
-    return found | {opponent: float(base.mean()), "tuned": float(tuned.mean())}
+def win_rate_rows(metrics: Figures) -> list[Figures]:
+    """plots/win_rates.json: a row {axis, value, low, high, ties, prompts} for each axis of emoji, then each judge."""
+    axes = {} if "judge" in metrics else metrics["win_rate"]
+    rates = axes | {name: row["win_rate"] for name, row in metrics.get("judges", {}).items()}
+    return [{"axis": axis, **rate} for axis, rate in rates.items()]
 
 
 def _rounded(value: Any) -> Any:

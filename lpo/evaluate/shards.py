@@ -1,91 +1,128 @@
-"""Drawing and judging in parts, so that a killed evaluation goes on where it stopped.
+"""The cache of an evaluation: pictures and scores in parts, so that a killed run resumes where it stopped.
 
-    parts = draw(folder, "tuned", rows, 8, picture)          folder/tuned-00000.parquet, ... with the pictures
-    scores = judge_parts("pickscore-KEY", "pickscore", parts, 16, load)   folder/pickscore-KEY/tuned-00000.parquet, ...
+    parts = draw(folder / side.key, rows, 8, painter)       00000.parquet, ...: prompt, category, seed, png
+    score_parts(judge, parts)                               beside them JUDGE-KEY/00000.parquet, ...: its columns
+    results = collect({"tuned": parts}, judges)
 
-A part is written whole or not at all, and what is there is not made again. A folder belongs to one set of inputs: the
-caller names it by their hash. At most one part is in memory.
+A part is written whole or not at all, and what is there is not made again. Names are hashes of what decides the
+contents, so another judge draws nothing and another LoRA draws its own side only. At most one part is in memory.
 """
 
 from __future__ import annotations
 
+import gc
 import io
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
 from lpo.errors import LpoError
-from lpo.files import write_parquet
-from lpo.scorers.judges import Judge
+from lpo.evaluate.judges import Judge, Look
+from lpo.files import key_of, write_parquet
 
-PREVIEW = 256  # pixels of the longer side of what the report shows
+PREVIEW = 256  # pixels of the longer side of the pictures in the results, which the report shows
+KEYS = ["prompt", "seed"]
 
 
 def draw(
-    folder: Path, name: str, rows: pd.DataFrame, size: int, picture: Callable[[pd.DataFrame], np.ndarray]
+    folder: Path, name: str, rows: pd.DataFrame, size: int, painter: Callable[[pd.DataFrame], np.ndarray]
 ) -> list[Path]:
-    """Parts of `size` rows (prompt, category, seed), each with its pictures as PNG; `picture` draws (n, H, W, 3)."""
+    """Parts of `size` rows (prompt, category, seed) with their pictures as PNG; `painter` draws (n, H, W, 3) uint8."""
     parts = []
-    starts = range(0, len(rows), size)
-    for i in tqdm(starts, desc=f"draw {name}", mininterval=2):
-        path = folder / f"{name}-{i // size:05d}.parquet"
+    for number, start in enumerate(tqdm(range(0, len(rows), size), desc=f"draw {name}", mininterval=2)):
+        path = folder / f"{number:05d}.parquet"
         if not path.exists():
-            part = rows.iloc[i : i + size]
-            write_parquet(path, part.assign(model=name, png=[_png(p) for p in picture(part)]))
+            part = rows.iloc[start : start + size]
+            write_parquet(path, part.assign(png=[encode(picture) for picture in painter(part)]))
         parts.append(path)
     return parts
 
 
-def judge_parts(
-    folder: str, name: str, parts: Sequence[Path], size: int, load: Callable[[], Judge]
-) -> list[Path]:
-    """A file (prompt, seed, model, NAME) in `folder` beside each part; the judge is loaded only if one is missing.
+def score_parts(judge: Judge, parts: Sequence[Path]) -> None:
+    """Write the judge's columns beside each part. The judge is loaded if a part lacks them.
 
     Raises:
-        LpoError: if a score is no finite number, with the prompt; the parts before it stay.
+        LpoError: if a score is not a finite number, with the prompt. The parts before it stay.
     """
-    judge: Judge | None = None
-    found = []
-    for part in tqdm(parts, desc=f"judge {name}", mininterval=2):
-        path = part.parent / folder / part.name
-        found.append(path)
+    gc.collect()  # what drew or judged before is gone, and this judge may need all of the memory
+    torch.cuda.empty_cache()
+    look: Look | None = None
+    for part in tqdm(parts, desc=f"judge {judge.name}", mininterval=2):
+        path = scores_path(part, judge)
         if path.exists():
             continue
-        judge = judge or load()
+        look = look or judge.load()
         rows = pd.read_parquet(part)
-        scores: list[float] = []
-        for i in range(0, len(rows), size):
-            batch = rows.iloc[i : i + size]
-            pictures = [Image.open(io.BytesIO(png)).convert("RGB") for png in batch["png"]]
-            scores += judge.score(pictures, batch["prompt"].tolist()).double().tolist()
-        bad = [i for i, score in enumerate(scores) if not np.isfinite(score)]
-        if bad:
-            prompt = rows["prompt"].iloc[bad[0]]
+        size = judge.batch_size or len(rows)
+        batches = [score(look, rows.iloc[start : start + size]) for start in range(0, len(rows), size)]
+        scores = pd.concat(batches, ignore_index=True)
+        check_finite(judge.name, scores, rows["prompt"], part)
+        write_parquet(path, pd.concat([rows[KEYS], scores], axis=1))
+
+
+def score(look: Look, rows: pd.DataFrame) -> pd.DataFrame:
+    """The judge's columns for rows (prompt, png); numbers are float64, verdicts bool."""
+    pictures = [Image.open(io.BytesIO(png)).convert("RGB") for png in rows["png"]]
+    columns = {name: np.asarray(values) for name, values in look(pictures, rows["prompt"].tolist()).items()}
+    return pd.DataFrame({name: v if v.dtype == bool else v.astype(np.float64) for name, v in columns.items()})
+
+
+def check_finite(judge: str, scores: pd.DataFrame, prompts: pd.Series, where: Path) -> None:
+    for name, values in scores.items():
+        bad = np.flatnonzero(~np.isfinite(values.to_numpy(float)))
+        if len(bad):
+            column = "" if name == judge else f" in {name}"
             raise LpoError(
-                f"{name} gives {scores[bad[0]]} to {len(bad)} pictures, the first of {prompt!r}", str(part),
-                "look at that picture; leave the judge out if it cannot rate it",
-            )  # fmt: skip
-        write_parquet(path, rows[["prompt", "seed", "model"]].assign(**{name: scores}))
-    return found
+                f"{judge} gives {values.iloc[bad[0]]}{column} to {len(bad)} pictures, the first of "
+                f"{prompts.iloc[bad[0]]!r}",
+                str(where),
+                "look at that picture; leave the judge out of evaluate.judges if it cannot rate it",
+            )
 
 
-def collect(parts: Sequence[Path], scores: Mapping[str, Sequence[Path]]) -> pd.DataFrame:
-    """prompt, category, seed, model, png (small, for the report), and a column a judge: one row a picture."""
+def scores_path(part: Path, judge: Judge) -> Path:
+    return part.parent / f"{judge.name}-{key_of(judge.identity)}" / part.name
+
+
+def collect(sides: Mapping[str, Sequence[Path]], judges: Sequence[Judge]) -> pd.DataFrame:
+    """prompt, category, seed, model, png (a small one), and the columns of all judges: one row a picture."""
     frames = []
-    for i, part in enumerate(parts):
-        rows = pd.read_parquet(part)
-        frame = rows[["prompt", "category", "seed", "model"]].assign(png=[preview(png) for png in rows["png"]])
-        for name, files in scores.items():
-            mine = pd.read_parquet(files[i])
-            if not mine[["prompt", "seed", "model"]].equals(frame[["prompt", "seed", "model"]]):
-                raise LpoError(f"scores of {name} belong to other pictures", str(files[i]), "delete that file")
-            frame[name] = mine[name].to_numpy()
-        frames.append(frame)
+    for name, parts in sides.items():
+        for part in parts:
+            rows = pd.read_parquet(part)
+            frame = rows[["prompt", "category", "seed"]].assign(model=name, png=[preview(png) for png in rows["png"]])
+            for judge in judges:
+                path = scores_path(part, judge)
+                scores = pd.read_parquet(path)
+                if not scores[KEYS].equals(frame[KEYS]):
+                    raise LpoError(f"scores of {judge.name} belong to other pictures", str(path), f"rm {path}")
+                frame = frame.join(scores.drop(columns=KEYS))
+            frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def keep_pictures(sides: Mapping[str, Sequence[Path]], folder: Path) -> None:
+    """Copy the pictures as they were judged to `folder`, if the results hold smaller ones; equal sides once."""
+    kept: set[Path] = set()
+    for name, parts in sides.items():
+        for part in parts:
+            rows = pd.read_parquet(part)
+            if part not in kept and any(preview(png) != png for png in rows["png"][:1]):
+                write_parquet(folder / f"{name}-{part.name}", rows.assign(model=name))
+            kept.add(part)
+
+
+def forget(folder: Path, used: Collection[str]) -> None:
+    """Remove the pictures of sides that this evaluation does not ask for."""
+    for old in folder.iterdir():
+        if old.is_dir() and old.name not in used:
+            shutil.rmtree(old)
 
 
 def preview(png: bytes) -> bytes:
@@ -94,10 +131,11 @@ def preview(png: bytes) -> bytes:
     if max(picture.size) <= PREVIEW:
         return png
     picture.thumbnail((PREVIEW, PREVIEW), Image.Resampling.LANCZOS)
-    return _png(np.array(picture.convert("RGB")))
+    return encode(np.array(picture.convert("RGB")))
 
 
-def _png(picture: np.ndarray) -> bytes:
+def encode(picture: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 -> PNG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,44 +1,60 @@
 """The gate of a promotion: what speaks against a model, from metrics/evaluate.json and the section promote.
 
-A model must beat the base, and the promoted model where there is one (matching base at the same guidance scale):
+A model must beat the base, and the promoted model if there is one (base is base_matched, at the same guidance scale):
     win rate      low > win_rate_low
-    metric m      low_m >= -margin_m      low_m is the lower end of the 95% interval of mean(tuned) - mean(opponent)
-The second is a test of non-inferiority: not "no difference was seen", but "a loss above the margin is ruled out". It is
-asked against the base too, so that many promotions, each within its margin, cannot lead far down.
+    margin m      low_m >= -margin_m      low_m is the lower end of the 95% interval of mean(tuned) - mean(opponent)
+The second is a test of non-inferiority: not "no difference was seen", but "a loss above the margin is ruled out". The
+base stays an opponent, so that many promotions, each within its margin, cannot lead far down.
+
+The win rate is the headline's (lpo/evaluate/metrics.py). A margin counts if its judge is among `evaluate.judges`; other
+margins are not asked.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
+from typing import Any
 
 from lpo.config import Promote
+from lpo.config.results import MARGINS
+from lpo.errors import LpoError
 from lpo.format import percent, percents, signed
 from lpo.statistics import Figures
 
-METRICS = {  # a margin -> where its figures are
+PLACES = {  # a margin -> where its figures are; elsewhere they are in judges, under the margin's name
     "all_correct": ("all_correct",),
     "alignment": ("means", "alignment"),
     "aesthetics": ("means", "aesthetics"),
     "scorer_clip": ("scorers", "clip"),
     "scorer_vqa": ("scorers", "vqa"),
     "scorer_aesthetic": ("scorers", "aesthetic"),
+    "geneval": ("geneval", "overall"),
 }
+WHERE = "metrics/evaluate.json"
 
 
-def objections(evaluate: Figures, config: Promote) -> list[str]:
-    """One sentence for each rule that is broken; none means that the model may be promoted."""
+def objections(evaluate: Figures, config: Promote, judges: Sequence[str]) -> list[str]:
+    """One sentence for each rule that is broken; none means that the model may be promoted.
+
+    Raises:
+        LpoError: if `evaluate` lacks figures of a margin that is asked, with all of them.
+    """
+    asked = margins_of(config, judges)
+    against = opponents(evaluate)
+    missing = sorted({name for figures in against.values() for name in asked if figures_of(figures, name) is None})
+    if missing:
+        what = f"promote.margins asks for {', '.join(missing)}, which evaluate has not measured"
+        raise LpoError(what, WHERE, "dvc repro evaluate, or take the margin out of params.yaml")
     found = []
-    for opponent, figures in opponents(evaluate).items():
+    for opponent, figures in against.items():
         rate = figures["win_rate"]["overall"]
         if rate["low"] <= config.win_rate_low:
             found.append(
                 f"it wins {percent(rate['value'])} against {opponent} (95% interval {percents(rate)}), and the "
                 f"interval does not lie above {percent(config.win_rate_low)}"
             )
-        for name, margin in asdict(config.margins).items():
-            row = figures
-            for key in METRICS[name]:
-                row = row[key]
+        for name, margin in asked.items():
+            row = figures_of(figures, name)
             if row["low"] < -margin:
                 found.append(
                     f"{name} changes by {signed(row['difference'], 4)} against {opponent} (95% interval "
@@ -46,6 +62,20 @@ def objections(evaluate: Figures, config: Promote) -> list[str]:
                     "ruled out"
                 )
     return found
+
+
+def margins_of(config: Promote, judges: Sequence[str]) -> dict[str, float]:
+    """The margins of the judges that are named, in the order of the judges."""
+    names = [name for judge in judges for name in MARGINS[judge]]
+    return {name: config.margins[name] for name in names if name in config.margins}
+
+
+def figures_of(figures: Figures, margin: str) -> Any:
+    """{difference, low, high, ...} of a margin in the figures against one opponent, None where there are none."""
+    row: Any = figures
+    for key in PLACES.get(margin, ("judges", margin)):
+        row = row.get(key) if isinstance(row, dict) else None
+    return row
 
 
 def opponents(evaluate: Figures) -> dict[str, Figures]:

@@ -124,7 +124,8 @@ def _result(params: Json, evaluate: Json | None) -> str:
              f"{signed(row['low'])} to {signed(row['high'])}", percent(row["win_rate"]["value"])]
             for name, row in evaluate["judges"].items()
         ]  # fmt: skip
-        parts.append(f"The verdict overall is that of {title(evaluate['judge'])}.")
+        if "judge" in evaluate:
+            parts.append(f"The verdict overall is that of {title(evaluate['judge'])}.")
         parts.append(_table(["judge", "base", "tuned", "change", "95% interval", "win rate"], rows))
     if "all_correct" in evaluate:
         row = evaluate["all_correct"]

@@ -1,4 +1,4 @@
-"""The report's section on judges of real pictures, from the figures of `lpo.evaluate.metrics.judged_results`."""
+"""What the report says of the published judges, from metrics/evaluate.json (lpo/evaluate/metrics.py)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from lpo.report.html import figure, heading, section, table, text
 Json = Mapping[str, Any]
 
 
+HEAD = ["judge", "base", "tuned", "change", "95% interval", "win rate", "95% interval"]
+
+
 def judges(evaluate: Json) -> str:
-    """Win rates and means of every judge, categories by the first one, GenEval by task, and the reward itself."""
-    found, usual = evaluate["judges"], evaluate["win_rate_default_cfg"]["overall"]
-    first = title(evaluate["judge"])
-    forest = [(title(name), row["win_rate"]) for name, row in found.items()]
+    """The section, where a published judge gives the headline: every judge, categories, GenEval, the promoted model."""
+    usual, first = evaluate["win_rate_default_cfg"]["overall"], title(evaluate["judge"])
     bodies = [
         text(
             f"{plain(evaluate['images'])} pictures of {plain(evaluate['prompts'])} prompts, every one judged. The base "
@@ -27,10 +28,7 @@ def judges(evaluate: Json) -> str:
     if evaluate.get("prompts_left_out"):
         words = f"{plain(evaluate['prompts_left_out'])} prompts of the file were left out"
         bodies.append(text(f"{words}; data/evaluation/left_out.parquet says why.", "soft"))
-    caption = "Hollow: the interval holds 50%."
-    bodies.append(figure(plots.forest(forest), "Win rates by judge with 95% intervals beside 50%", caption))
-    head = ["judge", "base", "tuned", "change", "95% interval", "win rate", "95% interval"]
-    bodies.append(table(head, [_row(title(name), row) for name, row in found.items()]))
+    bodies += every_judge(evaluate)
     if usual != evaluate["win_rate"]["overall"]:
         share = f"{percent(usual['value'])} ({percents(usual)})"
         bodies.append(text(f"Against the base at its usual guidance scale, {first} gives {share}."))
@@ -40,19 +38,63 @@ def judges(evaluate: Json) -> str:
             for name, row in evaluate["by_category"].items()
         ]
         bodies += [heading(f"By category, {first}"), table(["category", "prompts", "win rate", "95% interval"], cells)]
+    if "reward" in evaluate:
+        bodies += [
+            heading("The reward itself"),
+            text("The latent reward model is what training climbed, so its rise is no evidence of better pictures."),
+            table(HEAD, [_row(title("lrm"), evaluate["reward"])]),
+        ]
+    return section("wins", "Judges", *bodies, *promoted(evaluate))
+
+
+def every_judge(evaluate: Json) -> list[str]:
+    """Win rates and means of every published judge, and GenEval by task; empty where only emoji judged."""
+    if "judges" not in evaluate:
+        return []
+    rows = [(title(name), row) for name, row in evaluate["judges"].items()]
+    forest = plots.forest([(name, row["win_rate"]) for name, row in rows])
+    caption = "Hollow: the interval holds 50%."
+    bodies = [
+        figure(forest, "Win rates by judge with 95% intervals beside 50%", caption),
+        table(HEAD, [_row(name, row) for name, row in rows]),
+    ]
     if "geneval" in evaluate:
         bodies += [
             heading("GenEval"),
             text("Pictures with the right objects, numbers, colours and places; overall is the mean of the tasks."),
             _geneval(evaluate["geneval"]),
         ]
-    if "reward" in evaluate:
-        bodies += [
-            heading("The reward itself"),
-            text("The latent reward model is what training climbed, so its rise is no evidence of better pictures."),
-            table(head, [_row(title("lrm"), evaluate["reward"])]),
-        ]
-    return section("wins", "Judges", *bodies)
+    return bodies
+
+
+def promoted(evaluate: Json) -> list[str]:
+    """The tuned model against the promoted one, if there is one, by every judge."""
+    if "promoted" not in evaluate:
+        return []
+    found = evaluate["promoted"]
+    top = heading(f"Against the promoted model {found['name']}")
+    if "win_rate" not in found:
+        return [top, text("The tuned model is the promoted one, so there is nothing to compare.")]
+    rates = found["win_rate"] | {title(name): row["win_rate"] for name, row in found.get("judges", {}).items()}
+    shares = [
+        [name, percent(row["value"]), percents(row), percent(row["ties"]), plain(row["prompts"])]
+        for name, row in rates.items()
+    ]
+    rows = {"all correct": found["all_correct"]} if "all_correct" in found else {}
+    rows |= found.get("means", {})
+    rows |= {f"scorer {name}": row for name, row in found.get("scorers", {}).items()}
+    rows |= {title(name): row for name, row in found.get("judges", {}).items()}
+    moved = [
+        [name, plain(row["promoted"]), plain(row["tuned"]), signed(row["difference"]),
+         f"{signed(row['low'])} to {signed(row['high'])}"]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    return [
+        top,
+        text("The same prompts, noise and guidance scale.", "soft"),
+        table(["verdict on", "win rate", "95% interval", "ties", "prompts"], shares),
+        table(["mean of", "promoted", "tuned", "change", "95% interval"], moved),
+    ]
 
 
 def _row(name: str, row: Json) -> list[str]:

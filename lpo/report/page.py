@@ -68,7 +68,7 @@ def render_report(context: ReportContext) -> str:
     """The page. Raises LpoError if the pictures of results do not pair up."""
     metrics = context.metrics
     evaluate = metrics.get("evaluate")
-    judged = evaluate is not None and "judges" in evaluate  # by judges of real pictures
+    judged = evaluate is not None and "judge" in evaluate  # not by the emoji oracle
     shown = {name: title for name, title in SHOWN.items() if name != "changes"} if judged else SHOWN
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in shown.items())
     base = context.params["model"]["path"]

@@ -13,6 +13,7 @@ import numpy as np
 from lpo.format import flat, percent, percents, plain, points, signed
 from lpo.report import plots
 from lpo.report.html import figure, folded, heading, missing, rows_table, section, table, text
+from lpo.report.judge_section import every_judge, promoted
 
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
@@ -76,34 +77,9 @@ def wins(evaluate: Json | None) -> str:
     bodies.append(table(["category", "prompts", *AXES], cells))
     if any(rates["overall"]["prompts"] < FEW_PROMPTS for rates in categories.values()):
         bodies.append(text(f"Rows with fewer than {FEW_PROMPTS} prompts are a rough guide only.", "soft"))
+    if "judges" in evaluate:
+        bodies += [heading("Other judges"), *every_judge(evaluate)]
     return section("wins", title, *bodies, *promoted(evaluate))
-
-
-def promoted(evaluate: Json | None) -> list[str]:
-    """The tuned model against the promoted one, where there is one."""
-    if evaluate is None or "promoted" not in evaluate:
-        return []
-    found = evaluate["promoted"]
-    title = heading(f"Against the promoted model {found['name']}")
-    if "win_rate" not in found:
-        return [title, text("The tuned model is the promoted one, so there is nothing to compare.")]
-    rates = [
-        [axis, percent(row["value"]), percents(row), percent(row["ties"]), plain(row["prompts"])]
-        for axis, row in found["win_rate"].items()
-    ]
-    rows = {"all correct": found["all_correct"], **found["means"]}
-    rows |= {f"scorer {name}": row for name, row in found["scorers"].items()}
-    moved = [
-        [name, plain(row["promoted"]), plain(row["tuned"]), signed(row["difference"]),
-         f"{signed(row['low'])} to {signed(row['high'])}"]
-        for name, row in rows.items()
-    ]  # fmt: skip
-    return [
-        title,
-        text("The same prompts, noise and guidance scale.", "soft"),
-        table(["verdict on", "win rate", "95% interval", "ties", "prompts"], rates),
-        table(["mean of", "promoted", "tuned", "change", "95% interval"], moved),
-    ]
 
 
 def changes(evaluate: Json | None) -> str:

@@ -1,6 +1,7 @@
-"""Judges of real pictures: which files they need, and how one is loaded.
+"""The published judges: which files each one needs, and how it is loaded.
 
-A judge has `score(pictures, prompts) -> (N,)`, more is better. They are large, so one is in memory at a time.
+    scorer = load_judge("pickscore", models, scorers, tasks, device)
+    scorer.score(pictures, prompts)     (N,), more is better
 
     pickscore          exp(logit_scale) cos, about 20 to 23       lpo/scorers/pickscore.py
     imagereward        standardised, about -2 to 2                lpo/scorers/imagereward.py
@@ -10,7 +11,8 @@ A judge has `score(pictures, prompts) -> (N,)`, more is better. They are large, 
     clipscore          cos of CLIP ViT-H/14                       lpo/scorers/clip_score.py
     vqascore           P(yes: it shows the prompt), 0 to 1        lpo/scorers/vqa.py
 
-The last three are the scorers of MPCF and read score.models: they chose the pairs, so alone they are no blind jury.
+The last three are the scorers of MPCF and read `score.models`. They chose the training pairs, so they are not
+independent judges. Judges are large, so lpo/evaluate loads one at a time.
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from lpo.config import Params
+from lpo.config import JudgeModels, ScoreModels
 from lpo.errors import LpoError
 from lpo.families import DTYPES
-from lpo.hub import file_of
 from lpo.scorers import aesthetic, clip_score, detector, hps, imagereward, pickscore, vqa
 
 
-class Judge(Protocol):
+class Scorer(Protocol):
+    """Scores pictures against their prompts: (N,), more is better."""
+
     def score(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor: ...
 
 
@@ -42,9 +45,17 @@ class Aesthetic:
         return self.scorer.score(pictures)
 
 
-def load_judge(name: str, params: Params, tasks: Mapping[str, str], device: torch.device) -> Judge:
-    """The judge `name`; `tasks` maps the prompts of GenEval to their tasks. Raises LpoError where a part is missing."""
-    models, scorers = params.evaluate.judge_models, params.score.models
+def load_judge(
+    name: str, models: JudgeModels, scorers: ScoreModels, tasks: Mapping[str, str], device: torch.device
+) -> Scorer:
+    """The judge `name`.
+
+    Args:
+        tasks: prompt -> its GenEval task, as JSON text.
+
+    Raises:
+        LpoError: if a file of the judge is missing or broken.
+    """
     dtype = DTYPES[scorers.dtype]
     match name:
         case "pickscore":
@@ -64,39 +75,19 @@ def load_judge(name: str, params: Params, tasks: Mapping[str, str], device: torc
     raise LpoError(f"no judge {name!r}", "params.yaml: evaluate.judges", "use a name of lpo/config/results.py")
 
 
-def sources_of(name: str, params: Params) -> list[tuple[str, str]]:
-    """(folder or hub id, a file of it that says what it is) of everything that a judge loads."""
-    models, scorers, config = params.evaluate.judge_models, params.score.models, "config.json"
+def sources_of(name: str, models: JudgeModels, scorers: ScoreModels) -> list[tuple[str, str]]:
+    """(folder or hub id, a file that must be in it) for everything that the judge loads."""
+    config, words = "config.json", "tokenizer_config.json"
     return {
-        "pickscore": [(models.pickscore, config), (models.clip_h, "tokenizer_config.json")],
+        "pickscore": [(models.pickscore, config), (models.clip_h, words)],
         "imagereward": [
             (models.imagereward, imagereward.WEIGHTS), (models.imagereward, imagereward.TEXT_CONFIG),
-            (models.imagereward_tokenizer, "tokenizer_config.json"),
+            (models.imagereward_tokenizer, words),
         ],
-        "hps_v2": [(models.hps, hps.FILES["hps_v2"]), (models.clip_h, "tokenizer_config.json")],
-        "hps_v2_1": [(models.hps, hps.FILES["hps_v2_1"]), (models.clip_h, "tokenizer_config.json")],
+        "hps_v2": [(models.hps, hps.FILES["hps_v2"]), (models.clip_h, words)],
+        "hps_v2_1": [(models.hps, hps.FILES["hps_v2_1"]), (models.clip_h, words)],
         "geneval": [(models.geneval_detector, config), (models.geneval_clip, config)],
         "aesthetic": [(scorers.aesthetic, config)],
         "clipscore": [(scorers.clip, config)],
         "vqascore": [(source, config) for source in (scorers.vqa, scorers.vqa_vision) if source is not None],
     }[name]  # fmt: skip
-
-
-def check_judges(names: Sequence[str], params: Params, tasks: Mapping[str, str], prompts: int) -> None:
-    """Look at every judge before the first picture is drawn; what is on the hub and not here is downloaded.
-
-    Raises:
-        LpoError: with everything that is missing.
-    """
-    wrong = []
-    for name in names:
-        for source, file in sources_of(name, params):
-            try:
-                file_of(source, file)
-            except LpoError as error:
-                wrong.append(f"{name}: {source}: {error.what}")
-    if "geneval" in names and len(tasks) < prompts:
-        wrong.append(f"geneval: {prompts - len(tasks)} of {prompts} prompts have no task (tag, include)")
-    if wrong:
-        where = "params.yaml: evaluate.judges, evaluate.judge_models, evaluate.prompts_file, score.models"
-        raise LpoError("the judges are not all here:\n  " + "\n  ".join(wrong), where, "get them, or leave them out")

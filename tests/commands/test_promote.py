@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import save_file
+from support.dvc_lock import md5_folder, write_lock
 
 from lpo.commands import promote
 from lpo.config import load_params
@@ -20,17 +19,6 @@ from lpo.files import file_hash
 from lpo.registry import ledger
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-
-
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def md5_folder(path: Path) -> str:
-    """As DVC writes it: JSON with ", " and ": ", keys sorted, files in the order of their names."""
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    listing = ", ".join(f'{{"md5": "{md5(file)}", "relpath": "{file.name}"}}' for file in files)
-    return hashlib.md5(f"[{listing}]".encode()).hexdigest() + ".dir"
 
 
 def train(value: float, low: float = 0.55) -> str:
@@ -56,16 +44,7 @@ def write_figures(low: float) -> None:
         figures["promoted"] = {"name": ledger.name_of(ledger.PROMOTED)} | figures
     Path("metrics").mkdir(exist_ok=True)
     Path("metrics/evaluate.json").write_text(json.dumps(figures))
-    lora = {"path": "data/tuned", "md5": md5_folder(Path("data/tuned"))}
-    opponent = {"path": "models/promoted", "md5": md5_folder(ledger.PROMOTED)}
-    stages = {
-        "tune": {"outs": [lora], "params": {"params.yaml": {"tune": {"beta": 150.0}}}},
-        "evaluate": {
-            "deps": [lora, opponent],
-            "outs": [{"path": "metrics/evaluate.json", "md5": md5(promote.FIGURES)}],
-        },
-    }
-    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    write_lock()
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ def test_all_mistakes_come_at_once_each_with_its_path(tree: dict[str, Any]) -> N
 
 def test_a_folder_of_pairs_must_be_named(tree: dict[str, Any]) -> None:
     set_(tree, "dataset.source", "folder")
+    set_(tree, "evaluate.judges", ["pickscore"])
     assert mistakes(tree) == ["params.yaml: dataset.path: must name a folder where dataset.source is folder, is empty"]
     set_(tree, "dataset.path", "data/sources/mine")
     assert check_params(tree, "params.yaml").dataset.path == "data/sources/mine"
@@ -190,13 +191,40 @@ def test_judges_are_a_list_of_known_names_each_once(tree: dict[str, Any]) -> Non
         ([], "evaluate.judges: must be a list with something in it, is []"),
         ("pickscore", "evaluate.judges: must be a list with something in it, is 'pickscore'"),
         (["pickscore", "pickscore"], "evaluate.judges: each judge once, is ['pickscore', 'pickscore']"),
-        (["emoji", "hps_v2"], "evaluate.judges: emoji stands alone, is ['emoji', 'hps_v2']"),
+        (
+            ["emoji", "aesthetic"],
+            "evaluate.judges: emoji and aesthetic both write the column aesthetic; leave one of them out",
+        ),
     ):
         set_(tree, "evaluate.judges", wrong)
         assert mistakes(tree) == [f"params.yaml: {message}"]
-    set_(tree, "evaluate.judges", ["emoji"])
+    set_(tree, "evaluate.judges", ["emoji", "hps_v2"])
     set_(tree, "evaluate.tuned", "owner/name/unet")
-    assert mistakes(tree) == ["params.yaml: evaluate.tuned: emoji judges data/tuned alone, is 'owner/name/unet'"]
+    assert check_params(tree, "params.yaml").evaluate.judges == ("emoji", "hps_v2")
     set_(tree, "evaluate.judges", ["pickscor"])
     assert "evaluate.judges[0]: must be one of" in mistakes(tree)[0]
     assert "did you mean pickscore?" in mistakes(tree)[0]
+
+
+@pytest.mark.parametrize("source", ["pickapic", "pickapic_v2", "hpdv2", "folder"])
+def test_emoji_judges_simulated_pairs_only(tree: dict[str, Any], source: str) -> None:
+    set_(tree, "dataset.source", source)
+    set_(tree, "dataset.path", "data/mine")
+    for judges in (["emoji"], ["emoji", "pickscore"]):
+        set_(tree, "evaluate.judges", judges)
+        said = f"params.yaml: evaluate.judges: emoji judges scenes of the emoji world only, dataset.source is {source}"
+        assert mistakes(tree) == [said]
+    set_(tree, "evaluate.judges", ["pickscore"])
+    check_params(tree, "params.yaml")
+
+
+def test_margins_are_optional_and_their_names_are_those_of_judges(tree: dict[str, Any]) -> None:
+    set_(tree, "promote.margins", {"imagereward": 0.05})
+    assert check_params(tree, "params.yaml").promote.margins == {"imagereward": 0.05}
+    set_(tree, "promote.margins", {})
+    assert check_params(tree, "params.yaml").promote.margins == {}
+    set_(tree, "promote.margins", {"image_reward": 0.05, "pickscore": -1})
+    assert mistakes(tree) == ["params.yaml: promote.margins.pickscore: must be >= 0, is -1"]
+    set_(tree, "promote.margins", {"image_reward": 0.05})
+    said = "params.yaml: promote.margins.image_reward: no judge measures it; did you mean imagereward?"
+    assert mistakes(tree) == [said]

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 
 from lpo.errors import LpoError
-from lpo.evaluate.metrics import evaluate_results, judged_results, paired
+from lpo.evaluate.metrics import evaluate_results, paired, win_rate_rows
+
+EMOJI = ["emoji"]
 
 
 def results() -> pd.DataFrame:
@@ -29,7 +31,7 @@ def results() -> pd.DataFrame:
 
 
 def test_win_rates_by_hand():
-    found = evaluate_results(results())["win_rate"]
+    found = evaluate_results(results(), EMOJI)["win_rate"]
     assert found["overall"]["value"] == 3 / 4  # a cat, a dog, two dogs
     assert found["alignment"]["value"] == (0.5 + 1 + 0 + 0.5) / 4
     assert found["alignment"]["ties"] == 2 / 4
@@ -40,13 +42,13 @@ def test_win_rates_by_hand():
 def test_headline_is_against_the_matched_base_and_the_other_rate_against_the_usual_one():
     frame = results()
     frame.loc[frame["model"] == "base", "utility"] = 100.0
-    found = evaluate_results(frame)
+    found = evaluate_results(frame, EMOJI)
     assert found["win_rate"]["overall"]["value"] == 3 / 4
     assert found["win_rate_default_cfg"]["overall"]["value"] == 0.0
 
 
 def test_all_correct_by_hand():
-    found = evaluate_results(results())["all_correct"]
+    found = evaluate_results(results(), EMOJI)["all_correct"]
     assert (found["base"], found["tuned"], found["difference"]) == (0.5, 0.5, 0.0)
     assert found["low"] < 0 < found["high"]
     assert found["by_category"]["single"]["difference"] == 0.5
@@ -54,14 +56,14 @@ def test_all_correct_by_hand():
 
 
 def test_by_category_by_hand():
-    found = evaluate_results(results())["by_category"]
+    found = evaluate_results(results(), EMOJI)["by_category"]
     assert found["single"]["overall"]["value"] == 1.0
     assert found["count"]["overall"]["value"] == 0.5
     assert found["count"]["overall"]["prompts"] == 2
 
 
 def test_scorers_read_their_own_columns():
-    found = evaluate_results(results())
+    found = evaluate_results(results(), EMOJI)
     assert found["scorers"]["clip"]["base"] == 0.25
     assert found["scorers"]["clip"]["difference"] == 0.75  # the mean of 1, .5, -.5 and 2
     assert found["scorers"]["vqa"]["win_rate"]["ties"] == 1.0
@@ -73,13 +75,13 @@ def test_scorers_read_their_own_columns():
 def test_order_of_rows_does_not_matter_and_the_result_is_json():
     frame = results()
     shuffled = frame.sample(frac=1, random_state=0)
-    assert json.dumps(evaluate_results(frame)) == json.dumps(evaluate_results(shuffled))
+    assert json.dumps(evaluate_results(frame, EMOJI)) == json.dumps(evaluate_results(shuffled, EMOJI))
 
 
 def test_images_of_one_prompt_stay_together():
     frame = results()
     twice = pd.concat([frame, frame.assign(seed=2)])
-    one, two = evaluate_results(frame), evaluate_results(twice)
+    one, two = evaluate_results(frame, EMOJI), evaluate_results(twice, EMOJI)
     assert two["images"] == 2 * one["images"] == 8
     assert two["win_rate"] == one["win_rate"]
 
@@ -93,20 +95,20 @@ def test_pairs_join_on_prompt_and_seed():
 
 def test_an_image_without_partner_is_named():
     with pytest.raises(LpoError, match=r"1 images of 'tuned' and 'base_matched' have no partner.*two dogs"):
-        evaluate_results(results().iloc[:-1])
+        evaluate_results(results().iloc[:-1], EMOJI)
 
 
 def test_an_image_that_appears_twice_is_refused():
     frame = results()
     with pytest.raises(LpoError, match="1 images appear twice: model 'tuned'"):
-        evaluate_results(pd.concat([frame, frame.iloc[-1:]]))
+        evaluate_results(pd.concat([frame, frame.iloc[-1:]]), EMOJI)
 
 
 def test_a_score_that_is_not_finite_is_refused():
     frame = results()
     frame.loc[2, "clip"] = np.nan
     with pytest.raises(LpoError, match="not finite"):
-        evaluate_results(frame)
+        evaluate_results(frame, EMOJI)
 
 
 def judged() -> pd.DataFrame:
@@ -127,20 +129,55 @@ def judged() -> pd.DataFrame:
 
 
 def test_judges_by_hand():
-    found = judged_results(judged(), ["pickscore", "geneval"])
+    found = evaluate_results(judged(), ["pickscore", "geneval"])
     row = found["judges"]["pickscore"]
     assert (row["base"], row["tuned"], row["difference"]) == (20.0, 20.75, 0.75)
     assert row["win_rate"]["value"] == found["win_rate"]["overall"]["value"] == 3 / 4
     assert row["low"] < 0.75 < row["high"] and found["judge"] == "pickscore"
     assert found["by_category"]["count"]["overall"]["value"] == 1.0
     assert found["reward"]["difference"] == -0.75
-    assert "geneval" not in judged_results(judged(), ["pickscore"])
+    assert "geneval" not in evaluate_results(judged(), ["pickscore"])
     json.dumps(found)
 
 
 def test_geneval_is_the_mean_of_its_tasks_not_of_its_pictures():
-    overall = judged_results(judged(), ["geneval"])["geneval"]["overall"]
+    overall = evaluate_results(judged(), ["geneval"])["geneval"]["overall"]
     assert overall["base"] == pytest.approx((1 / 3 + 0) / 2, abs=1e-5)
     assert overall["tuned"] == pytest.approx((2 / 3 + 1) / 2, abs=1e-5)
     assert overall["difference"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-5)
     assert overall["low"] <= overall["difference"] <= overall["high"] and overall["prompts"] == 4
+
+
+def both() -> pd.DataFrame:
+    """The emoji world's columns, and PickScore, which prefers the base everywhere."""
+    frame = results()
+    return frame.assign(pickscore=np.where(frame["model"] == "tuned", 19.0, 20.0))
+
+
+def test_emoji_beside_another_judge_is_the_headline_and_keeps_its_figures():
+    alone = evaluate_results(results(), EMOJI)
+    for judges in (["emoji", "pickscore"], ["pickscore", "emoji"]):
+        found = evaluate_results(both(), judges)
+        assert "judge" not in found and found["judges"]["pickscore"]["win_rate"]["value"] == 0.0
+        assert {key: value for key, value in found.items() if key != "judges"} == alone
+    rows = {row["axis"]: row["value"] for row in win_rate_rows(found)}
+    assert rows == {"overall": 0.75, "alignment": 0.5, "aesthetics": 0.625, "pickscore": 0.0}
+
+
+def test_win_rates_that_are_plotted_are_those_of_the_judges():
+    found = evaluate_results(judged(), ["pickscore", "geneval"])
+    assert {row["axis"]: row["value"] for row in win_rate_rows(found)} == {"pickscore": 0.75, "geneval": 0.75}
+
+
+def test_every_judge_is_compared_with_the_promoted_model():
+    """The promoted model scores 1 more than the base in PickScore and is never right: by hand from `judged`."""
+    frame = judged()
+    promoted = frame[frame["model"] == "base"].assign(model="promoted", geneval=0.0)
+    promoted["pickscore"] += 1
+    found = evaluate_results(pd.concat([frame, promoted]), ["pickscore", "geneval"])["promoted"]
+    assert set(found) == {"win_rate", "judges", "geneval", "reward"}
+    row = found["judges"]["pickscore"]
+    assert (row["promoted"], row["tuned"], row["difference"]) == (21.0, 20.75, -0.25) and "base" not in row
+    assert found["win_rate"]["overall"]["value"] == (0.5 + 0.5 + 0 + 1) / 4
+    assert found["geneval"]["overall"]["promoted"] == 0.0
+    assert found["geneval"]["overall"]["difference"] == pytest.approx((2 / 3 + 1) / 2, abs=1e-5)

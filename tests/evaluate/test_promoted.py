@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from lpo.evaluate.metrics import evaluate_results
-from lpo.report.sections import promoted, wins
+from lpo.report.judge_section import promoted
+from lpo.report.sections import wins
 
 NAME = "lpo-<b>1</b>"
 
@@ -28,7 +29,7 @@ def results() -> pd.DataFrame:
 
 
 def figures() -> dict[str, Any]:
-    found = evaluate_results(results(), resamples=50)
+    found = evaluate_results(results(), ["emoji"], resamples=50)
     return found | {"promoted": {"name": NAME} | found["promoted"]}
 
 
@@ -44,8 +45,8 @@ def test_the_figures_against_both_opponents() -> None:
 
 def test_without_a_promoted_model_the_figures_are_the_same_but_for_it() -> None:
     frame = results()
-    alone = evaluate_results(frame[frame["model"] != "promoted"], resamples=50)
-    both = evaluate_results(frame, resamples=50)
+    alone = evaluate_results(frame[frame["model"] != "promoted"], ["emoji"], resamples=50)
+    both = evaluate_results(frame, ["emoji"], resamples=50)
     assert {key: value for key, value in both.items() if key != "promoted"} == alone
 
 
@@ -58,4 +59,4 @@ def test_the_report_shows_them_and_escapes_the_name() -> None:
 def test_the_promoted_model_itself_is_named_and_not_compared() -> None:
     (title, said) = promoted({"promoted": {"name": "lpo-1"}})
     assert "lpo-1" in title and "is the promoted one" in said
-    assert promoted({"win_rate": {}}) == [] == promoted(None)
+    assert promoted({"win_rate": {}}) == []

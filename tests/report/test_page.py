@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from lpo.config import Tune
-from lpo.evaluate.metrics import evaluate_results, judged_results
+from lpo.evaluate.metrics import evaluate_results
 from lpo.report import plots
 from lpo.report.cards import METHODS
 from lpo.report.page import Artifact, ReportContext, headline, model_card, render_report
@@ -72,7 +72,7 @@ def metrics() -> dict:
             "accuracy": {"mean": 0.71, "by_timestep": bins, "by_category": by_category, "by_difference": by_category}
         },
         "tune": {"prompts": 2000, "pairs": 9000, "updates": 140, "validation": validation},
-        "evaluate": evaluate_results(results(), resamples=200),
+        "evaluate": evaluate_results(results(), ["emoji"], resamples=200),
     }
 
 
@@ -326,7 +326,7 @@ def judged() -> pd.DataFrame:
 
 def test_judges_of_real_pictures_have_a_section_of_their_own():
     frame = judged()
-    found = metrics() | {"evaluate": judged_results(frame, ["pickscore", "geneval"], 100) | {"prompts_left_out": 3}}
+    found = metrics() | {"evaluate": evaluate_results(frame, ["pickscore", "geneval"], 100) | {"prompts_left_out": 3}}
     page = render_report(context(results=frame, metrics=found))
     assert "by PickScore (95% interval" in headline(found["evaluate"])
     for words in ("<h2>Judges</h2>", "<td class=\"text\">PickScore</td>", "<h3>GenEval</h3>", "The reward itself",

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from support.judge_folders import clip_folder
+from support.judge_folders import clip_folder, detector_folder
 from support.published_judges import photo
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from lpo.errors import LpoError
 from lpo.scorers import detector
@@ -19,18 +18,8 @@ TASKS = {"a cat": json.dumps({"tag": "single_object", "include": [{"class": "cat
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> tuple[str, str]:
-    torch.manual_seed(0)
-    swin = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
-        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=6,
-        feature_strides=[4, 8, 16, 32], id2label=dict(enumerate(LABELS)),
-    )  # fmt: skip
     folder = tmp_path_factory.mktemp("geneval")
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / "detector")
+    detector_folder(folder / "detector", labels=tuple(LABELS))
     return str(folder / "detector"), str(clip_folder(folder / "clip"))
 
 

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from support.published_judges import MED, TINY_OPEN_CLIP, OpenClip, PublishedImageReward, randomise
-from transformers import BertTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from torch import nn
+from transformers import (
+    BertTokenizer,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+)
 
+from lpo.config import Params
 from lpo.emoji.vocabulary import make_tokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "of", "photo", "red", "two"]
@@ -63,3 +77,54 @@ def imagereward_folder(folder: Path, seed: int = 0) -> PublishedImageReward:
     (folder / "med_config.json").write_text(json.dumps(MED))
     BertTokenizer(vocab={word: place for place, word in enumerate(WORDS)}).save_pretrained(folder)
     return model.eval()
+
+
+def detector_folder(folder: Path, seed: int = 0, labels: tuple[str, ...] = ("cat", "dog", "bench")) -> Path:
+    """Mask2Former with a Swin backbone, as GenEval's detector is saved."""
+    torch.manual_seed(seed)
+    swin = SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32, encoder_feedforward_dim=16,
+        encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=16, num_queries=6,
+        feature_strides=[4, 8, 16, 32], id2label=dict(enumerate(labels)),
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
+    return folder
+
+
+def aesthetic_folder(folder: Path, seed: int = 0) -> Path:
+    """LAION's predictor with its CLIP in one file, as on the hub."""
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8,
+        projection_dim=12,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(vision).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    layers = nn.Sequential(
+        nn.Linear(12, 10), nn.Dropout(0.2), nn.Linear(10, 8), nn.Dropout(0.2), nn.Linear(8, 6), nn.Dropout(0.1),
+        nn.Linear(6, 4), nn.Linear(4, 1),
+    )  # fmt: skip
+    randomise(layers, seed)
+    head = {f"layers.{name}": value for name, value in layers.state_dict().items()}
+    save_file(load_file(folder / "model.safetensors") | head, folder / "model.safetensors")
+    return folder
+
+
+def with_tiny_judges(params: Params, folder: Path) -> Params:
+    """Every judge of the presets, and GenEval's, from tiny folders below `folder`."""
+    clip_folder(folder / "clip")
+    hps_folder(folder / "hps")
+    imagereward_folder(folder / "imagereward")
+    detector_folder(folder / "detector")
+    aesthetic_folder(folder / "aesthetic")
+    models = replace(
+        params.evaluate.judge_models, pickscore="clip", clip_h="clip", hps="hps", imagereward="imagereward",
+        imagereward_tokenizer="imagereward", geneval_detector="detector", geneval_clip="clip",
+    )  # fmt: skip
+    scorers = replace(params.score.models, clip="clip", aesthetic="aesthetic", aesthetic_head=None, dtype="fp32")
+    evaluate = replace(params.evaluate, judge_models=models)
+    return replace(params, evaluate=evaluate, score=replace(params.score, models=scorers))

@@ -17,7 +17,8 @@ from support.judge_folders import clip_folder
 
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
-from lpo.stages import evaluate, judged, report
+from lpo.evaluate import sides
+from lpo.stages import evaluate, report
 
 
 @pytest.fixture
@@ -93,11 +94,11 @@ def test_a_lora_in_a_file_and_the_same_one_in_a_folder_draw_the_same(params: Par
 
 
 def test_what_is_neither_is_told_before_anything_is_drawn(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judged, "load_family", lambda *_: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(sides, "load_family", lambda *_: pytest.fail("nothing may be loaded"))
     with pytest.raises(LpoError, match="can't find unet/config.json"):
         tuned(params, "somebody/model/unet")
     with pytest.raises(LpoError, match=r"can't find lora.safetensors"):
         tuned(params, "somebody/model/lora.safetensors")
     Path("empty").mkdir()
-    with pytest.raises(LpoError, match=r"there is no config.json"):
+    with pytest.raises(LpoError, match="no LoRA here"):
         tuned(params, "empty")

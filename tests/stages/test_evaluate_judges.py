@@ -1,4 +1,4 @@
-"""evaluate with judges of real pictures: tiny random models in the published layouts, from prompts to metrics."""
+"""evaluate with published judges: tiny random models in the published layouts, from prompts to metrics."""
 
 import dataclasses
 import io
@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.judge_folders import clip_folder, hps_folder, imagereward_folder
+from support.judge_folders import with_tiny_judges
 
 from lpo.commands import summary
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
-from lpo.evaluate import shards
+from lpo.evaluate import judges, shards, sides
 from lpo.files import write_parquet
 from lpo.scorers import pickscore
-from lpo.stages import evaluate, judged, report
+from lpo.stages import evaluate, report
 
 JUDGES = ("pickscore", "hps_v2", "imagereward")
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
@@ -34,20 +34,12 @@ def params(project: Path, tiny_base: Path, tiny, tiny_reward) -> Params:
     Path("data/tuned").mkdir()
     state = {name: torch.randn(value.shape, generator=generator) for name, value in tiny.lora_state().items()}
     tiny.save_lora(Path("data/tuned"), state)
-    clip_folder(project / "clip")
-    hps_folder(project / "hps")
-    imagereward_folder(project / "imagereward")
     (project / "prompts.txt").write_text("\n".join([*PROMPTS, "a training prompt", "a cat"]))
     write_parquet("data/prompts.parquet", pd.DataFrame({"prompt": ["A training  prompt"], "split": ["train"]}))
-    found = load_params()
-    models = dataclasses.replace(
-        found.evaluate.judge_models, pickscore="clip", clip_h="clip", hps="hps", imagereward="imagereward",
-        imagereward_tokenizer="imagereward",
-    )  # fmt: skip
+    found = with_tiny_judges(load_params(), project)
     config = dataclasses.replace(
         found.evaluate, judges=JUDGES, prompts_file="prompts.txt", prompts=3, images_per_prompt=2, batch_size=2,
-        num_inference_steps=2, judge_batch_size=2, bootstrap=50, judge_models=models, guidance_scale=2.0,
-        base_guidance_scale=2.0,
+        num_inference_steps=2, judge_batch_size=2, bootstrap=50, guidance_scale=2.0, base_guidance_scale=2.0,
     )  # fmt: skip
     model = dataclasses.replace(found.model, path=str(tiny_base))
     return dataclasses.replace(found, evaluate=config, model=model)
@@ -71,16 +63,16 @@ def test_every_picture_is_drawn_and_judged(params):
     assert metrics["win_rate"] == metrics["win_rate_default_cfg"]  # one guidance scale for both sides
     left = pd.read_parquet("data/evaluation/left_out.parquet")
     assert left["reason"].tolist() == ["a training prompt", "there before"]
-    pictures = pd.concat(map(pd.read_parquet, sorted(Path("data/evaluation/pictures").iterdir())))
-    assert len(pictures) == 12
+    assert not Path("data/evaluation/pictures").exists()  # they are small: the results hold them whole
 
     judge = pickscore.load("clip", "clip", torch.device("cpu"))  # the scores are those of the pictures that are kept
-    row = pictures.query("model == 'tuned'").iloc[3]
+    row = results.query("model == 'tuned'").iloc[3]
     score = judge.score([Image.open(io.BytesIO(row["png"]))], [row["prompt"]])
-    mine = results.query("model == 'tuned' and seed == @row.seed")["pickscore"].item()
-    assert mine == pytest.approx(float(score), abs=1e-4)
-    assert not results.query("model == 'tuned'")["png"].reset_index(drop=True).equals(
-        results.query("model == 'base'")["png"].reset_index(drop=True)
+    assert row["pickscore"] == pytest.approx(float(score), abs=1e-4)
+    assert (
+        not results.query("model == 'tuned'")["png"]
+        .reset_index(drop=True)
+        .equals(results.query("model == 'base'")["png"].reset_index(drop=True))
     )
 
 
@@ -95,37 +87,40 @@ def test_report_and_summary_read_what_evaluate_wrote(params, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["HPSv2", "ImageReward", "PickScore"]
     summary.run(markdown=True)
-    assert "| Tuned model wins over its base: overall, by PickScore |" in capsys.readouterr().out
+    assert "| Win rate over the base, overall, by PickScore |" in capsys.readouterr().out
 
 
 def test_killed_and_resumed_is_the_same_and_repeats_nothing(params, monkeypatch):
-    judged.run(params)
+    evaluate.run(params)
     before, metrics = read()
-    for file in Path(".checkpoints/evaluate").rglob("imagereward-*/tuned-00001.parquet"):
-        file.unlink()
-    for file in Path(".checkpoints/evaluate").glob("*/tuned-*/tuned-00002.parquet"):
+    cache = Path(".checkpoints/evaluate")
+    lost = [*cache.rglob("imagereward-*/00001.parquet"), *cache.glob("*/*/00002.parquet")]
+    assert len(lost) == 4  # of two models: the base is drawn once for both of its sides
+    for file in lost:
         file.unlink()
     drawn = []
-    original = judged.generate
-    monkeypatch.setattr(judged, "generate", lambda *args: drawn.append(args[1]) or original(*args))
-    judged.run(params)
+    original = sides.generate
+    monkeypatch.setattr(sides, "generate", lambda *args: drawn.append(args[1]) or original(*args))
+    evaluate.run(params)
     again, more = read()
     pd.testing.assert_frame_equal(before, again)
-    assert more == metrics and drawn == [[PROMPTS[2]] * 2]
+    assert more == metrics and drawn == [[PROMPTS[2]] * 2] * 2
 
 
 def test_another_judge_draws_nothing_and_another_lora_draws_one_side(params, monkeypatch):
-    judged.run(change(params, judges=("hps_v2",)))
-    monkeypatch.setattr(judged, "load_judge", lambda *args: pytest.fail("hps_v2 has judged these")
-                        if args[0] == "hps_v2" else pickscore.load("clip", "clip", torch.device("cpu")))  # fmt: skip
-    drawn, original = [], judged.generate
-    monkeypatch.setattr(judged, "generate", lambda *args: drawn.append(args[1]) or original(*args))
-    judged.run(change(params, judges=("hps_v2", "pickscore")))
+    evaluate.run(change(params, judges=("hps_v2",)))
+    load = judges.load_judge
+    monkeypatch.setattr(
+        judges, "load_judge", lambda *args: pytest.fail("judged before") if args[0] == "hps_v2" else load(*args)
+    )
+    drawn, original = [], sides.generate
+    monkeypatch.setattr(sides, "generate", lambda *args: drawn.append(args[1]) or original(*args))
+    evaluate.run(change(params, judges=("hps_v2", "pickscore")))
     assert drawn == []
     first, _ = read()
     lora = Path("data/tuned/pytorch_lora_weights.safetensors")
     save_file({name: 0.5 * value for name, value in load_file(lora).items()}, lora)
-    judged.run(change(params, judges=("pickscore",)))
+    evaluate.run(change(params, judges=("pickscore",)))
     assert len(drawn) == 3  # batches of the tuned side
     second, _ = read()
     scores = {
@@ -136,7 +131,7 @@ def test_another_judge_draws_nothing_and_another_lora_draws_one_side(params, mon
 
 
 def test_the_base_at_its_own_guidance_scale_is_a_third_side(params):
-    judged.run(change(params, base_guidance_scale=4.0, judges=("hps_v2",)))
+    evaluate.run(change(params, base_guidance_scale=4.0, judges=("hps_v2",)))
     results, metrics = read()
     sides = {name: rows["hps_v2"].tolist() for name, rows in results.groupby("model")}
     assert set(sides) == {"base", "base_matched", "tuned"} and sides["base"] != sides["base_matched"]
@@ -144,15 +139,15 @@ def test_the_base_at_its_own_guidance_scale_is_a_third_side(params):
 
 
 def test_everything_missing_is_named_before_anything_is_drawn(params, monkeypatch):
-    monkeypatch.setattr(judged, "load_family", lambda *_: pytest.fail("nothing may be loaded"))
+    monkeypatch.setattr(sides, "load_family", lambda *_: pytest.fail("nothing may be loaded"))
     models = dataclasses.replace(params.evaluate.judge_models, pickscore="nobody/nothing", hps="clip")
     with pytest.raises(LpoError) as caught:
-        judged.run(change(params, judges=(*JUDGES, "geneval"), judge_models=models))
+        evaluate.run(change(params, judges=(*JUDGES, "geneval"), judge_models=models))
     for part in ("pickscore: nobody/nothing", "hps_v2: clip: there is no HPS_v2_compressed.pt",
                  "geneval: 3 of 3 prompts have no task"):  # fmt: skip
         assert part in str(caught.value)
-    with pytest.raises(LpoError, match=r"4 prompts are asked for, there are 3 \(2 left out\)"):
-        judged.run(change(params, prompts=4))
+    with pytest.raises(LpoError, match=r"asks for 4 prompts, there are 3 \(2 left out\)"):
+        evaluate.run(change(params, prompts=4))
 
 
 def test_a_score_that_is_no_number_stops_the_stage_with_its_prompt(params, monkeypatch):
@@ -160,9 +155,9 @@ def test_a_score_that_is_no_number_stops_the_stage_with_its_prompt(params, monke
         def score(self, pictures, prompts):
             return torch.tensor([float("nan") if prompt == PROMPTS[1] else 1.0 for prompt in prompts])
 
-    monkeypatch.setattr(judged, "load_judge", lambda *_: Broken())
+    monkeypatch.setattr(judges, "load_judge", lambda *_: Broken())
     with pytest.raises(LpoError, match=f"pickscore gives nan to 2 pictures, the first of '{PROMPTS[1]}'"):
-        judged.run(params)
+        evaluate.run(params)
 
 
 def test_large_pictures_are_shown_small():
@@ -176,10 +171,47 @@ def test_large_pictures_are_shown_small():
 
 def test_the_scorers_of_mpcf_are_judges_too(params: Params) -> None:
     """clipscore is the cosine of score.models.clip: PickScore's without its logit scale, the same weights given."""
-    models = dataclasses.replace(params.score.models, clip="clip", dtype="fp32")
-    params = dataclasses.replace(params, score=dataclasses.replace(params.score, models=models))
-    judged.run(change(params, judges=("clipscore", "pickscore")))
+    evaluate.run(change(params, judges=("clipscore", "pickscore")))
     frame, metrics = read()
     assert set(metrics["judges"]) == {"clipscore", "pickscore"} and metrics["judge"] == "clipscore"
     ratio = frame["pickscore"] / frame["clipscore"]
     assert ratio.std() < 1e-4 * abs(ratio.mean())
+
+
+def test_large_pictures_are_kept_as_they_were_judged(tmp_path):
+    """The results hold small ones; a part that two sides share is kept once."""
+    parts = []
+    for name, side in (("large", 300), ("small", 32)):
+        buffer = io.BytesIO()
+        Image.new("RGB", (side, side), "red").save(buffer, "PNG")
+        parts.append(tmp_path / name / "00000.parquet")
+        write_parquet(parts[-1], pd.DataFrame({"prompt": ["a cat"], "seed": [1], "png": [buffer.getvalue()]}))
+    shards.keep_pictures({"base_matched": parts[:1], "base": parts[:1], "tuned": parts[1:]}, tmp_path / "kept")
+    (kept,) = (tmp_path / "kept").iterdir()
+    frame = pd.read_parquet(kept)
+    assert kept.name == "base_matched-00000.parquet" and frame["model"].tolist() == ["base_matched"]
+    assert Image.open(io.BytesIO(frame["png"][0])).size == (300, 300)
+
+
+def test_a_reward_of_other_latents_is_left_out_and_the_log_says_so(params, caplog):
+    """Another model's data/reward must not stop the evaluation of a published checkpoint."""
+    file = Path("data/reward/config.json")
+    config = json.loads(file.read_text())
+    config["latent_space"]["channels"] = 16
+    file.write_text(json.dumps(config))
+    evaluate.run(change(params, judges=("pickscore",)))
+    results, metrics = read()
+    assert "lrm" not in results and "reward" not in metrics
+    assert "no column lrm: data/reward: the reward reads latents of 16 channels" in caplog.text
+
+
+def test_geneval_judges_by_the_tasks_of_the_prompt_file(params):
+    tasks = [
+        {"tag": "single_object", "prompt": "a cat", "include": [{"class": "cat", "count": 1}]},
+        {"tag": "counting", "prompt": "two dogs", "include": [{"class": "dog", "count": 2}]},
+    ]
+    Path("geneval.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    evaluate.run(change(params, judges=("geneval", "pickscore"), prompts_file="geneval.jsonl", prompts=2))
+    results, metrics = read()
+    assert set(results["geneval"]) <= {0.0, 1.0} and metrics["judge"] == "geneval"
+    assert set(metrics["geneval"]["by_task"]) == {"single_object", "counting"}
