@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import platform
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def main() -> None:
 def counted() -> dict[str, Any]:
     """What is counted on the meta device: not timed, so that two processes share it."""
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        wait = {("meta", size, setting): pool.submit(compare.on_meta, size, setting)
+        wait: dict[tuple[Any, ...], Future[Any]] = {("meta", size, setting): pool.submit(compare.on_meta, size, setting)
                 for size in reversed(SIZES) for setting in compare.settings(size)}  # fmt: skip  # the longest first
         wait |= {("growth", name, value): pool.submit(compare.flops_at, **{name: value})
                  for name, values in GROWTH.items() for value in values if value != values[1]}  # fmt: skip

@@ -100,15 +100,22 @@ class Theirs(Published):
         family, heads = self.prompt_encoder, [self.reward.visual_projection, self.reward.text_projection]
         encoders = [e for f in (family, self.reward.backbone) for e in list(f.modules().values())[1:]]
         kept = size_of(self.unet, self.reference, self.reward, *encoders, *heads)
+        assert family.codec.vae is not None
         vae = size_of(family.codec.vae)
         return {"weights": kept + vae, "optimizer": 8 * sum(p.numel() for p in self.weights)}
+
+
+def both(
+    size: str, device: torch.device, dtype: torch.dtype, side: int | None
+) -> tuple[SD | SDXL, LatentRewardModel]:
+    return models.build(size, device, dtype, side=side), models.build_reward(size, device, dtype, side=side)
 
 
 def build_both(
     size: str, device: torch.device, dtype: torch.dtype, config: Tune, side: int | None = None
 ) -> tuple[Ours, Theirs]:
     """On one set of weights; the published recipe makes its copies of them."""
-    family, reward = (make(size, device, dtype, side=side) for make in (models.build, models.build_reward))
+    family, reward = both(size, device, dtype, side)
     recompute = size in models.SIZES and models.SIZES[size].recompute
     theirs = Theirs(family, reward, config, 0, recompute)
     return ours_of(family, reward, config), theirs
@@ -122,14 +129,14 @@ def ours_of(family: SD | SDXL, reward: LatentRewardModel, config: Tune) -> Ours:
 
 def assert_equal(ours: Ours, theirs: Theirs, prompts: list[str]) -> dict[str, float]:
     """Both make the same pairs, losses and weights. The largest differences; raises AssertionError beyond rounding."""
-    mine, his = (x.rollout(prompts, generator(0, "equal")) for x in (ours, theirs))
-    steps: Steps = mine[0]
+    mine, his = ours.rollout(prompts, generator(0, "equal")), theirs.rollout(prompts, generator(0, "equal"))
+    steps = mine[0]
     rows = {k: torch.cat([p[k] for p in his]) for k in ("x", "w", "l")}
     wide = steps.x_t.dtype == torch.float32
-    tolerance: dict[str, float] = {"rtol": 1e-3, "atol": 1e-3} if wide else {"rtol": 5e-2, "atol": 5e-2}
+    tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3} if wide else {"rtol": 5e-2, "atol": 5e-2}
     for one, other in ((steps.x_t, rows["x"]), (steps.best, rows["w"]), (steps.worst, rows["l"])):
         torch.testing.assert_close(one.float(), other.float(), **tolerance)
-    losses = [x.update(y, generator(1, "equal")) for x, y in ((ours, mine), (theirs, his))]
+    losses = [ours.update(mine, generator(1, "equal")), theirs.update(his, generator(1, "equal"))]
     torch.testing.assert_close(*losses, **tolerance)
     weights = [torch.cat([w.detach().flatten() for w in x]) for x in (ours.trainer.weights, theirs.weights)]
     moved = ours.config.learning_rate * len(losses[0]) / ours.config.batch_size
@@ -183,7 +190,7 @@ def flops_at(**changes: int) -> dict[str, int]:
     """FLOPs of our iteration at SD1.5 shapes, with another number of something, or another side of the latents."""
     side = changes.pop("side", None)
     config = models.iteration("sd15", **changes)
-    family, reward = (make("sd15", META, torch.bfloat16, side=side) for make in (models.build, models.build_reward))
+    family, reward = both("sd15", META, torch.bfloat16, side)
     return walked(ours_of(family, reward, config), config)[0]
 
 

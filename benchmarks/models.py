@@ -97,7 +97,7 @@ def build(
     torch.manual_seed(0)
     with torch.device(device):
         unet = UNet2DConditionModel(**shape.unet | ({"sample_size": side} if side else {})).to(dtype)
-        encoders = [cls(CLIPTextConfig(**words, **given)).to(dtype)
+        encoders: list[Any] = [cls(CLIPTextConfig(**words, **given)).to(dtype)
                     for cls, given in zip((CLIPTextModel, CLIPTextModelWithProjection), shape.text_encoders,
                                           strict=False)]  # fmt: skip
         vae = None if reward else AutoencoderKL(**VAE, scaling_factor=shape.vae_scaling).to(dtype)
@@ -109,8 +109,10 @@ def build(
     codec = Codec(vae, VAE | {"scaling_factor": shape.vae_scaling, "shift_factor": None}, device, dtype)
     scheduler, pixels = DDIMScheduler(**SCHEDULER), 8 * unet.config.sample_size
     if size == "sdxl":
-        return SDXL(unet, *encoders, tokenizer, tokenizer, scheduler, codec, pixels, False, device, dtype)
-    return SD(unet, *encoders, tokenizer, scheduler, codec, pixels, device, dtype)
+        first, second = encoders
+        return SDXL(unet, first, second, tokenizer, tokenizer, scheduler, codec, pixels, False, device, dtype)
+    (encoder,) = encoders
+    return SD(unet, encoder, tokenizer, scheduler, codec, pixels, device, dtype)
 
 
 def build_reward(

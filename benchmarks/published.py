@@ -12,6 +12,7 @@ code with the library but the models.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +35,7 @@ class Published:
         self.weights = policy.add_lora(config.lora_rank, seed)
         self.unet = policy.unet
         self.lrm = copy.deepcopy(family.unet)
-        self.lrm.load_state_dict(reward.unet.state_dict(), strict=False)  # its up blocks are there, and never run
+        self.lrm.load_state_dict(reward.backbone.denoiser.state_dict(), strict=False)  # up blocks stay, unused
         if recompute:
             self.unet.enable_gradient_checkpointing()
             self.unet.train()
@@ -159,7 +160,7 @@ class Published:
             loss = -F.logsigmoid(config.beta * (change[0] - change[1]))
             self.optimizer.zero_grad()
             loss.mean().backward()
-            torch.nn.utils.clip_grad_norm_(self.weights, config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self.weights, config.max_grad_norm or math.inf)
             self.optimizer.step()
             losses.append(loss.detach())
         return torch.cat(losses)

@@ -66,7 +66,7 @@ class Cell:
 def cells_of(study: dict[str, Any], name: str, fingerprint: Callable[[str], str]) -> list[Cell]:
     """The cells of a study, seeds outermost, so that whole runs are finished first. `fingerprint`: by reward."""
     plan = study[name]
-    arms = {REFERENCE: ("reference", {})}
+    arms: dict[str, tuple[str, dict[str, Any]]] = {REFERENCE: ("reference", {})}
     for question in plan["questions"]:
         arms |= {arm: (question, changes) for arm, changes in study["questions"][question]["arms"].items()}
     found = []
@@ -86,9 +86,9 @@ def fingerprint(reward: str) -> str:
     That is what the stage `cell` names, and the stages that it stands on: code, parameters, and files that no stage
     makes anew, such as the base. What only draws pages is not among it.
     """
-    stages = {}
-    for file in ("studies/dvc.yaml", "dvc.yaml"):
-        stages |= yaml.safe_load((ROOT / file).read_text().replace("${tune.reward}", reward))["stages"]
+    stages: dict[str, Any] = {}
+    for name in ("studies/dvc.yaml", "dvc.yaml"):
+        stages |= yaml.safe_load((ROOT / name).read_text().replace("${tune.reward}", reward))["stages"]
     makers = {_name(out): name for name, stage in stages.items() if not stage.get("frozen") for out in stage["outs"]}
     tree, digest = yaml.safe_load((ROOT / "params.yaml").read_text()), hashlib.sha256()
     wanted, seen = ["cell"], set()

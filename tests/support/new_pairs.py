@@ -22,8 +22,8 @@ def pairs(n: int, start: int = 0) -> pd.DataFrame:
         {
             "ranking_id": np.arange(n),
             "caption": [f"a cat {i}" for i in numbers],
-            "jpg_0": [png(2 * i) for i in numbers],
-            "jpg_1": [png(2 * i + 1) for i in numbers],
+            "jpg_0": [png(2 * int(i)) for i in numbers],
+            "jpg_1": [png(2 * int(i) + 1) for i in numbers],
             "image_0_uid": [f"{i}a" for i in range(n)],
             "image_1_uid": [f"{i}b" for i in range(n)],
             "label_0": 1.0,

@@ -6,6 +6,7 @@ OpenCLIP's ViT and text transformer, and BLIP's ViT and BERT, tiny and random. N
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -181,12 +182,13 @@ class TextEncoder(nn.Module):
             {"word_embeddings": nn.Embedding(vocabulary, width), "position_embeddings": nn.Embedding(length, width),
              "LayerNorm": nn.LayerNorm(width, eps=1e-12)}
         )  # fmt: skip
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(TextLayer(width, heads, seen) for _ in range(2))})
+        self.layers = [TextLayer(width, heads, seen) for _ in range(2)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
 
     def forward(self, ids: torch.Tensor, keep: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         places = self.embeddings["position_embeddings"](torch.arange(ids.shape[1]))
         x = self.embeddings["LayerNorm"](self.embeddings["word_embeddings"](ids) + places)
-        for layer in self.encoder["layer"]:
+        for layer in self.layers:
             x = layer(x, seen, keep)
         return x
 
@@ -214,7 +216,7 @@ class PublishedImageReward(nn.Module):
         return (self.mlp["layers"](read[:, 0])[:, 0] - 0.16717362830052426) / 1.0333394966054072
 
 
-MED = {  # the keys of the published med_config.json
+MED: dict[str, Any] = {  # the keys of the published med_config.json
     "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1, "hidden_size": 24, "initializer_range": 0.02, "intermediate_size": 48,
     "layer_norm_eps": 1e-12, "max_position_embeddings": 40, "model_type": "bert", "num_attention_heads": 3,

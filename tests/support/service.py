@@ -84,7 +84,7 @@ class Service:
     def start(self, deployment: str = "lpo/full", **parameters: Any) -> str:
         """Start a run and return its id. `prefect deployment run` does the same, seconds later."""
         known = self.get(f"deployments/name/{deployment}")["id"]
-        return self.post(f"deployments/{known}/create_flow_run", {"parameters": parameters})["id"]  # type: ignore[no-any-return]
+        return self.post(f"deployments/{known}/create_flow_run", {"parameters": parameters})["id"]
 
     def finish(self, run_id: str, kind: str = "COMPLETED") -> dict[str, Any]:
         """The run, when it has ended; it must have ended in that kind of state."""
@@ -103,10 +103,10 @@ class Service:
         return found
 
     def state(self, run_id: str) -> dict[str, Any]:
-        return self.get(f"flow_runs/{run_id}")["state"]  # type: ignore[no-any-return]
+        return self.get(f"flow_runs/{run_id}")["state"]
 
     def get(self, path: str) -> dict[str, Any]:
-        return self.ask("GET", path)  # type: ignore[no-any-return]
+        return self.ask("GET", path)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self.ask("POST", path, json=body)
@@ -121,7 +121,7 @@ class Service:
         return self.wait(answer).raise_for_status().json()
 
     def filter(self, what: str, **filters: Any) -> list[dict[str, Any]]:
-        return self.post(f"{what}/filter", filters)  # type: ignore[no-any-return]
+        return self.post(f"{what}/filter", filters)
 
     def tasks(self, run_id: str) -> list[dict[str, Any]]:
         return self.filter("task_runs", flow_runs={"id": {"any_": [run_id]}})

@@ -96,11 +96,19 @@ def make(folder: Path) -> Path:
     return folder
 
 
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Put `changes` into a tree of parameters; sections merge key by key."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
 def write_params(folder: Path, changes: dict[str, dict[str, Any]]) -> None:
     """The default parameters with `changes`."""
     params = yaml.safe_load(default_params())
-    for section, values in changes.items():
-        params[section].update(values)
+    merge(params, changes)
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
