@@ -16,6 +16,7 @@ from typing import Any
 import typer
 import yaml
 
+from lpo import paths
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.files import alone
@@ -33,7 +34,7 @@ from lpo.registry.ledger import (
     settle,
 )
 
-CANDIDATE, FIGURES, LOCKED = Path("data/tuned"), Path("metrics/evaluate.json"), Path("dvc.lock")
+CANDIDATE, FIGURES, LOCKED = paths.TUNED, paths.metrics("evaluate"), Path("dvc.lock")
 STAGES = ("tune", "evaluate")  # whose records must match the files, in order
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lpo import paths
 from lpo.config import Evaluate, Model
 from lpo.errors import LpoError
 from lpo.evaluate.judges import content
@@ -29,7 +31,6 @@ from lpo.files import file_hash, key_of
 from lpo.hub import file_of
 from lpo.sampling.generate import generate
 
-TUNED = "data/tuned"  # the LoRA of the stage tune
 SAMPLER = ("num_inference_steps", "eta", "batch_size")  # with the prompts and seeds, what decides a picture
 
 
@@ -52,8 +53,9 @@ class Side:
             return file_hash(file) + (file_hash(alphas) if peft else "")
         return content(self.denoiser) if self.denoiser else None
 
-    @property
+    @cached_property
     def key(self) -> str:
+        """The name of this side's folder in the cache."""
         return key_of([self.guidance_scale, self.weights])
 
 
@@ -88,7 +90,7 @@ def tuned_side(source: str, guidance_scale: float, model: Model) -> Side:
     path = Path(source)
     if source.endswith(".safetensors"):
         path = path if path.exists() else file_of(*split_source(source))
-    elif not (path.is_dir() or source == TUNED) or (path / "config.json").exists():
+    elif not (path.is_dir() or path == paths.TUNED) or (path / "config.json").exists():
         root, inside = split_source(source)
         file_of(root, f"{inside}/config.json".lstrip("/"))
         return Side("tuned", guidance_scale, denoiser=source)

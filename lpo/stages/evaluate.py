@@ -6,9 +6,7 @@ stopped, and only what is new is drawn or judged (lpo/evaluate/shards.py).
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from lpo import resume
+from lpo import paths, resume
 from lpo.config import Params
 from lpo.evaluate.judges import check_judges, judges_of
 from lpo.evaluate.metrics import evaluate_results, win_rate_rows
@@ -20,8 +18,6 @@ from lpo.families import device_of
 from lpo.files import atomic_folder, write_json, write_parquet
 from lpo.registry.ledger import PROMOTED, WEIGHTS, name_of
 
-PROMPTS, REWARD, OUT = Path("data/prompts.parquet"), Path("data/reward"), Path("data/evaluation")
-
 
 def run(params: Params) -> None:
     """Draw all sides, judge them with one judge after another, write results and metrics.
@@ -30,12 +26,14 @@ def run(params: Params) -> None:
         LpoError: before anything is drawn, if prompts, judges or one of the models are missing.
     """
     config, model = params.evaluate, params.model
-    prompts, left_out = evaluation_prompts(config, PROMPTS)
+    prompts, left_out = evaluation_prompts(config, paths.PROMPTS)
     tasks = {row.prompt: row.task for row in prompts.itertuples() if row.task is not None}
     check_judges(config, params.score, model, prompts["prompt"].tolist(), tasks)
     promoted = PROMOTED if (PROMOTED / WEIGHTS).exists() else None
     sides = sides_of(config, model, promoted)
-    judges = judges_of(config, params.score, params.dataset.utility_weights, model, tasks, reward_of(REWARD, model))
+    judges = judges_of(
+        config, params.score, params.dataset.utility_weights, model, tasks, reward_of(paths.REWARD, model)
+    )
 
     rows = pictures_of(prompts, config.images_per_prompt)
     cache = resume.folder("evaluate", identity(config, model, str(device_of(model)), rows))
@@ -51,11 +49,11 @@ def run(params: Params) -> None:
     metrics = evaluate_results(results, config.judges, config.bootstrap, params.seed)
     if promoted is not None:
         metrics["promoted"] = {"name": name_of(promoted)} | metrics.get("promoted", {})
-    with atomic_folder(OUT) as out:
+    with atomic_folder(paths.EVALUATION) as out:
         write_parquet(out / "results.parquet", results)
         keep_pictures(parts, out / "pictures")
         if config.prompts_file is not None:
             write_parquet(out / "left_out.parquet", left_out)
             metrics["prompts_left_out"] = len(left_out)
-    write_json("plots/win_rates.json", win_rate_rows(metrics))
-    write_json("metrics/evaluate.json", metrics)
+    write_json(paths.plot("win_rates"), win_rate_rows(metrics))
+    write_json(paths.metrics("evaluate"), metrics)
