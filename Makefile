@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run shell study study-quick study-methods study-ablations bench test lint types up down clean
+.PHONY: help run shell study study-quick study-methods study-ablations bench check test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -45,8 +45,11 @@ up: .venv  ## start Prefect here: server, pool, deployments, a worker; then prin
 down: .venv  ## stop what up started
 	@$(BIN)/python -m flows.service down
 
+check: .venv/.tools lint types  ## lint, types and the fast tests: under two minutes on two cores
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not slow and not prefect'
+
 # Three processes on two cores: those of Prefect's tests wait a good part of their time.
-test: .venv/.tools lint types  ## lint, types and tests
+test: .venv/.tools lint types  ## lint, types and all tests
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 bench: .venv  ## speed, memory and FLOPs beside the published recipe: benchmarks/README.md
