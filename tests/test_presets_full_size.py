@@ -20,6 +20,7 @@ from lpo.rewards.lrm import LatentRewardModel
 
 META = torch.device("meta")
 MILLION = 1e6
+REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl"]
 
 
 def preset_text(repository: Path, name: str) -> str:
@@ -68,15 +69,15 @@ def test_a_preset_builds_its_models_and_the_rewards_widths_come_out_of_probing(r
     assert all(p.is_meta for p in reward.parameters())
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", REAL)
 def test_every_value_of_a_preset_says_where_it_comes_from(repository: Path, name: str) -> None:
     values = [line for line in preset_text(repository, name).splitlines() if line.startswith("  ")]
-    assert len(values) > 60
+    assert len(values) > 80
     for line in values:
-        assert any(tag in line for tag in ("# [P]", "# [C]", "# [E]", "# [K]", "# [-]", "# [X]")), line
+        assert any(tag in line for tag in ("# [P]", "# [C]", "# [E]", "# [K]", "# [-]", "# [X]", "# [S]")), line
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", REAL)
 def test_a_preset_is_judged_by_what_judges_photographs(repository: Path, name: str) -> None:
     """Those of the paper's tables, at the scale of both sides; the judge of the embedded world is refused there."""
     tree = parse_yaml(merged(repository, name), "merged")

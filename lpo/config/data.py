@@ -132,6 +132,7 @@ class Filter:
     max_quarantined: Share
     max_tokens: Count
     strategy: str
+    strict: bool
     strategies: dict[str, Margins]
     ties: TieMargins
 

@@ -18,6 +18,7 @@ class RewardTraining:
     batch_size: Count
     micro_batch_size: Count
     learning_rate: Positive
+    learning_rate_schedule: Literal["linear", "warmup_decay"]
     weight_decay: NotNegative
     max_grad_norm: Positive | None
     guidance_scale: Guidance
@@ -49,13 +50,15 @@ class RewardModel(RewardTraining):
 
 @dataclass(frozen=True)
 class Spm(RewardTraining):
+    pretrained: str | None
     clip: str
+    tokenizer: str | None
     trainable: Literal["full", "frozen"]
 
 
 @dataclass(frozen=True)
 class Threshold:
-    schedule: Literal["constant", "sigma", "sigma_squared", "linear", "quantile"]
+    schedule: Literal["constant", "sigma", "sigma_squared", "linear", "linear_over_steps", "quantile"]
     low: Share
     high: Share
 

@@ -52,8 +52,9 @@ def gaps_from_scores(pairs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def mpcf(
-    gaps: pd.DataFrame, is_tie: pd.Series, margins: Mapping[str, float] | None, ties: Mapping[str, float]
-) -> pd.DataFrame:
+    gaps: pd.DataFrame, is_tie: pd.Series, margins: Mapping[str, float] | None, ties: Mapping[str, float],
+    strict: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """Decide every pair, and say why.
 
     Args:
@@ -61,6 +62,7 @@ def mpcf(
         is_tie: bool, of the same index.
         margins: the least gap a score, of win-lose pairs; None keeps all pairs, ties too.
         ties: the largest |gap| a score, of ties.
+        strict: the gap of a win-lose pair must be above its margin, as in the released code; the paper writes >=.
 
     Returns:
         keep (bool) and reason (str) with the index of `gaps`. reason names every score that failed, such as
@@ -79,9 +81,10 @@ def mpcf(
     reasons: list[list[str]] = [[] for _ in range(len(gaps))]
     for name in SCORES if margins is not None else []:
         gap, least, most = gaps[name].to_numpy(float), margins[name], ties[name]  # type: ignore[index]
-        for i in np.flatnonzero(np.where(tie, np.abs(gap) > most, gap < least)):
+        failed, sign = (gap <= least, "<=") if strict else (gap < least, "<")
+        for i in np.flatnonzero(np.where(tie, np.abs(gap) > most, failed)):
             reasons[i].append(
-                f"tie |{name}| {abs(gap[i]):.4g} > {most:g}" if tie[i] else f"{name} {gap[i]:.4g} < {least:g}"
+                f"tie |{name}| {abs(gap[i]):.4g} > {most:g}" if tie[i] else f"{name} {gap[i]:.4g} {sign} {least:g}"
             )
     reason = ["mpcf: " + "; ".join(failed) if failed else "" for failed in reasons]
     keep = np.array([not failed for failed in reasons], dtype=bool)

@@ -34,6 +34,8 @@ def threshold(
     high: float,
     t: torch.Tensor | float,
     num_train_timesteps: int = 1000,
+    t_min: torch.Tensor | float = 1,
+    t_max: torch.Tensor | float = 951,
 ) -> torch.Tensor:
     """Threshold of the measure at a step, low + (high - low) place, of the shape of sigma_t.
 
@@ -41,10 +43,11 @@ def threshold(
         sigma           place = (sigma_t - sigma_min) / (sigma_max - sigma_min)
         sigma_squared   the same of the squares
         linear          place = t / num_train_timesteps
+        linear_over_steps   place = (t - t_min) / (t_max - t_min), of the released code: (t - 1) / 950 of 20 steps
 
     Args:
         sigma_t: DDIM standard deviation of the step at eta 1; sigma_min, sigma_max over all steps of the sampler.
-        t: timestep of the step, only "linear" looks at it.
+        t: timestep of the step, t_min, t_max those of the sampler; only the linear ones look at them.
 
     Raises:
         ValueError: on another schedule ("quantile" asks the measures, not the step: `quantile_threshold`).
@@ -58,6 +61,8 @@ def threshold(
         place = (sigma**2 - least**2) / (most**2 - least**2)
     elif schedule == "linear":
         place = time / num_train_timesteps
+    elif schedule == "linear_over_steps":
+        place = (time - t_min) / (torch.as_tensor(t_max) - t_min)
     else:
         raise ValueError(f"no threshold by step for schedule {schedule!r}")
     return low + (high - low) * place

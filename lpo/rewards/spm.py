@@ -1,18 +1,24 @@
 """The step-aware preference model: SPO's reward (arXiv 2406.04314), a CLIP with time that looks at the decoded x_0.
 
     S(p, x_t, t) = exp(logit_scale) <I / |I|, T / |T|>
-    x_0 = the policy's guided prediction at (x_t, t), decoded to a picture
-    I = W_v CLIP(picture; t),  every LayerNorm of the vision layers LN(h) becomes LN(h) (1 + scale(t)) + shift(t)
-    T = W_t CLIP(p)
+    x_0 = the policy's guided prediction at (x_t, t), decoded to a picture; x_t itself where t = 0
+    I = W_v final(CLIP(picture; t)),   T = W_t CLIP(p)
 
-scale and shift are linear in an MLP of the sinusoidal embedding of t and start at zero, so that the untrained model is
-the CLIP it starts from. It costs a guided pass of the denoiser and a decode a candidate, which the latent reward model
-saves.
+Time enters the vision tower of width d as in DiT (arXiv 2212.09748). With c = MLP([cos, sin](t)) of width d, every
+layer has six vectors, linear in SiLU(c), and the pooled output two:
+
+    h <- h + gate_1 attention(LN_1(h) (1 + scale_1) + shift_1),  h <- h + gate_2 mlp(LN_2(h) (1 + scale_2) + shift_2)
+    final(h) = LN(h) (1 + scale) + shift
+
+Gates start at one, scales and shifts at zero, so that the untrained model is the CLIP that it starts from. A score
+costs a guided pass of the denoiser and a decode a candidate, which the latent reward model saves. The released
+checkpoints (SPO-Diffusion-Models/Step-Aware_Preference_Models) are read by `published`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -22,10 +28,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
+from lpo import hub
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
-from lpo.families.parts import without_origin
+from lpo.families.parts import split_source, without_origin
 from lpo.scorers import embedded
 
 TIME_WIDTH = 256
@@ -47,11 +54,18 @@ class StepPreferenceModel(nn.Module):
         self.mean, self.std, self.guidance_scale = mean, std, guidance_scale
         self.transition = backbone.transition(1.0)
         width = clip.config.vision_config.hidden_size
-        self.time = nn.Sequential(nn.Linear(TIME_WIDTH, TIME_WIDTH), nn.SiLU(), nn.Linear(TIME_WIDTH, TIME_WIDTH))
-        layers = len(clip.vision_model.encoder.layers)
-        self.modulation = nn.ModuleList(nn.Linear(TIME_WIDTH, 4 * width) for _ in range(layers))
-        for parameter in self.modulation.parameters():
+        embedding = [nn.Linear(TIME_WIDTH, width), nn.Linear(width, width)]
+        modulation = [nn.Linear(width, 6 * width) for _ in clip.vision_model.encoder.layers]
+        self.time = nn.Sequential(embedding[0], nn.SiLU(), embedding[1])
+        self.modulation, self.final = nn.ModuleList(modulation), nn.Linear(width, 2 * width)
+        for layer in embedding:
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        for parameter in [*self.modulation.parameters(), *self.final.parameters()]:
             nn.init.zeros_(parameter)
+        for layer in modulation:
+            for gate in (2, 5):
+                nn.init.ones_(layer.bias[gate * width : (gate + 1) * width])
         self.to(backbone.device)
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
@@ -71,7 +85,7 @@ class StepPreferenceModel(nn.Module):
         """What a training changes: "full" all of it, "frozen" the projections, the scale and what sees t."""
         if trainable == "full":
             return list(self.parameters())
-        modules = [self.time, self.modulation, self.clip.visual_projection, self.clip.text_projection]
+        modules = [self.time, self.modulation, self.final, self.clip.visual_projection, self.clip.text_projection]
         return [*(p for module in modules for p in module.parameters()), self.clip.logit_scale]
 
     def score(
@@ -85,30 +99,36 @@ class StepPreferenceModel(nn.Module):
     def pictures(
         self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning, null: Conditioning
     ) -> torch.Tensor:
-        """x_0 as the backbone predicts it, decoded: (B, 3, H, W) in [-1, 1]."""
+        """x_0 as the backbone predicts it, where t > 0, decoded: (B, 3, H, W), about in [-1, 1]."""
         prediction = self.backbone.guided(latents, t, conditioning, null, self.guidance_scale)
         x_0, _ = self.transition.pred_x0_eps(prediction, latents, t)
-        return self.backbone.decode(x_0.to(self.backbone.dtype))
+        finished = (t == 0).view(-1, 1, 1, 1)
+        return self.backbone.codec.decode(torch.where(finished, latents, x_0.to(latents.dtype)), clamp=False)
 
     def embed(self, pictures: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """I / |I| of pictures (B, 3, H, W) in [-1, 1] at t (B,): (B, D)."""
         vision = self.clip.vision_model
         hidden = vision.pre_layrnorm(vision.embeddings(self.normalized(pictures)))
-        time = self.time(get_timestep_embedding(t, TIME_WIDTH))
+        time = F.silu(self.time(get_timestep_embedding(t, TIME_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)))
         for layer, modulation in zip(vision.encoder.layers, self.modulation, strict=True):
-            shift_1, scale_1, shift_2, scale_2 = modulation(time)[:, None].chunk(4, dim=2)
+            shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = modulation(time)[:, None].chunk(6, dim=2)
             seen = layer.layer_norm1(hidden) * (1 + scale_1) + shift_1
-            hidden = hidden + layer.self_attn(hidden_states=seen, attention_mask=None)[0]
-            hidden = hidden + layer.mlp(layer.layer_norm2(hidden) * (1 + scale_2) + shift_2)
-        pooled = vision.post_layernorm(hidden[:, 0])
+            hidden = hidden + gate_1 * layer.self_attn(hidden_states=seen, attention_mask=None)[0]
+            hidden = hidden + gate_2 * layer.mlp(layer.layer_norm2(hidden) * (1 + scale_2) + shift_2)
+        shift, scale = self.final(time).chunk(2, dim=1)
+        pooled = vision.post_layernorm(hidden[:, 0]) * (1 + scale) + shift
         return F.normalize(self.clip.visual_projection(pooled), dim=1)
 
     def normalized(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Resized to what the CLIP reads, and with its mean and standard deviation taken out."""
+        """What the CLIP reads: the shorter side resized (bicubic, not antialiased), the middle, less mean, over std."""
         size = self.clip.config.vision_config.image_size
-        pictures = (pictures.float() + 1) / 2
+        pictures = pictures.float()
         if pictures.shape[2:] != (size, size):
-            pictures = F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            height, width = (int(side * size / min(pictures.shape[2:]) + 0.5) for side in pictures.shape[2:])
+            pictures = F.interpolate(pictures, (height, width), mode="bicubic", align_corners=False)
+            top, left = (round((side - size) / 2) for side in (height, width))
+            pictures = pictures[:, :, top : top + size, left : left + size]
+        pictures = (pictures / 2 + 0.5).clamp(0, 1)
         mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return (pictures - mean) / std
 
@@ -121,21 +141,48 @@ class StepPreferenceModel(nn.Module):
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
 
 
-def start(path: str, backbone: Family, guidance_scale: float) -> StepPreferenceModel:
+def start(path: str, backbone: Family, guidance_scale: float, tokenizer: str | None = None) -> StepPreferenceModel:
     """An untrained, frozen model on the CLIP in `path`: a folder of small scorers, or a CLIPModel's folder or hub id.
 
-    Raises LpoError where there is neither.
+    tokenizer: where the CLIP's tokenizer lies; None: in `path`. Raises LpoError where one of them is missing.
     """
     if (Path(path) / "scorers.safetensors").exists():
         scorers = embedded.load(Path(path))
         model = StepPreferenceModel(backbone, scorers.clip, scorers.tokenizer, PLAIN, PLAIN, guidance_scale)
         return model.requires_grad_(False)
-    try:
-        clip, tokenizer = CLIPModel.from_pretrained(path), CLIPTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise LpoError(f"no CLIP here: {error}", path, "mend spm.clip") from error
-    model = StepPreferenceModel(backbone, clip.float(), tokenizer, CLIP_MEAN, CLIP_STD, guidance_scale)
+    clip, words = hub.from_pretrained(CLIPModel, path), hub.tokenizer_of(CLIPTokenizer, tokenizer or path)
+    model = StepPreferenceModel(backbone, clip.float(), words, CLIP_MEAN, CLIP_STD, guidance_scale)
     return model.requires_grad_(False)
+
+
+def published(
+    file: str, clip: str, backbone: Family, guidance_scale: float, tokenizer: str | None = None
+) -> StepPreferenceModel:
+    """A released checkpoint, frozen: `file` is a path, or owner/name/FILE of the hub.
+
+    clip: the CLIPModel whose sizes it has (yuvalkirstain/PickScore_v1); only its configuration is read.
+
+    Raises:
+        LpoError: if something is missing, if the file would run code, or if it holds other weights.
+    """
+    root, name = split_source(file)
+    path = hub.file_of(root, name) if name else Path(file)
+    if not path.is_file():
+        raise LpoError("there is no such file", file, "name a checkpoint of SPO's preference model, or owner/name/FILE")
+    words = hub.tokenizer_of(CLIPTokenizer, tokenizer or clip)
+    config = hub.from_pretrained(CLIPConfig, clip)
+    model = StepPreferenceModel(backbone, CLIPModel(config), words, CLIP_MEAN, CLIP_STD, guidance_scale)
+    held = hub.weights_of(path)
+    weights = {ours(key): value for key, value in held.items() if not key.endswith("position_ids")}
+    return hub.fill(model, weights, file)
+
+
+def ours(key: str) -> str:
+    """A weight's name in a released checkpoint -> its name here."""
+    key = key.removeprefix("model.")
+    key = re.sub(r"^vision_model\.encoder\.layers\.(\d+)\.adaLN_modulation\.1\.", r"modulation.\1.", key)
+    key = key.replace("vision_model.adaLN_modulation.1.", "final.").replace("t_embedder.mlp.", "time.")
+    return key if key.startswith(("modulation.", "final.", "time.")) else f"clip.{key}"
 
 
 def load(folder: Path, backbone: Family) -> StepPreferenceModel:
@@ -146,7 +193,7 @@ def load(folder: Path, backbone: Family) -> StepPreferenceModel:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         weights = load_file(folder / "model.safetensors")
         model = StepPreferenceModel(backbone, clip, tokenizer, config["mean"], config["std"], config["guidance_scale"])
-    except (OSError, KeyError, ValueError) as error:
+        model.load_state_dict(weights)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise LpoError(f"no step-aware preference model here: {error}", str(folder), "run `lpo spm`") from error
-    model.load_state_dict(weights)
     return model.requires_grad_(False).eval()

@@ -85,7 +85,7 @@ def decide(pairs: pd.DataFrame, gaps: pd.DataFrame, config: Filter) -> pd.DataFr
     margins = None if config.strategy == "none" else asdict(config.strategies[config.strategy])
     ties = (pairs["label_0"] == pairs["label_1"])[train]
     rest = pd.DataFrame({"keep": True, "reason": ""}, index=pairs.index[~train])
-    return pd.concat([mpcf(gaps[train], ties, margins, asdict(config.ties)), rest]).sort_index()
+    return pd.concat([mpcf(gaps[train], ties, margins, asdict(config.ties), config.strict), rest]).sort_index()
 
 
 def quarantine(pairs: pd.DataFrame, reasons: pd.Series) -> pd.DataFrame:

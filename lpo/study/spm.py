@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lpo import resume
@@ -12,7 +13,7 @@ from lpo.config import Params
 from lpo.families import load_family
 from lpo.files import atomic_folder, folder_hash, write_json
 from lpo.paths import SPM
-from lpo.rewards.spm import start
+from lpo.rewards.spm import published, start
 from lpo.tracking import Tracker
 from lpo.train.reward.accuracy import accuracy_metrics
 from lpo.train.reward.data import reward_data, reward_identity
@@ -20,18 +21,29 @@ from lpo.train.reward.trainer import RewardTrainer
 
 
 def run(params: Params) -> None:
-    """As the stage reward: train on the kept train pairs, choose by validation pairs, measure on test pairs."""
+    """As the stage reward: train on the kept train pairs, choose by validation pairs, measure on test pairs.
+
+    With `spm.pretrained` nothing is trained.
+    """
     config, data = params.spm, reward_data(params.spm, params.seed)
     clip = folder_hash(config.clip) if Path(config.clip).exists() else config.clip
     identity = {"spm": asdict(config), "model": asdict(params.model), "seed": params.seed, "clip": clip}
     folder = resume.folder("spm", identity | reward_identity(params.model))
     torch.manual_seed(params.seed)
-    model = start(config.clip, load_family(params.model), config.guidance_scale)
+    family = load_family(params.model)
+    if config.pretrained is None:
+        model = start(config.clip, family, config.guidance_scale, config.tokenizer)
+    else:
+        model = published(config.pretrained, config.clip, family, config.guidance_scale, config.tokenizer)
     trainer = RewardTrainer(model, data.latents, config, params.seed)
-    with Tracker("spm", params.tracking, asdict(params)) as tracker:
-        trainer.run(data.pairs["train"], data.pairs["validation"], folder, tracker)
+    if config.pretrained is None:
+        with Tracker("spm", params.tracking, asdict(params)) as tracker:
+            trainer.run(data.pairs["train"], data.pairs["validation"], folder, tracker)
+    else:
+        trainer.best_accuracy = float(np.nanmean(trainer.accuracy(data.pairs["validation"])))
     metrics = accuracy_metrics(trainer.accuracy(data.pairs["test"]), data.tables["test"], params.seed)
-    metrics |= {"steps": trainer.history[-1]["step"], "validation": round(trainer.best_accuracy, 5)}
+    steps = trainer.history[-1]["step"] if trainer.history else 0
+    metrics |= {"steps": steps, "validation": round(trainer.best_accuracy, 5)}
     with atomic_folder(SPM) as out:
         model.save(out)
         write_json(out / "history.json", trainer.history)

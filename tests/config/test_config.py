@@ -109,7 +109,10 @@ def test_a_misspelt_key_is_one_mistake_not_two(tree: dict[str, Any]) -> None:
         ("tune.timestep_range", [0], "must be a list of 2 numbers, is [0]"),
         ("tune.timestep_range", [900, 100], "must be ascending, is [900, 100]"),
         ("pretrain.gate_pair", [0.4, 7], "must be <= 1, is [0.4, 7]"),
-        ("tune.threshold.schedule", "sigma^2", "must be one of constant, sigma, sigma_squared, linear, quantile"),
+        (
+            "tune.threshold.schedule", "sigma^2",
+            "must be one of constant, sigma, sigma_squared, linear, linear_over_steps, quantile",
+        ),
     ],
 )
 def test_a_wrong_value_is_told(tree: dict[str, Any], path: str, value: Any, said: str) -> None:

@@ -37,7 +37,8 @@ def test_the_reward(preset: tuple[str, Params]) -> None:
     assert (found.learning_rate, found.max_grad_norm, found.dtype) == (1e-5, 1.0, "bf16")
     assert (found.guidance_scale, found.features, found.trainable) == (7.5, "multi_scale", "full")
     assert (found.timesteps, found.shared_noise, found.example_weights) == ("uniform", False, True)
-    assert found.likelihood == "bradley_terry"
+    assert (found.likelihood, found.learning_rate_schedule) == ("bradley_terry", "warmup_decay")
+    assert params.filter.strict
     margins = params.filter.strategies[params.filter.strategy]
     assert (margins.aesthetic, margins.clip, margins.vqa) == (-0.5, 0.0, 0.0)
     assert (params.filter.ties.aesthetic, params.filter.ties.clip, params.filter.ties.vqa) == (0.2, 0.03, 0.07)
@@ -65,6 +66,30 @@ def test_the_evaluation(preset: tuple[str, Params]) -> None:
     found = params.evaluate
     assert (found.prompts, found.num_inference_steps, found.eta, found.guidance_scale) == (500, 20, 0.0, 5.0)
     assert found.base_guidance_scale == (5.0 if name == "sdxl" else 7.5)
+
+
+# SPO (arXiv 2406.04314) and its released configurations: candidates, threshold, rank, learning rate, prompts drawn and
+# rows learned from at once by a GPU, with accumulation; the preference model's steps and learning rate
+SPO = {"spo-sd15": (4, 0.3, 4, 6e-5, 10, 10, 1, 8000, 3e-6), "spo-sdxl": (2, 0.4, 64, 1e-5, 2, 2, 2, 7000, 1e-6)}
+
+
+@pytest.mark.parametrize("name", SPO)
+def test_spo(name: str, repository: Path) -> None:
+    params = with_preset(name, repository / "params.yaml", repository / "presets")
+    found, reward = params.tune, params.spm
+    candidates, limit, rank, rate, drawn, learned, accumulated, steps, reward_rate = SPO[name]
+    assert (found.method, found.reward, found.num_candidates) == ("spo", "data/spm", candidates)
+    assert (found.threshold.schedule, found.threshold.low, found.threshold.high) == ("constant", limit, limit)
+    assert (found.lora_rank, found.learning_rate, found.prompts_per_rollout) == (rank, rate, GPUS * drawn)
+    assert (found.batch_size, found.micro_batch_size) == (GPUS * learned * accumulated, learned)
+    assert (found.beta, found.clip_epsilon, found.eta, found.guidance_scale) == (10.0, 0.1, 1.0, 5.0)
+    assert (found.prompts, found.num_inference_steps, found.reward_timestep) == (10 * 4000, 20, "next")
+    low, high = found.timestep_range
+    kept = [t for t in range(951, 0, -50) if low <= t < high]
+    assert kept == list(range(751, 0, -50))  # the first 4 of 20 are skipped
+    assert (reward.steps, reward.learning_rate, reward.weight_decay) == (steps, reward_rate, 0.3)
+    assert (reward.guidance_scale, reward.shared_noise, reward.timesteps) == (5.0, True, "uniform")
+    assert reward.clip == "yuvalkirstain/PickScore_v1"
 
 
 def test_sd3_reads_layer_18_with_frozen_text_encoders(repository: Path) -> None:

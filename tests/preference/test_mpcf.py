@@ -26,6 +26,15 @@ def test_a_pair_on_its_margins_is_kept_and_one_below_is_not() -> None:
     assert (verdict["reason"] == "").tolist() == [True, False, True]
 
 
+def test_strictly_a_pair_on_a_margin_is_left_out_and_a_tie_on_its_own_stays() -> None:
+    """The released code keeps gaps above their margins; the paper, and the default here, those on them too."""
+    above = np.nextafter(0.0, 1.0)
+    frame = gaps((-0.5, 1.0, 1.0), (0.0, above, above), (0.2, 0.03, 0.07))
+    verdict = mpcf(frame, ties(False, False, True), MARGINS, TIES, strict=True)
+    assert verdict["keep"].tolist() == [False, True, True]
+    assert verdict["reason"].tolist()[0] == "mpcf: aesthetic -0.5 <= -0.5"
+
+
 def test_the_reason_names_every_score_that_failed() -> None:
     verdict = mpcf(gaps((-0.71, 0.2, -0.02), (0.1, -0.05, 0.3)), ties(False, True), MARGINS, TIES)
     assert verdict["reason"].tolist() == [

@@ -23,6 +23,13 @@ def test_thresholds_by_hand(schedule: str, t: int, place: float) -> None:
     assert float(threshold(0.4, 0.2, 0.6, schedule, 0.35, 0.5, t)) == pytest.approx(0.35 + 0.15 * place)
 
 
+def test_the_released_linear_threshold_by_hand() -> None:
+    """(t - 1) / 950 over the 20 steps: 0 at the last one, t = 1, and 1 at the first one, t = 951."""
+    for t, place in ((1, 0.0), (476, 0.5), (951, 1.0)):
+        found = threshold(0.4, 0.2, 0.6, "linear_over_steps", 0.35, 0.5, t, t_min=1, t_max=951)
+        assert float(found) == pytest.approx(0.35 + 0.15 * place)
+
+
 @pytest.mark.parametrize("schedule", ["sigma", "sigma_squared"])
 def test_thresholds_run_from_low_to_high_with_the_noise(schedule: str) -> None:
     sigmas = torch.linspace(0.02, 0.64, 20)

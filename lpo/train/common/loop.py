@@ -13,6 +13,22 @@ def cosine(step: int, total: int, warmup: int = 100) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
+def warmup_share(step: int, total: int, warmup: int, schedule: str) -> float:
+    """Share of the peak learning rate at a step, counted from 0, of `total` steps.
+
+        linear         min(1, (step + 1) / warmup) (1 - step / total)
+        warmup_decay   log(step + 1) / log(warmup) while step < warmup, then (total - step) / (total - warmup)
+
+    The second one is DeepSpeed's WarmupDecayLR with its default logarithmic warm-up, which the published reward
+    trainers of LPO and SPO use: it reaches the full peak, and the first step has a rate of zero.
+    """
+    if schedule == "linear":
+        return min(1.0, (step + 1) / max(warmup, 1)) * (1 - step / total)
+    if step < warmup:
+        return math.log(step + 1) / math.log(max(warmup, 2))
+    return (total - step) / max(total - warmup, 1)
+
+
 def adamw(weights: Sequence[torch.Tensor], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW; on CUDA a step is one kernel over all weights, elsewhere torch chooses."""
     fused = True if weights[0].device.type == "cuda" else None

@@ -103,7 +103,8 @@ def explore(
     transition = family.transition(config.eta).to(device)
     steps = plan(family, config)
     x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in steps], generator)
-    sigmas = family.transition(1.0).sigma(*family.steps(config.num_inference_steps))
+    starts, ends = family.steps(config.num_inference_steps)
+    sigmas = family.transition(1.0).sigma(starts, ends)
     own_text, every = conditioning[rows], torch.arange(count, device=device)
     longest = distributed.largest_share(len(prompts))
     parts, scored_parts = (consecutive(count * n, k * config.micro_batch_size, longest * n) for n in (1, k))
@@ -123,7 +124,7 @@ def explore(
             flat = candidates.flatten(0, 1)
             scored_rows = [reward.score(flat[p], shown[p], text[p], text_null) for p in scored_parts]
             scores = torch.cat(scored_rows).view(count, k)
-            limit = _limit(config, scores, sigmas, index, now)
+            limit = _limit(config, scores, sigmas, index, now, starts)
             chosen, advantage, keep, gap = select(scores, limit)
             x_s = candidates[every[:, None], chosen]
             found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
@@ -200,7 +201,9 @@ def _draw(
     return x, draws
 
 
-def _limit(config: Tune, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: float) -> torch.Tensor:
+def _limit(
+    config: Tune, scores: torch.Tensor, sigmas: torch.Tensor, step: int, t: float, times: torch.Tensor
+) -> torch.Tensor:
     """The threshold of a step, (); "quantile" keeps the share 1 - low of this step's own pairs."""
     rule = config.threshold
     if rule.schedule == "quantile":
@@ -208,7 +211,10 @@ def _limit(config: Tune, scores: torch.Tensor, sigmas: torch.Tensor, step: int, 
         if distributed.count() > 1:  # the quantile is that of all prompts
             gap = torch.cat(distributed.gathered(gap.cpu())).to(gap.device)
         return quantile_threshold(measure(gap), rule.low)
-    limit = threshold(sigmas[step], sigmas.min(), sigmas.max(), rule.schedule, rule.low, rule.high, t)
+    limit = threshold(
+        sigmas[step], sigmas.min(), sigmas.max(), rule.schedule, rule.low, rule.high, t,
+        t_min=times.min(), t_max=times.max(),
+    )  # fmt: skip
     return torch.full((), float(limit), device=scores.device)
 
 

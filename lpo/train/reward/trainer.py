@@ -29,7 +29,7 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
-from lpo.train.common.loop import adamw, apply_gradients
+from lpo.train.common.loop import adamw, apply_gradients, warmup_share
 
 BINS = 10  # of the timestep axis, in validation
 
@@ -143,8 +143,8 @@ class RewardTrainer:
             (loss * share).backward()
             total += loss.detach() * share
         distributed.sum_gradients(self.weights)
-        warmup = min(1.0, (step + 1) / max(config.warmup_steps, 1))
-        learning_rate = config.learning_rate * warmup * (1 - step / config.steps)
+        share = warmup_share(step, config.steps, config.warmup_steps, config.learning_rate_schedule)
+        learning_rate = config.learning_rate * share
         apply_gradients(self.optimizer, learning_rate, config.max_grad_norm)
         return total
 
