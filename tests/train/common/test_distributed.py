@@ -1,80 +1,66 @@
-"""Two processes under torchrun make what one process makes."""
+"""Two processes of one group make what one process makes."""
 
 from __future__ import annotations
 
-import os
-import runpy
-import subprocess
-import sys
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from support.together import together
 
-from lpo.config import load_params
+from lpo.config import Tune, load_params
 from lpo.errors import LpoError
+from lpo.families import sd
+from lpo.rewards.lrm import LatentRewardModel
 from lpo.train.common import distributed
 from lpo.train.policy.rollout import consecutive
 from lpo.train.policy.trainer import PolicyTrainer
 
-PROGRAM = """
-import json, sys
-from dataclasses import replace
-from pathlib import Path
-import torch
-from safetensors.torch import save_file
-from lpo.config import load_params
-from lpo.families import sd
-from lpo.rewards.lrm import LatentRewardModel
-from lpo.train.common import distributed
-from lpo.train.policy.trainer import PolicyTrainer
 
-base, params, *work = sys.argv[1:]
-device = torch.device("cpu")
-torch.set_num_threads(1)
-lpo = load_params(params).tune
-rule = replace(lpo.threshold, schedule="quantile", low=0.5, high=0.5)
-config = replace(
-    lpo, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0,
-    lora_rank=2, validate_every=1, checkpoint_every=1, learning_rate=1e-3, threshold=rule, timestep_range=(0, 1000),
-)
-with distributed.joined(device):
-    for out, prompts in zip(work[::2], work[1::2]):
-        family = sd.load(base, device, torch.float32)
-        torch.manual_seed(1)
-        reward = LatentRewardModel(sd.load(base, device, torch.float32, reward=True), 8, 7.5, "multi_scale")
-        trainer = PolicyTrainer(family, reward, replace(config, prompts=int(prompts)), seed=3)
-        Path(out).mkdir(exist_ok=True)
-        figures = lambda: {"validation": float(trainer.updates), "reward": 0.0, "diversity": 1.0}
-        trainer.run(["a cat", "two dogs", "a taxi", "a star", "a red heart"], figures, Path(out), None)
-        if distributed.is_first():
-            save_file({k: v.contiguous() for k, v in trainer.ema.items()}, out + "/ema.safetensors")
-            (Path(out) / "history.json").write_text(json.dumps([distributed.count(), trainer.history]))
-"""
+def tune(base: Path, config: Tune, runs: dict[Path, int]) -> None:
+    """Tune for a number of prompts into each folder of `runs`: the work of one process."""
+    device = torch.device("cpu")
+    with distributed.joined(device):
+        for out, prompts in runs.items():
+            family = sd.load(str(base), device, torch.float32)
+            torch.manual_seed(1)
+            reward = LatentRewardModel(sd.load(str(base), device, torch.float32, reward=True), 8, 7.5, "multi_scale")
+            trainer = PolicyTrainer(family, reward, replace(config, prompts=prompts), seed=3)
+            out.mkdir(exist_ok=True)
+
+            def figures(trainer: PolicyTrainer = trainer) -> dict[str, float]:
+                return {"validation": float(trainer.updates), "reward": 0.0, "diversity": 1.0}
+
+            trainer.run(["a cat", "two dogs", "a taxi", "a star", "a red heart"], figures, out, None)
+            if distributed.is_first():
+                save_file({k: v.contiguous() for k, v in trainer.ema.items()}, out / "ema.safetensors")
+                pairs = [entry["pairs"] for entry in trainer.history]
+                (out / "run.json").write_text(json.dumps({"processes": distributed.count(), "pairs": pairs}))
 
 
-def test_two_processes_equal_one_and_one_goes_on_where_two_stopped(tiny_base, repository, tmp_path, monkeypatch):
+def test_two_processes_equal_one_and_one_goes_on_where_two_stopped(tiny_base, repository, tmp_path):
     """Three prompts by two processes, so that shares are uneven; the second rollout of `resumed` is of one process."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    words = [str(program), str(tiny_base), str(repository / "params.yaml")]
-    one, two, resumed = (str(tmp_path / name) for name in ("one", "two", "resumed"))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*start, *words, two, "6", resumed, "3"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    monkeypatch.setattr(sys, "argv", [*words, one, "6", resumed, "6"])
-    runpy.run_path(str(program))
-    alone = load_file(tmp_path / "one" / "ema.safetensors")
-    for other in ("two", "resumed"):
-        found = load_file(tmp_path / other / "ema.safetensors")
-        assert found.keys() == alone.keys()
+    found = load_params(repository / "params.yaml").tune
+    config = replace(
+        found, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0, lora_rank=2,
+        validate_every=1, checkpoint_every=1, learning_rate=1e-3, timestep_range=(0, 1000),
+        threshold=replace(found.threshold, schedule="quantile", low=0.5, high=0.5),
+    )  # fmt: skip
+    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
+    together(lambda: tune(tiny_base, config, {two: 6, resumed: 3}), tmp_path)
+    tune(tiny_base, config, {one: 6, resumed: 6})
+    alone = load_file(one / "ema.safetensors")
+    for other in (two, resumed):
+        weights = load_file(other / "ema.safetensors")
+        assert weights.keys() == alone.keys()
         for name, weight in alone.items():
-            torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-6)
-    assert '"pairs"' in (tmp_path / "two" / "history.json").read_text()
-    assert (tmp_path / "two" / "history.json").read_text().startswith("[2, ")
-    assert (tmp_path / "resumed" / "history.json").read_text().startswith("[1, ")
+            torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=1e-6)
+    runs = {folder: json.loads((folder / "run.json").read_text()) for folder in (one, two, resumed)}
+    assert [runs[folder]["processes"] for folder in (one, two, resumed)] == [1, 2, 1]
+    assert runs[two]["pairs"] == runs[resumed]["pairs"] == runs[one]["pairs"] and min(runs[one]["pairs"]) > 0
 
 
 def test_rows_are_shared_without_dropping_any(monkeypatch):
