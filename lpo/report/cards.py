@@ -1,71 +1,123 @@
-"""The model card beside a LoRA: markdown with the YAML front matter that model hubs read.
+"""Model cards: Markdown with the YAML front matter that model hubs read.
 
-Written twice: by the stage tune, before anything was evaluated, and by the stage report, with figures.
+    model_card(params, metrics)     beside the LoRA: by the stage tune without figures, by the stage report with them
+    reward_card(params, metrics)    beside the latent reward model
+
 Source of the keys: the model card metadata specification of the Hugging Face hub.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from lpo.format import flat, percent, percents, plain, points, signed, title
+from lpo.report import snippets
 
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
 
-
-METHODS = {  # of tune.method: its name, and what it did
+METHODS = {  # of tune.method: its name, and what it does
     "lpo": (
-        "latent preference optimisation",
-        "A reward model that reads noisy latents ranked several candidates of every sampling step, and the adapter "
-        "learned to make the better ones likelier (LPO, arXiv 2502.01051).",
+        "latent preference optimization",
+        "A reward model that reads noisy latents ranked several candidates at every sampling step. The adapter learned "
+        "to make the better ones more likely (LPO, arXiv 2502.01051).",
     ),
     "spo": (
-        "step-by-step preference optimisation",
-        "A reward model ranked several candidates of every sampling step, and the adapter learned to make the better "
-        "ones likelier (SPO, arXiv 2406.04314).",
+        "step-by-step preference optimization",
+        "A reward model ranked several candidates at every sampling step. The adapter learned to make the better ones "
+        "more likely (SPO, arXiv 2406.04314).",
     ),
     "grpo": (
-        "step-wise group relative policy optimisation",
-        "A reward model scored several candidates of every sampling step, and the adapter learned to make each as much "
-        "likelier as it is better than its group (step-wise GRPO, arXiv 2502.01051, appendix B).",
+        "step-wise group relative policy optimization",
+        "A reward model scored a group of candidates at every sampling step. The adapter learned to raise or lower the "
+        "likelihood of each by its advantage over the group (step-wise GRPO, arXiv 2502.01051, appendix B).",
     ),
     "diffusion_dpo": (
         "Diffusion-DPO",
-        "The adapter learned from stored pairs to denoise the preferred picture better than the other one "
+        "The adapter learned from stored pairs to denoise the chosen image better than the rejected one "
         "(Diffusion-DPO, arXiv 2311.12908).",
     ),
 }
 
 
 def model_card(params: Json, metrics: Mapping[str, Json]) -> str:
-    """Markdown. params: the sections of params.yaml as plain dicts; metrics: stage -> what metrics/STAGE.json holds.
+    """The card of the LoRA.
 
-    Without `evaluate` the card says that nothing was measured yet, and reads no parameter of evaluate or report.
+    Args:
+        params: the sections of params.yaml as plain dicts. Without `evaluate` in metrics, the sampler settings are all
+            that is read of the section evaluate.
+        metrics: stage -> the content of metrics/STAGE.json.
     """
     evaluate = metrics.get("evaluate")
+    name, what = METHODS[params["tune"]["method"]]
+    base, setting = params["model"]["path"], params["evaluate"]
     blocks = [
-        f"---\n{yaml.safe_dump(_front_matter(params, evaluate), sort_keys=False, allow_unicode=True)}---",
-        f"# LoRA of {_code(params['model']['path'])}, tuned by {METHODS[params['tune']['method']][0]}",
-        f"A LoRA adapter for a latent diffusion model. {METHODS[params['tune']['method']][1]}",
+        _front(_metadata(params, evaluate)),
+        f"# LoRA for {_code(base)}, tuned with {name}",
+        f"A LoRA adapter for a latent diffusion model. {what}",
         "## Use",
-        _usage(params),
-        "## Result",
-        _result(params, evaluate),
-        "## Method",
-        _method(params, metrics),
+        "Run this in the project's folder. Elsewhere, replace `data/tuned` by the folder of this file.",
+        _python(snippets.draw(params)),
+        f"{_sampler(setting)} are the settings of the evaluation. `lpo generate` uses them too."
+        + (_NO_ETA if params["model"]["family"] == "sd3" and setting["eta"] else ""),
+        "## Results",
+        _results(params, evaluate),
+        "## Training",
+        _training(params, metrics),
         "## Data",
         _data(params, metrics.get("filter")),
-        "## Limits",
-        _limits(params),
+        "## Limitations",
+        _limitations(params),
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _front_matter(params: Json, evaluate: Json | None) -> dict[str, Any]:
+_NO_ETA = (
+    " The pipeline of diffusers samples this model without noise (eta 0), so its images differ from the evaluated ones."
+)
+
+
+def reward_card(params: Json, metrics: Json) -> str:
+    """The card of the latent reward model. metrics: the content of metrics/reward.json."""
+    config, accuracy = params["reward"], metrics["accuracy"]
+    base = config["base"] or params["model"]["path"]
+    front = {
+        "base_model": str(base),
+        "library_name": "diffusers",
+        "tags": ["reward-model", "preference-optimization", "diffusers", "lpo"],
+    }
+    rows = [
+        [f"{row['t_low']} to {row['t_high']}", percent(row["value"]), percents(row), plain(row["pairs"])]
+        for row in accuracy["by_timestep"]
+    ]
+    trained = f"Loaded from {_code(config['pretrained'])}, not trained here."
+    if not config["pretrained"]:
+        trained = f"Trained for {plain(metrics['steps'])} steps."
+    blocks = [
+        _front(front),
+        f"# Latent reward model on {_code(base)}",
+        "It scores a noisy latent for a prompt at a timestep. A higher score means that people are more likely to "
+        "prefer the image. It consists of the first half of a denoiser, two projections and a scale (LPO, arXiv "
+        "2502.01051, section 3.2), and serves every model with the same latent space. Compare scores only for the same "
+        "prompt and the same timestep.",
+        "## Use",
+        "Run this in the project's folder. Elsewhere, replace `data/reward` by the folder of this file.",
+        _python(snippets.score(params)),
+        "## Accuracy on held-out pairs",
+        f"The reward model ranks {percent(accuracy['mean'])} of {plain(metrics['test_pairs'])} held-out pairs "
+        "correctly, averaged over timesteps.",
+        _table(["timesteps", "accuracy", "95% interval", "pairs"], rows),
+        "## Training",
+        trained,
+        _table(["parameter", "value"], [[_code(name), value] for name, value in flat(config, "reward")]),
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _metadata(params: Json, evaluate: Json | None) -> dict[str, Any]:
     front: dict[str, Any] = {
         "base_model": str(params["model"]["path"]),
         "base_model_relation": "adapter",
@@ -86,37 +138,33 @@ def _front_matter(params: Json, evaluate: Json | None) -> dict[str, Any]:
     return front
 
 
-def _usage(params: Json) -> str:
+def _sampler(setting: Json) -> str:
     return (
-        "```python\nfrom diffusers import DiffusionPipeline\n\n"
-        f"pipe = DiffusionPipeline.from_pretrained({str(params['model']['path'])!r})\n"
-        'pipe.load_lora_weights("FOLDER OF THIS FILE")\n'
-        f"image = pipe(PROMPT, num_inference_steps={params['tune']['num_inference_steps']}, "
-        f"guidance_scale={params['tune']['guidance_scale']}).images[0]\n```"
+        f"Guidance scale {plain(setting['guidance_scale'])}, {setting['num_inference_steps']} steps and eta "
+        f"{plain(setting['eta'])}"
     )
 
 
-def _result(params: Json, evaluate: Json | None) -> str:
+def _results(params: Json, evaluate: Json | None) -> str:
     if evaluate is None:
-        return "Not evaluated here: the stage `evaluate` measures it, and the report's card holds the figures."
+        return "Not evaluated yet. `dvc repro` evaluates the model; data/report/MODEL_CARD.md then has the figures."
     setting = params["evaluate"]
     against = {
-        "win_rate": f"base, CFG {plain(setting['guidance_scale'])}",
-        "win_rate_default_cfg": f"base, CFG {plain(setting['base_guidance_scale'])}",
+        "win_rate": plain(setting["guidance_scale"]),
+        "win_rate_default_cfg": plain(setting["base_guidance_scale"]),
     }
     if setting["base_guidance_scale"] == setting["guidance_scale"]:
         del against["win_rate_default_cfg"]
     rows = [
-        [axis, words, percent(row["value"]), percents(row), percent(row["ties"]), plain(row["prompts"])]
-        for name, words in against.items()
+        [axis, scale, percent(row["value"]), percents(row), percent(row["ties"]), plain(row["prompts"])]
+        for name, scale in against.items()
         for axis, row in ((axis, evaluate.get(name, {}).get(axis)) for axis in AXES)
         if row is not None
     ]
     parts = [
-        f"Tuned at CFG {plain(setting['guidance_scale'])}, {setting['num_inference_steps']} steps, same prompts and "
-        "noise on both sides, prompts held out from every training. A tie counts half; intervals are 95%, by "
-        "bootstrap over prompts.",
-        _table(["verdict on", "against", "win rate", "95% interval", "ties", "prompts"], rows),
+        f"{_sampler(setting)}. Both models draw the same held-out prompts from the same noise. A tie counts as half a "
+        "win. Intervals are 95% bootstrap intervals over prompts.",
+        _table(["win rate on", "guidance scale of the base", "value", "95% interval", "ties", "prompts"], rows),
     ]
     if "judges" in evaluate:
         rows = [
@@ -125,56 +173,68 @@ def _result(params: Json, evaluate: Json | None) -> str:
             for name, row in evaluate["judges"].items()
         ]  # fmt: skip
         if "judge" in evaluate:
-            parts.append(f"The verdict overall is that of {title(evaluate['judge'])}.")
+            parts.append(f"The overall win rate is by {title(evaluate['judge'])}.")
         parts.append(_table(["judge", "base", "tuned", "change", "95% interval", "win rate"], rows))
     if "all_correct" in evaluate:
         row = evaluate["all_correct"]
         parts.append(
-            f"All details of the prompt right: {percent(row['base'])} before, {percent(row['tuned'])} after "
-            f"({points(row['difference'])} points, {points(row['low'])} to {points(row['high'])})."
+            f"All-correct rate (every detail of the prompt is right): {percent(row['base'])} before, "
+            f"{percent(row['tuned'])} after, a change of {points(row['difference'])} points "
+            f"({points(row['low'])} to {points(row['high'])})."
         )
     return "\n\n".join(parts)
 
 
-def _method(params: Json, metrics: Mapping[str, Json]) -> str:
-    found = []
+def _training(params: Json, metrics: Mapping[str, Json]) -> str:
+    said = []
     if "tune" in metrics:
-        known = [name for name in ("prompts", "pairs", "updates") if name in metrics["tune"]]
-        found.append("Trained on " + ", ".join(f"{plain(metrics['tune'][name])} {name}" for name in known) + ".")
+        counts = [f"{plain(metrics['tune'][name])} {name}" for name in ("prompts", "pairs") if name in metrics["tune"]]
+        said.append(f"Trained on {' and '.join(counts)} in {plain(metrics['tune']['updates'])} optimizer updates.")
     if "reward" in metrics:
-        found.append(
-            f"The reward model ranks {percent(metrics['reward']['accuracy']['mean'])} of held-out pairs right "
-            "(mean over timesteps)."
-        )
+        accuracy = percent(metrics["reward"]["accuracy"]["mean"])
+        said.append(f"The reward model ranks {accuracy} of held-out pairs correctly, averaged over timesteps.")
     rows = [[_code(name), value] for name, value in flat(params["tune"], "tune") + [("seed", plain(params["seed"]))]]
-    return "\n\n".join([*found, _table(["parameter", "value"], rows)])
+    return "\n\n".join([*said, _table(["parameter", "value"], rows)])
 
 
 def _data(params: Json, counts: Json | None) -> str:
-    simulated = "Preference pairs with simulated annotators (Bradley-Terry on a judged utility, with flips and ties)."
     source = params["dataset"]["source"]
-    words = simulated if source == "simulated" else f"Preference pairs of the source {_code(source)}."
-    words += f" Filtered by multi-preference consistency, strategy {_code(params['filter']['strategy'])}"
+    words = f"Preference pairs of the source {_code(source)}."
+    if source == "simulated":
+        words = (
+            "Preference pairs labeled by simulated annotators: a Bradley-Terry model on the utility of a judge, with "
+            "flipped labels and ties."
+        )
+    words += f" Filtered for multi-preference consistency (MPCF), strategy {_code(params['filter']['strategy'])}"
     if counts is None:
         return words + "."
+    train = counts["by_split"]["train"]
     return words + (
-        f": {plain(counts['kept'])} of {plain(counts['input'])} pairs kept, {plain(counts['dropped'])} dropped, "
-        f"{plain(counts['quarantined'])} quarantined for breaking the data contract."
+        f": of {plain(train['input'])} training pairs, {plain(train['kept'])} were kept, {plain(train['dropped'])} "
+        f"dropped, and {plain(train['quarantined'])} quarantined for violating the data contract."
     )
 
 
-def _limits(params: Json) -> str:
+def _limitations(params: Json) -> str:
     limits = [
-        "The reward model sees latents of one autoencoder; it cannot rate models with another.",
+        "The reward model reads the latents of one autoencoder. It cannot score models with another one.",
         "The filter inherits the biases of its three scorers.",
-        "Long training climbs the reward and no longer the pictures, and narrows what is drawn.",
+        "Training for too long raises the reward without improving the images, and makes them less diverse.",
     ]
     if params["dataset"]["source"] == "simulated":
-        limits.insert(0, "Preferences are simulated and the judge is a program: nothing here says what people prefer.")
+        limits.insert(0, "Preferences are simulated and the judge is a program: no figure here is about people.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _front(metadata: Mapping[str, Any]) -> str:
+    return f"---\n{yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)}---"
+
+
+def _python(code: str) -> str:
+    return f"```python\n{code}\n```"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

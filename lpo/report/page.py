@@ -1,6 +1,6 @@
 """The report: one HTML page that holds everything it shows.
 
-    render_report(ReportContext(...)) -> str          model_card(params, metrics) -> str
+    render_report(ReportContext(...)) -> str
 
 No script, no font, no picture from outside; every string that comes from data is escaped; the same input gives the
 same bytes, so nothing here reads a clock. A file or a figure that is absent is named as missing, at the top and in its
@@ -19,13 +19,10 @@ import pandas as pd
 
 from lpo.format import flat, percent, percents, plain, points, title
 from lpo.report import plots
-from lpo.report.cards import model_card
 from lpo.report.html import figure, folded, heading, missing, page, section, table, text, tile
 from lpo.report.judge_section import judges
 from lpo.report.pictures import pictures
 from lpo.report.sections import changes, reward_model, tuning, wins
-
-__all__ = ["Artifact", "ReportContext", "headline", "model_card", "render_report"]
 
 Json = Mapping[str, Any]
 SHOWN = {  # id of a section -> its name in the line of links

@@ -18,8 +18,9 @@ import yaml
 
 from lpo.config import Params
 from lpo.files import atomic_folder, write_bytes, write_json, write_text
+from lpo.report.cards import model_card
 from lpo.report.figures import headline
-from lpo.report.page import Artifact, ReportContext, model_card, render_report
+from lpo.report.page import Artifact, ReportContext, render_report
 from lpo.report.pictures import contact_sheet
 
 STAGES = ("base", "dataset", "score", "filter", "encode", "reward", "tune", "evaluate")  # before this one, in order

@@ -15,7 +15,7 @@ from lpo.families import device_of, latent_space_of, load_family
 from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder, write_json, write_text
 from lpo.paths import REWARD
-from lpo.report.reward_card import reward_card
+from lpo.report.cards import reward_card
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.lrm_published import load_reward
 from lpo.tracking import Tracker

@@ -2,19 +2,15 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
-from typing import get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from PIL import Image
 
-from lpo.config import Tune
 from lpo.evaluate.metrics import evaluate_results
 from lpo.report import plots
-from lpo.report.cards import METHODS
-from lpo.report.page import Artifact, ReportContext, headline, model_card, render_report
+from lpo.report.page import Artifact, ReportContext, headline, render_report
 from lpo.report.pictures import choose
 from lpo.report.sections import timesteps
 
@@ -207,7 +203,6 @@ def test_one_base_picture_where_both_scales_are_the_same(quick):
     assert {card.count("<img") for card in cards} == {2}
     assert "usually runs at this guidance scale" in page and "there is one comparison" in page
     assert "its usual guidance scale</td>" not in page
-    assert model_card(params, found).count("| alignment |") == 1
 
 
 @pytest.mark.parametrize(
@@ -276,47 +271,6 @@ def test_pictures_survive_the_page(page):
     assert np.asarray(Image.open(io.BytesIO(base64.b64decode(first)))).shape == (4, 4, 3)
 
 
-def front_matter(card: str) -> dict:
-    _, block, body = card.split("---\n", 2)
-    assert body.strip().startswith("# ")
-    return yaml.safe_load(block)
-
-
-def test_model_card_with_figures():
-    found = metrics()
-    card = model_card(PARAMS, found)
-    front = front_matter(card)
-    assert (front["base_model"], front["library_name"]) == ("data/base", "diffusers")
-    figures = front["model-index"][0]["results"][0]["metrics"]
-    assert [row["value"] for row in figures if row["type"] == "win_rate_overall"] == [
-        found["evaluate"]["win_rate"]["overall"]["value"]
-    ]
-    assert "| `tune.beta` | 500 |" in card and "| `tune.threshold.low` | 0.35 |" in card
-    assert "400 of 1,000 pairs kept" in card and "simulated" in card
-
-
-def test_model_card_of_the_tuning_stage_reads_nothing_of_later_stages():
-    early = {name: section for name, section in PARAMS.items() if name not in ("evaluate", "report")}
-    found = metrics()
-    del found["evaluate"]
-    card = model_card(early, found)
-    assert "model-index" not in front_matter(card)
-    assert "Not evaluated here" in card
-
-
-@pytest.mark.parametrize("method", get_args(get_type_hints(Tune)["method"]))
-def test_model_card_names_the_method(method):
-    card = model_card(PARAMS | {"tune": PARAMS["tune"] | {"method": method}}, metrics())
-    assert METHODS[method][0] in card.splitlines()[card.splitlines().index("---", 1) + 2] and METHODS[method][1] in card
-
-
-def test_model_card_cannot_be_broken_by_a_path():
-    path = 'x\n---\nevil: "yes" | `'
-    card = model_card(PARAMS | {"model": {"path": path}}, metrics())
-    front = yaml.safe_load(card.removeprefix("---\n").split("\n---\n\n# ")[0])
-    assert front["base_model"] == path and "evil" not in front
-
-
 def judged() -> pd.DataFrame:
     """Made up: judged by PickScore and GenEval; the tuned model gains i - 4 in PickScore on prompt i."""
     frame = results()[["prompt", "category", "seed", "model", "png"]].copy()
@@ -333,5 +287,3 @@ def test_judges_of_real_pictures_have_a_section_of_their_own():
                   "3 prompts of the file were left out", "The largest gains in PickScore"):  # fmt: skip
         assert words in page, words
     assert "What changed" not in page and "all right" not in page and "<script>" not in page
-    card = model_card(PARAMS, found)
-    assert "| PickScore |" in card and "verdict overall is that of PickScore" in card

@@ -15,6 +15,8 @@ from lpo.report.pictures import contact_sheet
 from lpo.stages.report import SHEET, locked, revision, run
 
 ROOT = Path(__file__).parents[2]
+COUNTS = {"input": 10, "kept": 4, "dropped": 6, "quarantined": 0}
+FILTERED = COUNTS | {"dropped_by": {"clip": 6}, "by_split": {"train": COUNTS}}
 
 
 def git(folder: Path, *words: str) -> None:
@@ -38,7 +40,7 @@ def project(tmp_path, monkeypatch):
     }
     write_text("dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": stages}))
     write_json(
-        "metrics/filter.json", {"input": 10, "kept": 4, "dropped": 6, "quarantined": 0, "dropped_by": {"clip": 6}}
+        "metrics/filter.json", FILTERED
     )
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "lpo", "params.yaml")

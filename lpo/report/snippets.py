@@ -1,0 +1,113 @@
+"""The Python code that the cards and the report show. It runs as it stands in the project's folder.
+
+A test executes what these functions return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Json = Mapping[str, Any]
+DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
+DENOISERS = {  # model.family -> (argument of the pipeline, class)
+    "sd": ("unet", "UNet2DConditionModel"),
+    "sdxl": ("unet", "UNet2DConditionModel"),
+    "sd3": ("transformer", "SD3Transformer2DModel"),
+}
+
+
+def prompt(params: Json) -> str:
+    """A prompt that the model can read: the embedded model knows the words of emoji scenes alone."""
+    embedded = params["dataset"]["source"] == "simulated"
+    return "a cat left of a taxi at night" if embedded else "a cat wearing a red scarf, watercolour"
+
+
+def draw(params: Json) -> str:
+    """Load the base and the adapter with diffusers, and draw one image as the stage evaluate does.
+
+    The number format is given for all parts: without it a text encoder keeps that of its file.
+    """
+    model, setting = params["model"], params["evaluate"]
+    classes, parts = ["DiffusionPipeline"], []
+    name, denoiser = DENOISERS[model["family"]]
+    for part, kind, source in (("vae", "AutoencoderKL", model["vae"]), (name, denoiser, model["denoiser"])):
+        if source is not None:
+            classes.append(kind)
+            parts.append(f"{part} = {kind}.from_pretrained({_place(source)}, torch_dtype=dtype)")
+    own = [line.split(" ")[0] for line in parts]
+    sources = [repr(model["path"]), "torch_dtype=dtype", *(f"{part}={part}" for part in own)]
+    folder = Path(model["path"])
+    if model["family"] == "sd3" and folder.is_dir() and not (folder / "text_encoder_3").is_dir():
+        sources += ["text_encoder_3=None", "tokenizer_3=None"]  # saved without T5
+    call = [
+        repr(prompt(params)), f"num_inference_steps={setting['num_inference_steps']}",
+        f"guidance_scale={setting['guidance_scale']!r}",
+    ]  # fmt: skip
+    scheduler = []
+    if model["family"] != "sd3":  # a flow's pipeline has its own sampler, and no eta
+        classes.append("DDIMScheduler")
+        scheduler = ["pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"]
+        call.append(f"eta={setting['eta']!r}")
+    if model["resolution"] is not None:
+        call += [f"height={model['resolution']}", f"width={model['resolution']}"]
+    return "\n".join(
+        [
+            "import torch",
+            f"from diffusers import {', '.join(sorted(classes))}",
+            "",
+            'device = "cuda" if torch.cuda.is_available() else "cpu"',
+            f"dtype = {DTYPES[model['dtype']]}",
+            *parts,
+            f"pipe = DiffusionPipeline.from_pretrained({', '.join(sources)})",
+            *scheduler,
+            'pipe.load_lora_weights("data/tuned", weight_name="pytorch_lora_weights.safetensors")',
+            "generator = torch.Generator().manual_seed(0)",
+            f"image = pipe.to(device)({', '.join([*call, 'generator=generator'])}).images[0]",
+            'image.save("image.png")',
+        ]
+    )
+
+
+def score(params: Json) -> str:
+    """Encode an image with the VAE of the base, and score its latents at one timestep."""
+    model = params["model"]
+    vae = repr(model["path"]) + ', subfolder="vae"' if model["vae"] is None else _place(model["vae"])
+    adapter = params["reward"]["trainable"] == "adapter" and not params["reward"]["pretrained"]
+    family = ["from lpo.config import load_params", "from lpo.families import load_family"] if adapter else []
+    load = "Path(\"data/reward\"), torch.device(\"cpu\")"
+    if adapter:  # it is a change of the base's own denoiser
+        load += ", family=load_family(load_params().model, device=torch.device(\"cpu\"), dtype=torch.float32)"
+    return "\n".join(
+        [
+            "from pathlib import Path",
+            "",
+            "import torch",
+            "from diffusers import AutoencoderKL",
+            "from diffusers.image_processor import VaeImageProcessor",
+            "from PIL import Image",
+            "",
+            *family,
+            "from lpo.rewards import lrm",
+            "",
+            f"reward = lrm.load({load})",
+            f"vae = AutoencoderKL.from_pretrained({vae}, torch_dtype=torch.float32)",
+            "size = reward.backbone.pixels",
+            'image = VaeImageProcessor().preprocess(Image.open("image.png").convert("RGB"), size, size)',
+            "timesteps = torch.tensor([1])  # almost clean",
+            "with torch.no_grad():",
+            "    latents = vae.encode(image).latent_dist.mean - (vae.config.shift_factor or 0)",
+            "    latents = latents * vae.config.scaling_factor",
+            f"    text, null = reward.encode_prompts([{prompt(params)!r}]), reward.encode_prompts([\"\"])",
+            "    print(reward.score(latents, timesteps, text, null))",
+        ]
+    )
+
+
+def _place(source: str) -> str:
+    """The arguments of from_pretrained for a folder, a hub id, or a folder inside a hub repository."""
+    owner_and_name, inside = source.split("/")[:2], source.split("/")[2:]
+    if not inside or Path(source).exists() or source.startswith((".", "/")):
+        return repr(source)
+    return f"{'/'.join(owner_and_name)!r}, subfolder={'/'.join(inside)!r}"
