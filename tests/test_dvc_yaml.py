@@ -31,7 +31,7 @@ NO_DEP = {
     "lpo/hub.py": "finds a file in a folder, in the cache or on the hub; what is in the file is what counts",
     "lpo/format.py": "numbers in texts that no stage reads",
     "lpo/report/cards.py": "the README.md beside the weights",
-    "lpo/report/reward_card.py": "the README.md beside the weights",
+    "lpo/report/snippets.py": "the code in that README.md",
     "lpo/registry/ledger.py": "where the promoted model lies; the folder itself is a dep",
     **{
         name_of(path): "reads params.yaml; the values are the stage's params"
