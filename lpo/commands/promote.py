@@ -1,7 +1,7 @@
-"""promote: data/tuned, metrics/evaluate.json, dvc.lock -> models/, if the gate of params.yaml holds.
+"""promote: data/tuned, metrics/evaluate.json, dvc.lock -> models/, if the model passes the gate of params.yaml.
 
-Not a stage of DVC: it is a decision, and it is recorded with what it was made from. dvc.lock says what that was, and
-that the figures are of this model against the promoted one; it is read as the plain YAML that it is.
+This is not a DVC stage. It is a decision, recorded in the ledger with what the model was made from. dvc.lock says what
+that was, and shows that the figures are those of this model against the promoted one. It is read as plain YAML.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ from lpo.registry.ledger import (
 )
 
 CANDIDATE, FIGURES, LOCKED = paths.TUNED, paths.metrics("evaluate"), Path("dvc.lock")
-STAGES = ("tune", "evaluate")  # whose records must match the files, in order
 
 
 def run(params: Params) -> None:
-    """Decide, record the decision, print {"promoted", "reason", "name"} as one line of JSON.
+    """Decide, record the decision, and print {"promoted", "reason", "name"} as one line of JSON.
 
-    The model in use, and one that was refused for the same reasons before, change nothing. A model that was rolled
-    back stays out until `lpo models rollback NAME` takes it back.
+    Nothing changes if the model is in use already, or was refused before for the same reasons. A model that was rolled
+    back is not promoted again until `lpo models rollback NAME` puts it into use.
 
     Raises:
         LpoError: if there is no model, or the figures are not those of this model, the one in use and these judges.
@@ -78,9 +77,9 @@ def locked() -> dict[str, Any]:
     """The stages of dvc.lock.
 
     Raises:
-        LpoError: if the files here are not those that dvc.lock records of the stages tune and evaluate.
+        LpoError: if the files here are not those that dvc.lock records for the stages tune and evaluate.
     """
-    remedy = "run `dvc repro`, so that the model and its figures belong together"
+    remedy = "dvc repro, so that the model and its figures belong together"
     if not LOCKED.exists():
         raise LpoError("there is no record of how the model was made", str(LOCKED), remedy)
     stages = yaml.safe_load(LOCKED.read_text())["stages"]
@@ -92,7 +91,7 @@ def locked() -> dict[str, Any]:
     }
     wrong = [what for what, md5 in wanted.items() if md5 != dvc_hash(Path(what.split(",")[0]))]
     if wrong:
-        what = f"dvc.lock is about other files than those here: {'; '.join(wrong)}"
+        what = f"dvc.lock records other files than those here: {'; '.join(wrong)}"
         raise LpoError(what, str(LOCKED), remedy)
     return dict(stages)
 
@@ -103,7 +102,7 @@ def _recorded(stages: dict[str, Any], stage: str, key: str, path: Path) -> str |
 
 
 def dvc_hash(path: Path) -> str:
-    """The MD5 that DVC 3 records of a file, or of a folder: that of the JSON list of its files' MD5 and names."""
+    """The MD5 that DVC 3 records of a file. Of a folder: the MD5 of a JSON list with the MD5 and name of each file."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "md5").hexdigest()
@@ -113,7 +112,7 @@ def dvc_hash(path: Path) -> str:
 
 
 def made_from(stages: dict[str, Any]) -> dict[str, Any]:
-    """data: MD5 by path of all that the stages read and made; params by stage; revision of the repository."""
+    """data: MD5 by path of all that the stages read and wrote. params: by stage. revision: of the repository."""
     items = [item for stage in stages.values() for key in ("deps", "outs") for item in stage.get(key, [])]
     return {
         "data": {item["path"]: item["md5"] for item in items},
@@ -123,7 +122,7 @@ def made_from(stages: dict[str, Any]) -> dict[str, Any]:
 
 
 def revision() -> dict[str, Any]:
-    """commit, and the paths that differ from it; "unknown" without a repository or without git."""
+    """commit and the paths that differ from it. The commit is "unknown" without a repository or without git."""
     try:
         commit = _git("rev-parse", "HEAD").strip()
         changed = [line[3:] for line in _git("status", "--porcelain", "--no-renames", "-z").split("\0") if line]
@@ -137,11 +136,11 @@ def _git(*words: str) -> str:
 
 
 def _rolled_back(name: str, records: list[dict[str, Any]]) -> list[str]:
-    """Why a model that somebody took out of use stays out."""
+    """Why a model that was rolled back is not promoted; empty for any other model."""
     out = ""
     for record in records:
         if record["event"] == "rolled_back" and record["against"] == name:
-            out = f"it was rolled back on {record['time']}; `lpo models rollback {name}` takes it back"
+            out = f"it was rolled back on {record['time']}; `lpo models rollback {name}` puts it back into use"
         elif record["event"] in ("promoted", "rolled_back") and record["name"] == name:
             out = ""
     return [out] if out else []

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,8 @@ from PIL import Image
 
 from lpo.config import Model
 from lpo.errors import LpoError
-from lpo.families import latent_space_of, load_family
-from lpo.families.family import Family
-from lpo.families.latent_space import check_same, space_of
+from lpo.families import codec_of, latent_space_of, load_family
+from lpo.families.latent_space import Codec, check_same, space_of
 from lpo.rewards import lrm
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.sampling.generate import to_tensor
@@ -28,23 +28,28 @@ log = logging.getLogger(__name__)
 class RewardJudge:
     """The reward's own scores of finished pictures. They show reward hacking and are never a result."""
 
-    def __init__(self, family: Family, reward: LatentRewardModel) -> None:
-        self.family, self.reward = family, reward
+    def __init__(self, codec: Codec, reward: LatentRewardModel) -> None:
+        self.codec, self.reward = codec, reward
 
     @torch.no_grad()
     def score(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> torch.Tensor:
-        """(N,) of pictures of the size that the family draws."""
+        """(N,) of N pictures of one size."""
         pixels = np.stack([np.array(picture.convert("RGB")) for picture in pictures])
-        latents = self.family.scale(self.family.encode_images(to_tensor(pixels)).chunk(2, dim=1)[0])
-        steps = torch.full((len(latents),), CLEAN, device=self.family.device)
+        latents = self.codec.scale(self.codec.encode(to_tensor(pixels)).chunk(2, dim=1)[0])
+        steps = torch.full((len(latents),), CLEAN, device=self.codec.device)
         null = self.reward.encode_prompts([""])
         return self.reward.score(latents, steps, self.reward.encode_prompts(list(prompts)), null).cpu()
 
 
 def load_reward_judge(folder: Path, model: Model) -> RewardJudge:
-    """Raises LpoError where the folder holds no latent reward model."""
-    family = load_family(model)
-    return RewardJudge(family, lrm.load(folder, family.device, family.dtype, family))
+    """The reward with the VAE of `model`. A reward that is an adapter needs the whole model.
+
+    Raises:
+        LpoError: if the folder holds no latent reward model, or an adapter of another model.
+    """
+    family = load_family(model) if config_of(folder).get("adapter_rank") else None
+    codec = family.codec if family else codec_of(model)
+    return RewardJudge(codec, lrm.load(folder, codec.device, codec.dtype, family))
 
 
 def reward_of(folder: Path, model: Model) -> Path | None:
@@ -52,13 +57,20 @@ def reward_of(folder: Path, model: Model) -> Path | None:
 
     A reward is optional: a model that others published is evaluated without one.
     """
-    file = folder / "config.json"
-    if not file.exists():
+    if not (folder / "config.json").exists():
         return None
-    space = json.loads(file.read_text()).get("latent_space")
+    space = config_of(folder).get("latent_space")
     try:
         check_same(space_of(space) if space else None, latent_space_of(model), str(folder))
     except LpoError as error:
         log.warning("the results have no column lrm: %s: %s", folder, error.what)
         return None
     return folder
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """config.json of a reward. Raises LpoError where it is damaged."""
+    try:
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise LpoError(f"no latent reward model here: {error}", str(folder), "dvc repro reward") from error

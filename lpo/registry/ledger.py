@@ -1,11 +1,12 @@
-"""models/: promoted LoRAs, the one in use, and the ledger of every decision.
+"""models/: the promoted LoRAs, the one in use, and the ledger of all decisions.
 
-    models/NAME/          a promoted LoRA as data/tuned was; NAME is lpo- and the start of its weights' SHA-256
-    models/promoted/      the weights in use, which evaluate compares with; none: the base is in use
+    models/NAME/          a copy of data/tuned; NAME is lpo- and the start of the SHA-256 of its weights
+    models/promoted/      the weights in use, which evaluate compares with. Empty: the base is in use
     models/ledger.jsonl   one JSON object a line: event (promoted, refused, rolled_back), name, time, reason, against
-                          (the model in use before), metrics, and what it was made from
+                          (the model that was in use), metrics, and what the model was made from
 
-The ledger decides: a line is on the disk before the weights change hands, and `settle` finishes what was cut off.
+The ledger is the authority: a line is on the disk before the weights are replaced, and `settle` completes what a killed
+process left unfinished.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ROOT = Path("models")
 PROMOTED, LEDGER, LOCK = ROOT / "promoted", ROOT / "ledger.jsonl", ROOT / ".lock"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 BASE = "base"  # stands for no LoRA
-BUSY = "another `lpo promote` or `lpo models rollback` is at work"
+BUSY = "another `lpo promote` or `lpo models rollback` is running"
 Record = dict[str, Any]
 
 
@@ -40,17 +41,17 @@ def show() -> None:
 
 
 def rollback(name: str | None) -> None:
-    """Take `name` into use, or what was in use before the present model; print one line of JSON.
+    """Put `name` into use, or the model that was in use before the current one. Print one line of JSON.
 
     Raises:
-        LpoError: if there is nothing to go back to, or the model's files are not here or not what they were.
+        LpoError: if there is no earlier model, or the model's files are missing or were changed.
     """
     with alone(LOCK, BUSY):
         records = read_ledger()
         settle(records)
         before = chain(records)
         if name is None and len(before) < 2:
-            raise LpoError("no model is promoted: there is nothing to go back from", str(LEDGER), "see `lpo models`")
+            raise LpoError("no model is promoted, so nothing can be rolled back", str(LEDGER), "lpo models")
         target = before[-2] if name is None else name
         current = before[-1]
         if target != current:
@@ -65,13 +66,13 @@ def rollback(name: str | None) -> None:
 
 
 def folder_of(lora: Path) -> Path:
-    """A folder as it is, or the folder of a promoted model's name ("promoted" is the one in use)."""
+    """The path itself, or the folder of the promoted model that it names ("promoted" is the one in use)."""
     named = ROOT / lora
     return named if not lora.exists() and len(lora.parts) == 1 and named.is_dir() else lora
 
 
 def name_of(folder: Path) -> str:
-    """The name of the LoRA in a folder, from its weights. Raises LpoError where there are none."""
+    """The name of the LoRA in a folder, made from its weights. Raises LpoError if there are none."""
     if not (folder / WEIGHTS).exists():
         raise LpoError("no LoRA here", str(folder), "run `dvc repro`, or `dvc pull` it")
     return f"lpo-{file_hash(folder / WEIGHTS)[:12]}"
@@ -82,14 +83,15 @@ def read_ledger() -> list[Record]:
 
 
 def append(record: Record) -> None:
-    """Add a line with the time to the ledger, whole or not at all."""
+    """Add a line with the current time to the ledger, atomically."""
     record = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **record}
     before = LEDGER.read_text() if LEDGER.exists() else ""
     write_text(LEDGER, before + json.dumps(record, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def chain(records: list[Record]) -> list[str]:
-    """What was in use, the oldest first, without what was rolled back; the first is the base, the last is in use."""
+    """The models that were in use, the oldest first, without those rolled back. The first is the base, the last is in
+    use now."""
     names = [BASE]
     for record in records:
         if record["event"] == "rolled_back" and record["name"] in names:
@@ -104,7 +106,7 @@ def in_use(records: list[Record]) -> str:
 
 
 def check_files(name: str) -> Path:
-    """The folder of a promoted model, whose weights are those it is named after."""
+    """The folder of a promoted model. Raises LpoError if it is missing, or its weights do not match its name."""
     folder = inside(ROOT, name)
     known = sorted(path.name for path in ROOT.glob("lpo-*") if path.is_dir())
     if name not in known:
@@ -116,7 +118,7 @@ def check_files(name: str) -> Path:
 
 
 def settle(records: list[Record]) -> None:
-    """Bring models/promoted to what the ledger says."""
+    """Make models/promoted hold what the ledger says."""
     name, weights = in_use(records), PROMOTED / WEIGHTS
     if name == BASE:
         for file in (weights, weights.with_name(f"{WEIGHTS}.dvc")):
@@ -133,9 +135,9 @@ def keep_files(source: Path, name: str) -> None:
 
 
 def collect(records: list[Record], keep: int) -> None:
-    """Remove the files of promoted models, but for the one in use and the `keep` that were in use last.
+    """Remove the files of promoted models, except the one in use and the `keep` models that were in use last.
 
-    Their lines stay in the ledger; a NAME.dvc goes too, so that `dvc gc` may free what DVC stored of it.
+    Their lines stay in the ledger. NAME.dvc is removed too, so that `dvc gc` can free what DVC stored of it.
     """
     used = [record["name"] for record in records if record["event"] in ("promoted", "rolled_back")]
     newest = [name for name in dict.fromkeys(reversed(used)) if name not in (in_use(records), BASE)]

@@ -173,7 +173,7 @@ def test_rollback_goes_back_step_by_step_and_is_recorded(decide: Any, capsys: py
     assert promoted() == names[0]
     ledger.rollback(None)
     assert promoted() is None
-    with pytest.raises(LpoError, match="nothing to go back from"):
+    with pytest.raises(LpoError, match="nothing can be rolled back"):
         ledger.rollback(None)
     ledger.rollback(names[2])
     assert promoted() == names[2]
@@ -257,7 +257,7 @@ def test_two_at_once_are_told(decide: Any) -> None:
     from lpo.files import alone
 
     train(1.0)
-    with alone(ledger.LOCK, "held by the test"), pytest.raises(LpoError, match="is at work"):
+    with alone(ledger.LOCK, "held by the test"), pytest.raises(LpoError, match="is running"):
         decide()
 
 
