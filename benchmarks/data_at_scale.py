@@ -72,6 +72,8 @@ def filter_rows(rows: int) -> dict[str, float]:
 
     from lpo.config import load_params
     from lpo.data.contract import check
+    from lpo.data.limits import Limits
+    from lpo.data.tokens import Tokens
     from lpo.preference.mpcf import gaps_from_scores, mpcf
 
     config = load_params(ROOT / "params.yaml").filter
@@ -100,7 +102,8 @@ def filter_rows(rows: int) -> dict[str, float]:
          "vqa": rng.random(2 * rows)}
     )  # fmt: skip
     start = now()
-    verdict = check(pairs, images, scores, lambda captions: [8] * len(captions), config.max_tokens)
+    tokens = Tokens(lambda captions: [8] * len(captions), config.max_tokens, "none")
+    verdict = check(pairs, images, scores, Limits(tokens, cut=False, must_differ=True))
     contract = now() - start
     good = pairs[verdict.reasons == ""].reset_index(drop=True)
     start = now()

@@ -15,7 +15,8 @@ LIBRARY = sorted((ROOT / "lpo").rglob("*.py"))
 ABOVE = sorted([*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py")])  # Prefect's half
 
 # What a room imports from beside itself. Only downwards: no circle is allowed in the table.
-GROUND = {"errors", "files", "format", "outputs", "images", "config", "random", "paths", "resume", "statistics"}
+GROUND = {"errors", "files", "format", "outputs", "images", "tables", "config", "random", "paths", "resume",
+          "statistics"}  # fmt: skip
 MATHS = GROUND | {"diffusion", "emoji"}
 MODELS = MATHS | {"hub", "families", "preference", "scorers", "rewards"}
 WORK = MODELS | {"data", "sampling", "evaluate", "train", "registry", "report", "doctor", "tracking"}
@@ -26,6 +27,7 @@ BELOW: dict[str, set[str]] = {
     "format": set(),
     "images": {"errors"},
     "random": set(),
+    "tables": {"errors"},
     "paths": set(),
     "resume": {"files"},
     "statistics": {"errors"},
@@ -40,7 +42,7 @@ BELOW: dict[str, set[str]] = {
     "scorers": MATHS | {"hub", "families"},
     "rewards": MATHS | {"hub", "families", "scorers"},  # a reward reads the features of a family's model
     "sampling": MODELS,
-    "data": MODELS,
+    "data": MODELS | {"evaluate"},  # prompt files
     "evaluate": MODELS | {"sampling"},
     "registry": GROUND | {"evaluate"},
     "report": GROUND | {"evaluate"},

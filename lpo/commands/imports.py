@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from lpo import resume
 from lpo.config import Params
-from lpo.data import schema, sources_index
-from lpo.data.sources import Part, convert, finish
-from lpo.data.sources_table import parts
+from lpo.data import refused, schema
+from lpo.data.sources import convert, finish, index
+from lpo.data.sources.cells import is_hole
+from lpo.data.sources.table import open_pairs, table_parts
 from lpo.errors import LpoError
 from lpo.files import write_parquet
 from lpo.outputs import output_file, output_folder
+from lpo.tables import Row, open_table
 
 LEFT_OUT = "left_out.parquet"
+SPLIT_NAME = re.compile(rf"({'|'.join(schema.SPLITS)})(?![a-z])", re.IGNORECASE)  # train.csv, train-2.csv.gz
 
 
 def import_pairs(
@@ -32,45 +37,67 @@ def import_pairs(
         columns: our column -> the tables' column.
 
     Raises:
-        LpoError: if a table is damaged or lacks a column, or a split gets no pairs. What `out` held before stays.
+        LpoError: if a table is damaged or lacks a column, or a split gets no pairs. What `out` held before stays, and
+            the rows that were left out are in data/refused/import.parquet.
     """
-    share = params.dataset.held_out_share
-    found: list[Part] = []
-    for number, table in enumerate(tables):
-        split = table.stem.split("-")[0] if table.stem.split("-")[0] in schema.SPLITS else None
-        for part in parts(table, images or table.parent, columns, split, share):
-            found.append(Part(f"{number:03d}-{part.name}", part.splits, part.rows))
+    share, must_differ = params.dataset.held_out_share, params.dataset.are_different == "required"
+    opened = []
+    for table in tables:
+        named = SPLIT_NAME.match(table.name)
+        split = named.group(1).lower() if named else None
+        opened.append(open_pairs(table, images or table.parent, columns, split))
+    found = table_parts(opened, share, must_differ)
     stamps = {str(table): [table.stat().st_size, table.stat().st_mtime_ns] for table in tables}
-    identity = {"tables": stamps, "images": str(images), "columns": columns, "share": share}
+    identity = {
+        "tables": stamps, "images": str(images), "columns": columns, "share": share, "must_differ": must_differ,
+    }  # fmt: skip
     folder = resume.folder("import", identity)
     counts = convert(found, folder, None, "import")
     with output_folder(out, "lpo data import") as partial:
-        finish(counts, folder, partial, folder / LEFT_OUT)
+        finish(counts, folder, partial, folder / LEFT_OUT, "import")
         (partial / "left_out").mkdir()
         shutil.move(folder / LEFT_OUT, partial / "left_out" / LEFT_OUT)
-    sources_index.register(out)
+    index.register(out)
     shutil.rmtree(folder)
     return {name: counts[name] for name in ("pairs", "ties", "left")}
 
 
-def import_scores(table: Path, out: Path, force: bool = False) -> int:
+def import_scores(path: Path, out: Path, force: bool = False) -> int:
     """Copy a table of scores, keyed by image uid, to `out`; register it. Returns its rows.
 
     Raises:
-        LpoError: if it cannot be read, has no image_uid or lacks a score.
+        LpoError: if it cannot be read, has no image_uid, lacks a score, or holds more than numbers; every row that is
+            wrong is in data/refused/scores.parquet.
     """
-    try:
-        frame = pd.read_csv(table, dtype={"image_uid": str}) if table.suffix == ".csv" else schema.read_scores(table)
-    except (OSError, ValueError) as error:
-        raise LpoError(f"no scores can be read: {error}", str(table), "name a .parquet or .csv file") from error
-    missing = [name for name in schema.SCORES if name not in frame]
+    table = open_table(path)
+    missing = [name for name in schema.SCORES if name not in table.columns]
     if missing:
-        what = f"there is no column {', '.join(missing)}; there are {', '.join(frame)}"
-        raise LpoError(what, str(table), "scores are found by image_uid, never by the place of a row")
-    words = [name for name in list(schema.SCORES)[1:] if not pd.api.types.is_numeric_dtype(frame[name])]
-    if words:
-        raise LpoError(f"{', '.join(words)} hold more than numbers", str(table), "write NaN as an empty field")
+        what = f"there is no column {', '.join(missing)}; there are {', '.join(table.columns)}"
+        raise LpoError(what, str(path), "scores are found by image_uid, never by the place of a row")
+    read = [(row.number, *_scores(row)) for row in table.rows(list(schema.SCORES))]
+    bad = [{"file": path.name, "row": number, "reason": reason} for number, _, reason in read if reason]
+    if bad:
+        what = f"{len(bad)} of {len(read)} rows hold no scores"
+        refused.refuse("scores", pd.DataFrame(bad), what, "correct these rows; write NaN as an empty field")
+    refused.forget("scores")
+    frame = pd.DataFrame([values for _, values, _ in read], columns=list(schema.SCORES))
+    typed = frame.astype(dict.fromkeys(list(schema.SCORES)[1:], "float64") | {"image_uid": "str"})
     with output_file(out, "lpo data scores", force) as partial:
-        write_parquet(partial, frame[list(schema.SCORES)])
-    sources_index.register(out)
+        write_parquet(partial, typed)
+    index.register(out)
     return len(frame)
+
+
+def _scores(row: Row) -> tuple[dict[str, Any], str]:
+    """(image_uid and the scores of a row, NaN for a hole; what is wrong with it)."""
+    if row.problem:
+        return {}, row.problem
+    uid = row.values["image_uid"]
+    values: dict[str, Any] = {"image_uid": None if is_hole(uid) else str(uid)}
+    for name in list(schema.SCORES)[1:]:
+        value = row.values[name]
+        try:
+            values[name] = float("nan") if is_hole(value) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            return {}, f"{name} is not a number: {str(value)[:40]!r}"
+    return values, ""

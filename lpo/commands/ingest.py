@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ SOURCES = (Path("data/pairs"), Path("data/prompts.parquet"))
 COLLECTED, QUARANTINE = Path("data/collected"), Path("data/quarantine")
 WORK, LOCK = Path("data/.inbox.partial"), Path("data/.ingest.lock")
 HELD_OUT = ("validation", "test")
+DONE = ("taken", "refused")  # folders of the inbox
 DIGITS = 16  # of a file's hash, in names
 
 
@@ -50,7 +50,7 @@ def run(params: Params) -> None:
         files = [inbox.fetch(name) for name in inbox.names]
         reports = _take(sorted(files, key=lambda file: (file.digest, file.name)), inbox, params) if files else []
         shutil.rmtree(WORK, ignore_errors=True)
-    reports += [_report(name, {}, "is no plain file; it was left where it is") for name in inbox.odd]
+    reports += [_report(name, {}, f"{why}; it was left where it is") for name, why in sorted(inbox.odd.items())]
     totals = {key: sum(report[key] for report in reports) for key in ("new_pairs", "quarantined", "duplicates")}
     typer.echo(json.dumps(totals | {"files": reports}))
 
@@ -69,6 +69,15 @@ class Fetched:
         return f"{self.digest}-{re.sub(r'[^A-Za-z0-9._-]', '_', self.name)[-100:]}"
 
 
+def _not_taken(name: str, info: dict[str, Any]) -> str:
+    """Why an entry of the inbox is not a file of pairs, "" if it may be one."""
+    if info["type"] != "file" or info.get("islink"):
+        return "it is not a plain file"
+    if not name.endswith(".parquet"):
+        return "only .parquet files are taken; `lpo data import` reads other tables"
+    return ""
+
+
 class Inbox:
     """The parquet files that lie directly in a folder or under a prefix; hidden ones are still being written."""
 
@@ -80,10 +89,9 @@ class Inbox:
         if "://" not in source:
             self.files.makedirs(self.root, exist_ok=True)
         self.taken = {name[:DIGITS] for name, _ in self._listed(f"{self.root}/taken")}
-        found = [(name, info) for name, info in self._listed(self.root) if name.endswith(".parquet")]
-        found = [(name, info) for name, info in found if not name.startswith((".", "_"))]
-        self.odd = sorted(name for name, info in found if info["type"] != "file" or info.get("islink"))
-        self.names = sorted({name for name, _ in found} - set(self.odd))
+        found = [(name, info) for name, info in self._listed(self.root) if not name.startswith((".", "_"))]
+        self.odd = {name: why for name, info in found if name not in DONE and (why := _not_taken(name, info))}
+        self.names = sorted({name for name, _ in found} - self.odd.keys() - set(DONE))
 
     def _listed(self, path: str) -> list[tuple[str, dict[str, Any]]]:
         self.files.invalidate_cache()
@@ -92,7 +100,8 @@ class Inbox:
         except FileNotFoundError:
             return []  # a prefix under which there is nothing does not exist
         except PermissionError as error:
-            raise LpoError(f"the inbox cannot be read: {error}", path, "mend ingest.source, or its access") from error
+            remedy = "correct ingest.source, or its access rights"
+            raise LpoError(f"the inbox cannot be read: {error}", path, remedy) from error
 
     def fetch(self, name: str) -> Fetched:
         """Copy a file: what is checked is then what is kept, even if somebody writes to the original."""
@@ -116,8 +125,8 @@ class Inbox:
 
 def _take(files: list[Fetched], inbox: Inbox, params: Params) -> list[dict[str, Any]]:
     from lpo.data.inbox import Known, found_keys, plain_captions
+    from lpo.data.limits import limits_of
     from lpo.data.schema import read_pairs
-    from lpo.stages.filter import token_counter
 
     missing = [str(path) for path in SOURCES if not path.exists()]
     if missing:
@@ -125,19 +134,17 @@ def _take(files: list[Fetched], inbox: Inbox, params: Params) -> list[dict[str, 
         raise LpoError(what, ", ".join(missing), "run `dvc repro dataset`, or pull it, first")
     pairs, prompts = read_pairs(SOURCES[0]), pd.read_parquet(SOURCES[1])
     held_out = plain_captions(prompts["split"], prompts["prompt"]) | plain_captions(pairs["split"], pairs["caption"])
-    found, (count_tokens, limit) = set(found_keys(pairs)), token_counter(params.model.path, params.filter.max_tokens)
+    found, limits = set(found_keys(pairs)), limits_of(params)
     reports = []
     for file in files:
         known = Known(held_out, found, collected_ids(except_for=file.path.name))
-        report = _take_one(file, known, count_tokens, limit, inbox)
+        report = _take_one(file, known, limits, inbox)
         typer.echo(", ".join(f"{key}: {value}" for key, value in report.items() if value != ""), err=True)
         reports.append(report)
     return reports
 
 
-def _take_one(
-    file: Fetched, known: Any, count_tokens: Callable[[list[str]], list[int]], limit: int, inbox: Inbox
-) -> dict[str, Any]:
+def _take_one(file: Fetched, known: Any, limits: Any, inbox: Inbox) -> dict[str, Any]:
     from lpo.data.inbox import examine, write_quarantine, write_shard
 
     if file.digest in inbox.taken:
@@ -148,7 +155,7 @@ def _take_one(
     try:
         if split in HELD_OUT:
             raise LpoError(f"it is named after the split {split}, and new pairs are for train")
-        findings = examine(file.path.parent, known, count_tokens, limit)
+        findings = examine(file.path.parent, known, limits)
     except LpoError as error:
         reason = str(error).replace(str(file.path), file.name)
         write_json(QUARANTINE / f"{file.digest}.json", {"file": file.name, "sha256": file_hash(file.path),

@@ -56,6 +56,7 @@ class Dataset:
     limit: Count | None
     keep_downloads: bool
     held_out_share: Annotated[float, Range(above=0, below=0.5)]
+    are_different: Literal["required", "ignored"]
     prompts: str | None
     rendered_pairs: ZeroOrMore
     mirrored_share: Share
@@ -131,6 +132,7 @@ class TieMargins:
 class Filter:
     max_quarantined: Share
     max_tokens: Count
+    long_captions: Literal["cut", "quarantine"]
     strategy: str
     strict: bool
     strategies: dict[str, Margins]

@@ -1,6 +1,6 @@
 """The data contract: what a pair and a score must be before anything is learned from them.
 
-    verdict = check(pairs, images, scores, count_tokens, max_tokens)
+    verdict = check(pairs, images, scores, limits)
     bad = pairs[verdict.reasons != ""]
 
 Great Expectations is the one source of truth. What a rule cannot see in a single cell (tokens of a caption, splits that
@@ -8,6 +8,9 @@ share it, contents behind a uid) is measured into a column first; the rules are 
 of a row are read from the rows that an expectation names. So the Data Docs, the counts and the rows cannot disagree.
 
 Pairs have N rows, images are measured by `lpo.data.schema.inspect_images`, scores have one row an image.
+
+A row that repeats an earlier one is left out and the earlier one kept, here as in the inbox (`lpo.data.inbox`). It is
+not a mistake, so `Verdict.too_many` does not count it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from typing import Any
 
 import pandas as pd
 
+from lpo.data.captions import plain
+from lpo.data.limits import Limits
 from lpo.data.schema import SPLITS, UIDS
 from lpo.errors import LpoError
 
@@ -36,47 +41,69 @@ TYPES = {
     "num_example_per_prompt": "int64",
 }  # fmt: skip
 QUOTED = 120  # characters of a value inside a reason
+COPY = "it repeats an earlier row, which is kept"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """reasons: str (N,), all that is wrong with a row joined by "; ", "" for a good one; counts: rows by reason."""
+    """reasons: str (N,), all that is wrong with a row joined by "; ", "" for a good one; counts: rows by reason.
+
+    cut: bool (N,), good rows whose caption the model reads only in part.
+    """
 
     reasons: pd.Series
     counts: dict[str, int]
     results: list[Any]  # validation results, for the Data Docs
     summary: dict[str, Any]
+    cut: pd.Series
+
+    def too_many(self, limit: float) -> str:
+        """What to say if more than the share `limit` of the rows is bad, "" if not."""
+        bad = int(((self.reasons != "") & (self.reasons != COPY)).sum())
+        if bad <= limit * len(self.reasons):
+            return ""
+        counts = "; ".join(f"{reason}: {count}" for reason, count in self.counts.items())
+        allowed = f"more than the {limit:.2%} that filter.max_quarantined allows"
+        return f"{bad} of {len(self.reasons)} pairs break the data contract, {allowed} ({counts})"
 
 
-def check(
-    pairs: pd.DataFrame,
-    images: pd.DataFrame,
-    scores: pd.DataFrame,
-    count_tokens: Callable[[list[str]], list[int]],
-    max_tokens: int,
-) -> Verdict:
+def check(pairs: pd.DataFrame, images: pd.DataFrame, scores: pd.DataFrame | None, limits: Limits) -> Verdict:
     """Hold pairs, their images and their scores to the contract.
 
     Args:
         pairs: as `read_pairs` gives them, with an index 0..N-1.
         images: image_{0,1}_problem and image_{0,1}_digest, the same rows.
-        scores: image_uid, aesthetic, clip, vqa.
-        count_tokens: captions -> their lengths in tokens, uncut, with start and end of text.
-        max_tokens: the longest caption that the model reads to its end.
+        scores: image_uid, aesthetic, clip, vqa; None where no strategy needs them.
 
     Raises:
         LpoError: if a table as a whole breaks the contract: an empty split, no scores, a column of another type.
     """
-    scores = scores.reset_index(drop=True)
-    scored = _validate("scores", scores, score_rules(), "data/scores.parquet")
-    faults = _reasons(scored, scores).groupby(scores["image_uid"]).first()
-    frame = measure(pairs, images, count_tokens)
-    for k, uid in enumerate(UIDS):
-        found = frame[uid].map(faults).fillna("there are none")
-        frame[f"image_{k}_scores_problem"] = found.where((found != "") & frame[uid].notna())
-    checked = _validate("pairs", frame, pair_rules(max_tokens), "data/pairs")
+    frame = measure(pairs, images, limits.tokens.count)
+    results = []
+    if scores is not None:
+        scores = scores.reset_index(drop=True)
+        scored = _validate("scores", scores, score_rules(), "data/scores.parquet")
+        faults = _reasons(scored, scores).groupby(scores["image_uid"]).first()
+        for k, uid in enumerate(UIDS):
+            found = frame[uid].map(faults).fillna("there are none")
+            frame[f"image_{k}_scores_problem"] = found.where((found != "") & frame[uid].notna())
+        results = [scored]
+    checked = _validate("pairs", frame, pair_rules(limits, scored=scores is not None), "data/pairs")
+    return _verdict(frame, checked, [checked, *results], 0 if scores is None else len(scores), limits)
+
+
+def check_early(pairs: pd.DataFrame, limits: Limits) -> Verdict:
+    """Hold pairs to what can be known of them before an image is looked at or scored. Raises as `check`."""
+    nothing = pd.Series([None] * len(pairs), index=pairs.index, dtype="str")
+    images = {f"image_{k}_digest": pairs[uid] for k, uid in enumerate(UIDS)}
+    images |= {f"image_{k}_problem": nothing for k in (0, 1)}
+    frame = measure(pairs, pd.DataFrame(images), limits.tokens.count)
+    checked = _validate("pairs", frame, pair_rules(limits, scored=False), "data/pairs")
+    return _verdict(frame, checked, [checked], 0, limits)
+
+
+def _verdict(frame: pd.DataFrame, checked: Any, results: list[Any], scores: int, limits: Limits) -> Verdict:
     reasons = _reasons(checked, frame)
-    results = [checked, scored]
     rules = [result for suite in results for result in suite.results]
     counts = {
         rule.expectation_config.meta["reason"]: int(rule.result["unexpected_count"])
@@ -84,38 +111,29 @@ def check(
         if rule.result.get("unexpected_count")
     }
     summary = {
-        "pairs": len(pairs),
-        "scores": len(scores),
+        "pairs": len(frame),
+        "scores": scores,
         "expectations": {"evaluated": len(rules), "met": sum(bool(rule.success) for rule in rules)},
         "quarantined": int((reasons != "").sum()),
         "quarantined_by": counts,
         "great_expectations": gx.__version__,
     }
-    return Verdict(reasons, counts, results, summary)
+    cut = (reasons == "") & (frame["caption_tokens"] > limits.tokens.limit).fillna(False).astype(bool)
+    return Verdict(reasons, counts, results, summary, cut)
 
 
-def check_new(
-    pairs: pd.DataFrame,
-    images: pd.DataFrame,
-    held_out: Mapping[str, str],
-    count_tokens: Callable[[list[str]], list[int]],
-    max_tokens: int,
-) -> pd.Series:
+def check_new(pairs: pd.DataFrame, images: pd.DataFrame, held_out: Mapping[str, str], limits: Limits) -> pd.Series:
     """What is wrong with each row of pairs that are to enter train, str (N,), "" for a good one.
 
     The rules are those of `check`, less what a new pair cannot have yet (scores, pairs of the other splits), and one
     more: its caption is none of `held_out`, plain captions (see `plain`) with the split that each belongs to.
     """
-    frame = measure(pairs, images, count_tokens)
+    frame = measure(pairs, images, limits.tokens.count)
     frame["caption_held_out"] = pairs["caption"].map(lambda text: held_out.get(plain(text)), na_action="ignore")
     frame["caption_held_out"] = frame["caption_held_out"].astype("str")
-    rules = [*pair_rules(max_tokens, splits=(), scored=False), _null("caption_held_out", "the caption is held out")]
-    return _reasons(_validate("pairs", frame, rules, "the inbox"), frame)
-
-
-def plain(caption: str) -> str:
-    """A caption without what tokenizers of CLIP do not see either: a leak may hide behind capitals or spaces."""
-    return " ".join(caption.casefold().split())
+    held = _null("caption_held_out", "the caption is held out")
+    expected = [*pair_rules(limits, splits=(), scored=False), held]
+    return _reasons(_validate("pairs", frame, expected, "the inbox"), frame)
 
 
 def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[list[str]], list[int]]) -> pd.DataFrame:
@@ -123,7 +141,14 @@ def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[l
     frame = pairs.copy()
     low, high = (getattr(pairs[UIDS], side)(axis=1) for side in ("min", "max"))
     frame["same_image"] = pairs[UIDS[0]] == pairs[UIDS[1]]
-    frame["copies"] = pairs.groupby([pairs["ranking_id"], low, high])["split"].transform("size")
+    pair = pd.DataFrame({"ranking_id": pairs["ranking_id"], "low": low, "high": high})
+    turned = (pairs[UIDS[0]] != low).to_numpy(bool)
+    told = pairs[["split", "caption", "label_0", "label_1"]].astype(object)
+    told.loc[turned, ["label_0", "label_1"]] = pairs.loc[turned, ["label_1", "label_0"]].to_numpy()
+    same = pd.concat([pair, told], axis=1)
+    frame["is_copy"] = same.duplicated() & pair.notna().all(axis=1)
+    statement = same.groupby(list(same.columns), dropna=False).ngroup()
+    frame["statements"] = statement.groupby([pair[name] for name in pair]).transform("nunique")
     captions = pairs["caption"].dropna().unique().tolist()
     frame["caption_tokens"] = pairs["caption"].map(dict(zip(captions, count_tokens(captions), strict=True)))
     alike = pairs["caption"].map({caption: plain(caption) or None for caption in captions})
@@ -142,7 +167,7 @@ def measure(pairs: pd.DataFrame, images: pd.DataFrame, count_tokens: Callable[[l
     return frame.astype(dict.fromkeys(whole, "Int64"))  # counts beside a hole: 81, not 81.0
 
 
-def pair_rules(max_tokens: int, splits: Sequence[str] = SPLITS, scored: bool = True) -> list[Any]:
+def pair_rules(limits: Limits, splits: Sequence[str] = SPLITS, scored: bool = True) -> list[Any]:
     """What is expected of pairs: of the table first, then of every row. `splits` must have pairs."""
     table = [gxe.ExpectColumnToExist(column=name, meta={"reason": f"{name} is missing"}) for name in TYPES]
     table += [
@@ -155,12 +180,13 @@ def pair_rules(max_tokens: int, splits: Sequence[str] = SPLITS, scored: bool = T
     rows += [
         gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=r"\S", meta={"reason": "caption is empty"}),
         *(gxe.ExpectColumnValuesToNotBeInSet(column=u, value_set=[""], meta={"reason": f"{u} is empty"}) for u in UIDS),
-        _at_most("caption_tokens", max_tokens, f"the caption has more than {max_tokens} tokens"),
+        *([] if limits.cut else [_at_most("caption_tokens", limits.tokens.limit, limits.too_long)]),
         _at_most("caption_splits", 1, "the caption is in several splits"),
-        _at_most("copies", 1, "the pair is there several times under one ranking_id"),
+        _at_most("statements", 1, "the pair is there several times under one ranking_id and does not say the same"),
+        _one_of("is_copy", [False], COPY),
         _one_of("same_image", [False], "image_0_uid and image_1_uid are the same"),
         _one_of("has_label", [True], "has_label is false"),
-        _one_of("are_different", [True], "are_different is false"),
+        *([_one_of("are_different", [True], "are_different is false")] if limits.must_differ else []),
         _one_of("label_0", [0, 0.5, 1], "label_0 is not 0, 0.5 or 1"),
         _one_of("label_1", [0, 0.5, 1], "label_1 is not 0, 0.5 or 1"),
         gxe.ExpectMulticolumnSumToEqual(
@@ -225,7 +251,8 @@ def _validate(name: str, frame: pd.DataFrame, rules: list[Any], where: str) -> A
     failed = [r for r in result.results if not r.success and "unexpected_index_list" not in r.result]
     if failed:
         what = "; ".join(r.expectation_config.meta["reason"] + _raised(r) for r in failed)
-        raise LpoError(f"the data contract is broken: {what}", where, "mend the data; rows cannot be left out for this")
+        remedy = "correct the data; rows cannot be left out for this"
+        raise LpoError(f"the data contract is broken: {what}", where, remedy)
     return result
 
 

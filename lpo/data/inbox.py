@@ -1,6 +1,6 @@
 """New pairs from outside: what a parquet file brings, what is wrong with it, and how what is good is kept.
 
-    findings = examine(folder of one file, known, count_tokens, max_tokens)    one verdict a row
+    findings = examine(folder of one file, known, limits)           one verdict a row
     write_shard(file, findings, shard); write_quarantine(file, findings, table)
 
 A pair is its caption, its two images and its labels, whatever else a file says about it:
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lpo.data.contract import check_new, plain
+from lpo.data.captions import plain
+from lpo.data.contract import check_new
+from lpo.data.limits import Limits
 from lpo.data.schema import OPTIONAL, PAIRS, UIDS, inspect_images, read_pairs
 from lpo.files import replacing
 
@@ -68,7 +70,7 @@ def found_keys(pairs: pd.DataFrame) -> list[str]:
     return [_key(*row) for row in values.where(values.notna(), None).itertuples(index=False)]
 
 
-def examine(folder: Path, known: Known, count_tokens: Callable[[list[str]], list[int]], max_tokens: int) -> Findings:
+def examine(folder: Path, known: Known, limits: Limits) -> Findings:
     """The verdicts on the one file of `folder`, as `lpo.data.schema.shards` reads it.
 
     Raises:
@@ -81,7 +83,7 @@ def examine(folder: Path, known: Known, count_tokens: Callable[[list[str]], list
     first = np.flatnonzero(~repeated)
     if len(first):
         once, seen = (frame.iloc[first].reset_index(drop=True) for frame in (pairs, images))
-        reasons = check_new(once, seen, known.held_out, count_tokens, max_tokens)
+        reasons = check_new(once, seen, known.held_out, limits)
         rows.loc[first, "reason"] = reasons.to_numpy()
     there = rows["ranking_id"].isin(known.ranking_ids) | pd.Series(found_keys(pairs)).isin(known.found)
     rows["new"] = (rows["reason"] == "") & ~repeated & ~there

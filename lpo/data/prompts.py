@@ -1,7 +1,7 @@
-"""data/prompts.parquet of a real source: prompt, split, category; capitals and spaces apart, none is in two splits.
+"""data/prompts.parquet of a real source: prompt, split, category; no prompt is in two splits, however it is written.
 
-A split's prompts are those of `dataset.prompts`, else the source's own prompt set, else captions of the split's pairs.
-Of train a random sample is drawn (the paper tunes on 4000 of Pick-a-Pic's); the others keep their order.
+The prompts of a split are those of `dataset.prompts`, else the source's own prompt set, else captions of the split's
+pairs. Train gets a random sample (the paper tunes on 4000 prompts of Pick-a-Pic); the other splits keep their order.
 """
 
 from __future__ import annotations
@@ -10,33 +10,38 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from lpo.data import schema
+from lpo.data.captions import plain
 from lpo.data.schema import SPLITS
+from lpo.data.sources import Left
 from lpo.errors import LpoError
+from lpo.evaluate.prompt_files import NO_CATEGORY, read_prompts
 
-CATEGORY = "all"  # of prompts that no source sorts
+SETTING = "dataset.prompts"
 
 
 def choose(
-    pairs: Path, own: dict[str, list[str]], file: str | None, sizes: dict[str, int], seed: int
+    pairs: Path, own: dict[str, list[str]], named: pd.DataFrame, sizes: dict[str, int], seed: int
 ) -> tuple[pd.DataFrame, int]:
-    """(prompt, split, category; how many were left out because a split before has them), at most `sizes` of each split.
+    """(prompt, split, category; how many were left out because an earlier split has them), at most `sizes` a split.
 
-    Held-out prompts come first: what validation or test has is never trained on.
+    Held-out prompts are chosen first: what validation or test has is never trained on.
+
+    Args:
+        own: the source's own prompts by split.
+        named: the prompts of a file, see `read_named`; they replace those of the source.
 
     Raises:
-        LpoError: if the file cannot be read, or a split is left without a prompt.
+        LpoError: if a split is left without a prompt.
     """
-    named = read_prompts(file) if file else pd.DataFrame(columns=["prompt", "split", "category"])
     taken: set[str] = set()
     frames, doubled = [], 0
     for split in ("test", "validation", "train"):
         table = named[named["split"] == split]
         if table.empty:
             prompts = own.get(split) or _captions(pairs, split)
-            table = pd.DataFrame({"prompt": prompts, "split": split, "category": CATEGORY})
+            table = pd.DataFrame({"prompt": prompts, "split": split, "category": NO_CATEGORY})
         table = table.assign(plain=table["prompt"].map(plain)).drop_duplicates("plain")
         fresh = table[~table["plain"].isin(taken) & (table["plain"] != "")]
         doubled += int(table["plain"].isin(taken).sum())
@@ -45,43 +50,30 @@ def choose(
         fresh = fresh.head(sizes[split])
         if fresh.empty:
             what = f"no prompts are left for {split}; {doubled} are in a held-out split too"
-            raise LpoError(what, file or str(pairs), "name a file of prompts: dataset.prompts in params.yaml")
+            raise LpoError(what, str(pairs), f"name a file of prompts: {SETTING} in params.yaml")
         taken |= set(fresh["plain"]) if split == "train" else set(table["plain"])
         frames.append(fresh[["prompt", "split", "category"]])
     return pd.concat(frames[::-1], ignore_index=True).astype(str), doubled
 
 
-def read_prompts(file: str) -> pd.DataFrame:
-    """prompt, split, category of a .parquet or .csv file with these columns, or of a text file, a prompt a line.
+def read_named(file: str | None) -> tuple[pd.DataFrame, list[Left]]:
+    """(prompt, split, category of the file `dataset.prompts`, what was left out of it); nothing where it is None.
 
-    Without split, all of them are of test; without category, they have one.
+    A prompt without a split is of test.
 
     Raises:
-        LpoError: if there is no such file, it has no column prompt, or a split of another name.
+        LpoError: if the file cannot be read, has no column of prompts, or names another split.
     """
-    path = Path(file)
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        elif path.suffix in (".csv", ".tsv"):
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, sep="\t" if path.suffix == ".tsv" else ",")
-        else:
-            table = pd.DataFrame({"prompt": path.read_text(encoding="utf-8").splitlines()})
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise LpoError(f"no prompts can be read: {error}", file, "name a .parquet, .csv, .tsv or .txt file") from error
-    if "prompt" not in table:
-        raise LpoError(f"there is no column prompt; there are {', '.join(table)}", file, "call it prompt")
-    table = pd.DataFrame({"split": "test", "category": CATEGORY} | {c: table[c] for c in table}, index=table.index)
-    table = table[table["prompt"].map(lambda prompt: isinstance(prompt, str) and bool(prompt.strip()))]
-    strange = sorted(set(table["split"]) - set(SPLITS))
+    if file is None:
+        return pd.DataFrame(columns=["prompt", "split", "category"]), []
+    table, left = read_prompts(file, setting=SETTING)
+    table = table.assign(split=[split or "test" for split in table["split"]])
+    strange = sorted({str(split) for split in table["split"]} - set(SPLITS))
     if strange:
-        raise LpoError(f"no such split: {', '.join(map(str, strange[:5]))}", file, f"use {', '.join(SPLITS)}")
-    return table[["prompt", "split", "category"]]
-
-
-def plain(prompt: str) -> str:
-    """A prompt without what tokenizers of CLIP do not see either: capitals, runs of spaces."""
-    return " ".join(prompt.casefold().split())
+        raise LpoError(f"no such split: {', '.join(strange[:5])}", file, f"use {', '.join(SPLITS)}")
+    reasons = zip(left.index, left["reason"], strict=True)
+    rows = [Left(file, number, None, f"prompt: {reason}") for number, reason in reasons]
+    return table[["prompt", "split", "category"]], rows
 
 
 def _captions(pairs: Path, split: str) -> list[str]:

@@ -2,7 +2,7 @@
 
     pairs = read_pairs("data/pairs")                         one row a pair, in the order of the shards
     for uids, data in iter_images("data/pairs", None, 64):   every image once, as encoded bytes
-        pictures = decode_rgb(data, 512)                     of lpo/images.py
+        pictures = decode_pictures(data)                     of lpo/images.py
 
 A shard is SPLIT-*.parquet; where a folder is asked for, several may be named. `file` and `row` say where each pair was
 found. Integers and truth values are nullable: a hole in the data stays a hole until the contract names it.
@@ -42,6 +42,7 @@ PAIRS = {
     "jpg_1": pa.binary(),
 }
 OPTIONAL = {"category": pa.string(), "difference": pa.string()}  # what the embedded world adds; null elsewhere
+ORIGIN = {"source_file": pa.string(), "source_row": pa.int64()}  # where a pair of people was found; null elsewhere
 SCORES = {"image_uid": pa.string(), "aesthetic": pa.float64(), "clip": pa.float64(), "vqa": pa.float64()}
 
 BATCH = 64  # rows whose images are in memory at once
@@ -75,12 +76,12 @@ def split_of(path: Path) -> str:
 
 
 def read_pairs(folder: Folders) -> pd.DataFrame:
-    """All pairs of a folder without their images: split, file, row, then the columns of `PAIRS` and `OPTIONAL`.
+    """All pairs of a folder without their images: split, file, row, then `PAIRS`, `OPTIONAL` and `ORIGIN`.
 
     Raises:
         LpoError: see `shards`.
     """
-    columns = {name: kind for name, kind in PAIRS.items() if name not in IMAGES} | OPTIONAL
+    columns = {name: kind for name, kind in PAIRS.items() if name not in IMAGES} | OPTIONAL | ORIGIN
     frames = []
     for path in shards(folder):
         frame = _read(path, columns)

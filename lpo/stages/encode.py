@@ -36,9 +36,11 @@ def run(params: Params) -> None:
         base = replace(params.model, path=params.reward.base, vae=None, denoiser=None)
         check_same(latent_space_of(base), space, f"params.yaml: reward.base: {base.path}")
 
+    pixel_art = params.dataset.source == "simulated"
+
     def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
         for uids, data in iter_images(PAIRS, wanted, params.encode.batch_size, "encode"):
-            yield uids, codec.encode(to_tensor(decode_rgb(data, size)))
+            yield uids, codec.encode(to_tensor(decode_rgb(data, size, pixel_art)))
 
     captions = sorted(set(kept["caption"]))
     with atomic_folder("data/latents") as folder:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from transformers import CLIPTokenizer
 
 from lpo.config import Filter, Params
 from lpo.data import data_docs
 from lpo.data.contract import Verdict, check
+from lpo.data.limits import limits_of
+from lpo.data.refused import forget, refuse, table_of
 from lpo.data.schema import SPLITS, in_order, inspect_images, read_pairs, read_scores
-from lpo.errors import LpoError
 from lpo.files import atomic_folder, write_json, write_parquet, write_text
 from lpo.preference.mpcf import SCORES, gaps_from_scores, mpcf
 
@@ -24,59 +24,49 @@ COLUMNS = [
     "ranking_id", "split", "caption", "image_0_uid", "image_1_uid", "label_0", "label_1", "num_example_per_prompt",
     "category", "difference", "gap_aesthetic", "gap_clip", "gap_vqa",
 ]  # fmt: skip
-NAMED = 5  # rows that a message shows
 
 
 def run(params: Params) -> None:
     """Write kept, dropped and quarantined pairs, the Data Docs and the metrics.
 
     Raises:
-        LpoError: if the contract is broken by a table or by too many rows, or nothing of a split is left.
+        LpoError: if the contract is broken by a table or by too many rows, or nothing of a split is left. The rows are
+            then in data/refused/filter.parquet.
     """
     config = params.filter
-    count_tokens, limit = token_counter(params.model.path, config.max_tokens)
-    folders, scores = (PAIRS, COLLECTED), read_scores(TABLE)
+    limits, folders = limits_of(params), (PAIRS, COLLECTED)
+    scores = read_scores(TABLE) if config.strategy != "none" else None
     pairs, images = in_order(read_pairs(folders), inspect_images(folders, "look at images"), COLLECTED)
-    verdict = check(pairs, images, scores, count_tokens, limit)
+    verdict = check(pairs, images, scores, limits)
     bad = verdict.reasons != ""
-    _stop_if_too_many(pairs, verdict, config.max_quarantined)
+    quarantine = table_of(pairs[bad], verdict.reasons[bad])
+    if what := verdict.too_many(config.max_quarantined):
+        refuse("filter", quarantine, what, limits.remedy(verdict.counts))
 
     good = pairs[~bad].reset_index(drop=True).astype({"ranking_id": "int64", "num_example_per_prompt": "int64"})
-    gaps = gaps_from_scores(good, scores.drop_duplicates("image_uid"))  # repeated ones belong to no good pair
-    decided = decide(good, gaps, config)
+    if scores is None:
+        gaps = pd.DataFrame(math.nan, index=good.index, columns=SCORES)
+        decided = pd.DataFrame({"keep": True, "reason": ""}, index=good.index)
+    else:
+        gaps = gaps_from_scores(good, scores.drop_duplicates("image_uid"))  # repeated ones belong to no good pair
+        decided = decide(good, gaps, config)
     filtered = pd.concat([good, gaps.add_prefix("gap_")], axis=1)[COLUMNS].assign(reason=decided["reason"])
     keep = decided["keep"]
     for split in SPLITS:
         if not (keep & (good["split"] == split)).any():
             found = verdict.counts | dropped_by(decided["reason"])
             what = f"no pair of the split {split} is left; rows by reason: {found}"
-            raise LpoError(what, str(PAIRS), "mend its pairs, or choose wider margins: filter.strategy in params.yaml")
+            rows = pd.concat([quarantine, table_of(good[~keep], decided["reason"][~keep])], ignore_index=True)
+            refuse("filter", rows, what, "correct its pairs, or choose wider margins: filter.strategy in params.yaml")
+    forget("filter")
     with atomic_folder(OUT) as folder:
         write_parquet(folder / "kept.parquet", filtered.loc[keep, COLUMNS])
         write_parquet(folder / "dropped.parquet", filtered[~keep])
-        write_parquet(folder / "quarantine.parquet", quarantine(pairs[bad], verdict.reasons[bad]))
+        write_parquet(folder / "quarantine.parquet", quarantine)
         counts = metrics(pairs, bad, filtered, keep, verdict)
         write_text(folder / "data_docs/index.html", data_docs.render(verdict.results, tables_of(counts, config)))
         write_json(folder / "summary.json", verdict.summary)
     write_json("metrics/filter.json", counts)
-
-
-def token_counter(model: str, max_tokens: int) -> tuple[Callable[[list[str]], list[int]], int]:
-    """(captions -> their lengths in tokens, uncut; the longest length that the model reads to its end)."""
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
-    except (OSError, ValueError) as error:
-        raise LpoError(
-            f"no tokenizer here: {error}", f"{model}/tokenizer", "run `lpo base`, or mend model.path"
-        ) from error
-
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes, in silence, of an absent folder
-        raise LpoError("the tokenizer has no words", f"{model}/tokenizer", "run `lpo base`, or mend model.path")
-
-    def count(captions: list[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(captions, verbose=False).input_ids] if captions else []
-
-    return count, min(max_tokens, tokenizer.model_max_length)
 
 
 def decide(pairs: pd.DataFrame, gaps: pd.DataFrame, config: Filter) -> pd.DataFrame:
@@ -86,13 +76,6 @@ def decide(pairs: pd.DataFrame, gaps: pd.DataFrame, config: Filter) -> pd.DataFr
     ties = (pairs["label_0"] == pairs["label_1"])[train]
     rest = pd.DataFrame({"keep": True, "reason": ""}, index=pairs.index[~train])
     return pd.concat([mpcf(gaps[train], ties, margins, asdict(config.ties), config.strict), rest]).sort_index()
-
-
-def quarantine(pairs: pd.DataFrame, reasons: pd.Series) -> pd.DataFrame:
-    """Bad rows as they were found, labels as text (they may be anything), with where and why."""
-    shown = pairs[["ranking_id", "split", "caption", "image_0_uid", "image_1_uid"]]
-    labels = pairs[["label_0", "label_1"]].astype(str)
-    return pd.concat([shown, labels, pairs[["file", "row"]]], axis=1).assign(reason=reasons)
 
 
 def dropped_by(reasons: pd.Series) -> dict[str, int]:
@@ -115,7 +98,9 @@ def metrics(
     counts["kept_ties"] = int((tables["kept"]["label_0"] == 0.5).sum())
     counts["dropped_by"] = dropped_by(filtered["reason"])
     counts["quarantined_by"] = verdict.counts
+    counts["captions_cut"] = int(verdict.cut.sum())
     won = (filtered["split"] == "train") & (filtered["label_0"] != filtered["label_1"])
+    won &= filtered["gap_clip"].notna()  # all of them, or none where no strategy needed scores
     counts["agreement"] = {"all": _agreement(filtered[won]), "kept": _agreement(filtered[won & keep])}
     return counts
 
@@ -132,7 +117,8 @@ def tables_of(counts: dict[str, Any], config: Filter) -> list[data_docs.Counts]:
         rules = {"no rule: every pair stays": 0}
     else:
         least, most = asdict(config.strategies[config.strategy]), asdict(config.ties)
-        rules = {f"winner less loser: {name} < {least[name]:g}": dropped[name] for name in SCORES}
+        sign = "<=" if config.strict else "<"
+        rules = {f"winner less loser: {name} {sign} {least[name]:g}": dropped[name] for name in SCORES}
         limits = " or ".join(f"|{name}| > {most[name]:g}" for name in SCORES)
         rules[f"tie: {limits}"] = dropped["tie"]
     reasons = list(counts["quarantined_by"].items())
@@ -152,20 +138,3 @@ def _agreement(won: pd.DataFrame) -> dict[str, float]:
     agree = won[[f"gap_{name}" for name in SCORES]] >= 0
     shares = {name: round(float(agree[f"gap_{name}"].mean()), 5) for name in SCORES}
     return shares | {"every": round(float(agree.all(axis=1).mean()), 5), "pairs": len(won)}
-
-
-def _stop_if_too_many(pairs: pd.DataFrame, verdict: Verdict, limit: float) -> None:
-    bad = pairs[verdict.reasons != ""]
-    if len(bad) <= limit * len(pairs):
-        return
-    reasons = "; ".join(f"{reason}: {count}" for reason, count in verdict.counts.items())
-    rows = [
-        f"{file} row {row}: {reason}"
-        for file, row, reason in zip(bad["file"], bad["row"], verdict.reasons[bad.index], strict=True)
-    ]
-    raise LpoError(
-        f"{len(bad)} of {len(pairs)} pairs break the data contract, more than the {limit:.2%} that "
-        f"filter.max_quarantined allows ({reasons})",
-        "\n    ".join([*rows[:NAMED], *([f"and {len(rows) - NAMED} more rows"] if len(rows) > NAMED else [])]),
-        "mend these pairs, or raise filter.max_quarantined in params.yaml to leave them out",
-    )

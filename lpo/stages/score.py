@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from lpo import images as encoded_images
 from lpo import resume
 from lpo.config import Params
-from lpo.data import schema, sources_index
+from lpo.data import schema
+from lpo.data.sources import index
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import file_hash, folder_hash, write_json, write_parquet
@@ -42,8 +43,15 @@ class Place(NamedTuple):
 
 
 def run(params: Params) -> None:
-    """Score every picture that decodes; one that doesn't is left out here, and quarantined by the data contract."""
+    """Score every picture that decodes; one that doesn't is left out here, and quarantined by the data contract.
+
+    Where `filter.strategy` is none nothing reads the scores, so none are made.
+    """
     config = params.score
+    if params.filter.strategy == "none":
+        write_parquet("data/scores.parquet", _empty())
+        write_json("metrics/score.json", {"images": 0, "mean": {}})
+        return
     places = plan()
     if config.table is not None:
         table = imported(config.table, places)
@@ -51,6 +59,7 @@ def run(params: Params) -> None:
         head = config.models.aesthetic_head
         identity = {
             "score": {k: v for k, v in asdict(config).items() if k != "processes"},
+            "pixel_art": params.dataset.source == "simulated",
             "pairs": [folder_hash(folder) for folder in PAIRS],
             "scorers": folder_hash(config.scorers) if config.scorers != "published" else "",
             "head": file_hash(head) if head is not None and Path(head).is_file() else "",
@@ -124,10 +133,14 @@ def work(rank: int, processes: int, params: Params, parts: list[list[Place]], fo
         for number in missing:
             frames = []
             for batch in batches(parts[number], params.score.batch_size):
-                frames.append(score(scorers, *batch))
+                frames.append(score(scorers, *batch, params.dataset.source == "simulated"))
                 bar.update(len(batch[0]))
-            empty = pd.DataFrame(columns=list(schema.SCORES)).astype(dict.fromkeys(NAMES, float) | {"image_uid": str})
-            write_parquet(_file(folder, number), pd.concat(frames, ignore_index=True) if frames else empty)
+            write_parquet(_file(folder, number), pd.concat(frames, ignore_index=True) if frames else _empty())
+
+
+def _empty() -> pd.DataFrame:
+    """Scores of no image, in their types."""
+    return pd.DataFrame(columns=list(schema.SCORES)).astype(dict.fromkeys(NAMES, float) | {"image_uid": str})
 
 
 def batches(part: list[Place], size: int) -> Iterator[tuple[list[Place], list[bytes]]]:
@@ -147,13 +160,13 @@ def batches(part: list[Place], size: int) -> Iterator[tuple[list[Place], list[by
         yield places, data
 
 
-def score(scorers: Published | Scorers, places: list[Place], data: list[bytes]) -> pd.DataFrame:
-    """image_uid, aesthetic, clip, vqa of encoded images."""
+def score(scorers: Published | Scorers, places: list[Place], data: list[bytes], pixel_art: bool) -> pd.DataFrame:
+    """image_uid, aesthetic, clip, vqa of encoded images; `pixel_art` says how small scorers resize them."""
     captions = [place.caption for place in places]
     if isinstance(scorers, Published):
         scores = scorers.score(encoded_images.decode_pictures(data), captions)
     else:
-        scores = scorers.score(to_tensor(encoded_images.decode_rgb(data, scorers.size)), captions)
+        scores = scorers.score(to_tensor(encoded_images.decode_rgb(data, scorers.size, pixel_art)), captions)
     columns = {name: scores[name].double().cpu().numpy() for name in NAMES}
     return pd.DataFrame({"image_uid": [place.uid for place in places]} | columns)
 
@@ -164,5 +177,5 @@ def _file(folder: Path, number: int) -> Path:
 
 def table_scores(path: str) -> pd.DataFrame:
     """The imported scores. Raises LpoError if the table changed since."""
-    sources_index.check(Path(path), f"lpo data scores TABLE --out {path}")
+    index.check(Path(path), f"lpo data scores TABLE --out {path}")
     return schema.read_scores(path)

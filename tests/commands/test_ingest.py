@@ -189,12 +189,21 @@ def test_names_lead_nowhere_and_what_is_no_file_stays(take: Any, tmp_path: Path)
     assert counts(found) == (3, 0, 0)
     assert {file["name"]: file["reason"] for file in found["files"]} == {
         "~root*[a].parquet": "",
-        "folder.parquet": "is no plain file; it was left where it is",
-        "link.parquet": "is no plain file; it was left where it is",
+        "folder.parquet": "it is not a plain file; it was left where it is",
+        "link.parquet": "it is not a plain file; it was left where it is",
     }
     assert secret.exists() and (INBOX / "link.parquet").is_symlink() and (INBOX / ".half.parquet").exists()
     (taken,) = (INBOX / "taken").iterdir()
     assert taken.name.endswith("-_root__a_.parquet")
+
+
+def test_a_table_of_another_kind_is_told_and_stays(take: Any) -> None:
+    few(2).drop(columns=["jpg_0", "jpg_1"]).to_csv(INBOX / "votes.csv", index=False)
+    os.mkfifo(INBOX / "pipe.parquet")  # reading it would wait for ever
+    found = take()
+    assert counts(found) == (0, 0, 0) and (INBOX / "votes.csv").exists()
+    reasons = {file["name"]: file["reason"] for file in found["files"]}
+    assert "lpo data import" in reasons["votes.csv"] and "not a plain file" in reasons["pipe.parquet"]
 
 
 def test_an_inbox_that_is_a_prefix_of_an_object_store(take: Any) -> None:
@@ -206,7 +215,7 @@ def test_an_inbox_that_is_a_prefix_of_an_object_store(take: Any) -> None:
     left = sorted(path.rsplit("/", 1)[-1].split("-", 1)[-1] for path in store.find("/bucket/in"))
     assert left == ["a_.parquet", "ab.parquet", "notes.txt"]
     assert len(store.ls("/bucket/in/taken")) == 2
-    assert take()["files"] == []
+    assert [file["name"] for file in take()["files"]] == ["notes.txt"]
     store.rm("/bucket", recursive=True)
 
 

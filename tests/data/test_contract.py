@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from lpo.data import data_docs
-from lpo.data.contract import Verdict, check
+from lpo.data.contract import COPY, Verdict, check, check_early
+from lpo.data.limits import Limits
+from lpo.data.tokens import Tokens
 from lpo.errors import LpoError
 
 HOSTILE = "<script>alert(1)</script>"
@@ -56,11 +58,12 @@ class Tables:
     def score(self, uid: str, name: str, value: float) -> None:
         self.scores.loc[self.scores["image_uid"] == uid, name] = value
 
-    def check(self, max_tokens: int = 77) -> Verdict:
-        return check(self.pairs, self.images, self.scores, words, max_tokens)
+    def check(self, max_tokens: int = 77, **limits: bool) -> Verdict:
+        given = Limits(Tokens(words, max_tokens, "a model"), **{"cut": False, "must_differ": True} | limits)
+        return check(self.pairs, self.images, self.scores, given)
 
-    def bad(self, max_tokens: int = 77) -> dict[int, str]:
-        reasons = self.check(max_tokens).reasons
+    def bad(self, max_tokens: int = 77, **limits: bool) -> dict[int, str]:
+        reasons = self.check(max_tokens, **limits).reasons
         return {row: text for row, text in reasons.items() if text}
 
 
@@ -171,16 +174,43 @@ def test_a_row_has_all_its_reasons() -> None:
     assert set(tables.bad()[4].split("; ")) == set("; ".join(wanted).split("; "))
 
 
-def test_a_pair_repeated_under_one_ranking_id_is_bad_in_either_order() -> None:
+def test_of_a_pair_that_is_repeated_the_first_is_kept_in_whichever_order_its_images_come() -> None:
     tables = Tables()
     tables.pairs.loc[1, ["ranking_id", "caption"]] = [0, tables.pairs["caption"][0]]
     for table in (tables.pairs, tables.images):
         first, second = [name for name in table.columns if name.endswith(("uid", "digest"))]
         table.loc[1, [first, second]] = table.loc[0, [second, first]].to_numpy()
-    reason = "the pair is there several times under one ranking_id: 2"
-    assert tables.bad() == {0: reason, 1: reason}
+    assert tables.bad() == {1: COPY}  # the label 0, 1 of the turned pair says what 1, 0 does
+    assert tables.check().too_many(0) == ""  # a copy is not a mistake
     tables.pairs.loc[1, "ranking_id"] = 1  # the same pair, ranked by somebody else
     assert tables.bad() == {}
+    tables.pairs.loc[1, ["ranking_id", "label_0", "label_1"]] = [0, 1.0, 0.0]
+    reason = "the pair is there several times under one ranking_id and does not say the same: 2"
+    assert tables.bad() == {0: reason, 1: reason}
+    assert "2 of 9 pairs" in tables.check().too_many(0.2) and tables.check().too_many(0.25) == ""
+
+
+def test_long_captions_that_training_cuts_are_good_and_counted() -> None:
+    tables = Tables()
+    tables.pairs.loc[[4, 5], "caption"] = ["cat " * 76, ""]
+    assert tables.bad(cut=True) == {5: "caption is empty"}
+    assert tables.check(cut=True).cut.tolist() == [row == 4 for row in range(9)]
+    assert not tables.check().cut.any()
+
+
+def test_are_different_can_be_ignored() -> None:
+    tables = Tables()
+    tables.pairs.loc[4, "are_different"] = False
+    assert tables.bad(must_differ=False) == {}
+
+
+def test_the_early_look_sees_what_needs_neither_images_nor_scores() -> None:
+    tables = Tables()
+    for row, name in enumerate(("label 2", "undecodable", "NaN score", "long caption")):
+        CASES[name][0](tables, row)
+    limits = Limits(Tokens(words, 77, "a model"), cut=False, must_differ=True)
+    reasons = check_early(tables.pairs, limits).reasons
+    assert [bool(text) for text in reasons] == [True, False, False, True] + [False] * 5
 
 
 def test_the_same_ranking_id_for_other_images_is_good() -> None:

@@ -10,7 +10,9 @@ import pytest
 from support.new_pairs import mirrored, pairs, png
 
 from lpo.data.inbox import Known, examine, found_keys, identities, plain_captions, write_quarantine, write_shard
+from lpo.data.limits import Limits
 from lpo.data.schema import OPTIONAL, PAIRS, in_order, inspect_images, read_pairs
+from lpo.data.tokens import Tokens
 from lpo.errors import LpoError
 
 NOTHING = Known({}, set(), set())
@@ -18,6 +20,9 @@ NOTHING = Known({}, set(), set())
 
 def words(captions: list[str]) -> list[int]:
     return [len(caption.split()) + 2 for caption in captions]
+
+
+LIMITS = Limits(Tokens(words, 77, "a model"), cut=False, must_differ=True)
 
 
 def put(folder: Path, frame: pd.DataFrame) -> Path:
@@ -29,7 +34,7 @@ def put(folder: Path, frame: pd.DataFrame) -> Path:
 
 def look(tmp_path: Path, frame: pd.DataFrame, known: Known = NOTHING) -> pd.DataFrame:
     put(tmp_path / "work", frame)
-    return examine(tmp_path / "work", known, words, 77).rows
+    return examine(tmp_path / "work", known, LIMITS).rows
 
 
 def names(tmp_path: Path, frame: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +114,7 @@ def test_a_shard_holds_the_new_rows_with_the_preference_on_the_right_image(tmp_p
     frame = pairs(20).assign(category="pair", unknown="x")
     frame.loc[3, "label_0"] = 2.0
     source = put(tmp_path / "work", frame)
-    findings = examine(tmp_path / "work", NOTHING, words, 77)
+    findings = examine(tmp_path / "work", NOTHING, LIMITS)
     write_shard(source, findings, tmp_path / "collected/train-1.parquet")
     made = pd.read_parquet(tmp_path / "collected/train-1.parquet")
     assert list(made.columns) == [*PAIRS, *OPTIONAL]
@@ -128,7 +133,7 @@ def test_the_same_pairs_in_any_file_make_the_same_rows(tmp_path: Path) -> None:
     for name, order in (("one", frame), ("other", mirrored(frame.iloc[::-1]).assign(ranking_id=range(10, 16)))):
         source = put(tmp_path / name, order)
         target = tmp_path / f"{name}.parquet"
-        write_shard(source, examine(tmp_path / name, NOTHING, words, 77), target)
+        write_shard(source, examine(tmp_path / name, NOTHING, LIMITS), target)
         made.append(pd.read_parquet(target).sort_values("ranking_id", ignore_index=True))
     pd.testing.assert_frame_equal(*made)
 
@@ -137,7 +142,7 @@ def test_quarantine_holds_the_row_as_it_was_found(tmp_path: Path) -> None:
     frame = pairs(3)
     frame.loc[2, "label_0"] = 2.0
     source = put(tmp_path / "work", frame)
-    findings = examine(tmp_path / "work", NOTHING, words, 77)
+    findings = examine(tmp_path / "work", NOTHING, LIMITS)
     write_quarantine(source, findings, "../odd name.parquet", tmp_path / "bad.parquet")
     (row,) = pd.read_parquet(tmp_path / "bad.parquet").to_dict("records")
     assert (row["ranking_id"], row["image_0_uid"], row["label_0"], row["row"]) == (2, "2a", 2.0, 2)

@@ -213,13 +213,13 @@ def test_images_of_the_three_formats_are_good(kind: str) -> None:
     [
         (None, "has no bytes"),
         (b"", "has no bytes"),
-        (b"<html>not found</html>", "is no JPEG, PNG, WEBP image"),
-        (encode(3, kind="GIF"), "is no JPEG, PNG, WEBP image"),
+        (b"<html>not found</html>", "is not a JPEG, PNG, WEBP image"),
+        (encode(3, kind="GIF"), "is not a JPEG, PNG, WEBP image"),
         (encode(3, size=64)[:-60], "does not decode"),
         (encode(3, size=64, kind="JPEG")[:-60], "does not decode"),
         (bomb(5000, 5000), "claims 5000x5000 pixels, more than 16777216"),
         (bomb(60000, 60000), "does not decode"),  # Pillow's own limit comes first
-        (bomb(0, 7), "is no JPEG, PNG, WEBP image"),
+        (bomb(0, 7), "is not a JPEG, PNG, WEBP image"),
     ],
     ids=["missing", "empty", "html", "gif", "cut-png", "cut-jpeg", "bomb", "huge-bomb", "no-width"],
 )
@@ -234,7 +234,7 @@ def test_decoding_keeps_pixels_and_shrinks_enlarged_pixel_art_exactly() -> None:
     small, large = io.BytesIO(), io.BytesIO()
     Image.fromarray(pixels).save(small, "PNG")
     Image.fromarray(pixels.repeat(4, 0).repeat(4, 1)).save(large, "PNG")
-    decoded = decode_rgb([small.getvalue(), large.getvalue()], 8)
+    decoded = decode_rgb([small.getvalue(), large.getvalue()], 8, pixel_art=True)
     assert decoded.dtype == np.uint8
     assert (decoded == pixels).all()
 
@@ -245,9 +245,9 @@ def test_decoding_gives_three_channels_and_a_square() -> None:
         buffer = io.BytesIO()
         Image.new(mode, (5, 9)).save(buffer, "PNG")
         data.append(buffer.getvalue())
-    assert decode_rgb(data, 6).shape == (4, 6, 6, 3)
+    assert decode_rgb(data, 6, pixel_art=False).shape == (4, 6, 6, 3)
     with pytest.raises(LpoError, match="5000x5000"):
-        decode_rgb([bomb(5000, 5000)], 8)
+        decode_rgb([bomb(5000, 5000)], 8, pixel_art=False)
 
 
 def test_images_are_found_by_row_and_side_across_row_groups(tmp_path: Path) -> None:

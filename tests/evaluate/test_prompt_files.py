@@ -62,7 +62,7 @@ def test_what_cannot_be_used_comes_back_with_its_reason(tmp_path):
         ("a.csv", b"text\na cat\n", "no column prompt or caption among text"),
         ("a.parquet", b"PAR1 cut", "can't read the prompts"),
         ("a.txt", b"\xff\xfe\x00", "can't read the prompts"),
-        ("a.pkl", b"", "is no kind of prompt file"),
+        ("a.pkl", b"", r"\.pkl is not a kind of file"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path, name, content, message):

@@ -18,14 +18,16 @@ from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
+from lpo.data.captions import split_of_caption
 from lpo.data.download import Store
-from lpo.data.sources import Left, Pair, Part, image_bytes, split_of_caption
+from lpo.data.sources import Left, Pair, Part, image_file
 from lpo.errors import LpoError
-from lpo.files import atomic_folder, inside
+from lpo.files import atomic_folder
 
 REPOSITORY = "ymhao/HPDv2"
 ITEMS = 20_000  # of a file in one part
 CHUNK = 2**20  # characters read at once
+ITEM_LIMIT = 2**24  # characters of one item; what is longer is not JSON
 
 
 def parts(store: Store, held_out_share: float, keep: bool) -> list[Part]:
@@ -56,8 +58,15 @@ def iter_array(path: Path) -> Iterator[Any]:
     Raises:
         LpoError: if the file is not a whole JSON array.
     """
+    try:
+        yield from _items(path)
+    except UnicodeDecodeError as error:
+        raise LpoError("the file is not UTF-8", str(path), "download it again") from error
+
+
+def _items(path: Path) -> Iterator[Any]:
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         text, at, end = file.read(CHUNK).lstrip(), 1, False
         if not text.startswith("["):
             raise LpoError("the file is no JSON array", str(path), "download it again")
@@ -70,8 +79,8 @@ def iter_array(path: Path) -> Iterator[Any]:
                 item, after = decoder.raw_decode(text, at)
                 if after == len(text) and not end:  # a number may go on in the next chunk
                     raise ValueError
-            except ValueError as error:
-                more = file.read(CHUNK)
+            except (ValueError, RecursionError) as error:
+                more = file.read(CHUNK) if len(text) - at < ITEM_LIMIT else ""
                 if end := not more:
                     where = f"{path}, character {file.tell()}"
                     raise LpoError("the JSON array breaks off", where, "damaged: download it again") from error
@@ -102,7 +111,7 @@ def _rows(
         for (i, j), (label_0, label_1) in labels.items():
             missing = next((data for data in (images[i], images[j]) if isinstance(data, str)), None)
             if missing is not None:
-                yield Left(path.name, number, number, f"no image: {missing}")
+                yield Left(path.name, number, number, missing)
                 continue
             names = _paths(item)
             yield Pair(
@@ -111,7 +120,7 @@ def _rows(
                     "ranking_id": number, "caption": item["prompt"], "jpg_0": images[i], "jpg_1": images[j],
                     "image_0_uid": f"{name}/{names[i]}", "image_1_uid": f"{name}/{names[j]}", "label_0": label_0,
                     "label_1": label_1, "has_label": True, "are_different": True,
-                    "num_example_per_prompt": counts[item["prompt"]],
+                    "num_example_per_prompt": counts[item["prompt"]], "source_file": path.name, "source_row": number,
                 },
             )  # fmt: skip
 
@@ -121,11 +130,15 @@ def read_labels(item: Any) -> dict[tuple[int, int], tuple[float, float]] | str:
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
         return "no prompt"
     paths = _paths(item)
+    if not _is_text(item["prompt"]) or not all(map(_is_text, paths)):
+        return "the text holds half a character (a lone surrogate)"
     if len(paths) < 2 or not all(isinstance(path, str) for path in paths):
         return "not two image paths or more"
     values = item.get("rank", item.get("human_preference"))
     if not isinstance(values, list) or len(values) != len(paths) or not all(type(v) in (int, float) for v in values):
         return "not one rank or preference an image"
+    if max(abs(value) for value in values) > 2**53:
+        return "a rank or preference is too large"
     if "rank" not in item:
         return {(0, 1): (float(values[0]), float(values[1]))} if len(paths) == 2 else "not two images"
     return {
@@ -159,10 +172,24 @@ def unpacked(store: Store, name: str, keep: bool) -> Path:
 
 def _image(folder: Path, name: str, image: str) -> bytes:
     """Images stand in the archive as they are named or under the split's name."""
-    places = [inside(folder, image), inside(folder, f"{name}/{image}")]
-    return image_bytes(next((place for place in places if place.is_file()), places[0]))
+    try:
+        return image_file(folder, image)
+    except LpoError as error:
+        try:
+            return image_file(folder, f"{name}/{image}")
+        except LpoError:
+            raise error from None
 
 
 def _paths(item: dict[str, Any]) -> list[Any]:
     found = item.get("image_path", item.get("file_path"))
     return found if isinstance(found, list) else []
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a text can be written as UTF-8; JSON may hold half a character."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
