@@ -38,6 +38,7 @@ from lpo.scorers.published import load_scorers
 Columns = Mapping[str, Any]  # (N,) each: a tensor, an array or a series
 Look = Callable[[Sequence[Image.Image], Sequence[str]], Columns]
 SCORERS = {"clip": "clip", "vqa": "vqa", "aesthetic_score": "aesthetic"}  # column -> name among the scorers of MPCF
+MPCF = ("aesthetic", "clipscore", "vqascore")  # the published scorers, as judges
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,9 @@ def check_judges(
     Raises:
         LpoError: with everything that is missing.
     """
-    wrong = []
+    wrong = _check_emoji(model, prompts) if "emoji" in config.judges else []
     for name in config.judges:
-        if name == "emoji":
-            wrong += _check_emoji(model, prompts)
-            continue
-        for source, file in sources_of(name, config.judge_models, score.models):
+        for source, file in _files(name, config, score):
             try:
                 file_of(source, file)
             except LpoError as error:
@@ -134,6 +132,15 @@ def check_judges(
     if wrong:
         where = "params.yaml: evaluate.judges, evaluate.judge_models, evaluate.prompts_file, score.models"
         raise LpoError("the judges are not ready:\n  " + "\n  ".join(wrong), where, "get them, or leave them out")
+
+
+def _files(name: str, config: Evaluate, score: Score) -> list[tuple[str, str]]:
+    """(source, file) of what a judge loads; emoji itself needs no files, but the scorers beside it do."""
+    if name != "emoji":
+        return sources_of(name, config.judge_models, score.models)
+    if score.scorers != "published":
+        return [(score.scorers, "scorers.safetensors")]
+    return [file for one in MPCF for file in sources_of(one, config.judge_models, score.models)]
 
 
 def _check_emoji(model: Model, prompts: Sequence[str]) -> list[str]:

@@ -212,3 +212,6 @@ def test_what_emoji_cannot_judge_is_told_before_anything_is_drawn(lab: SD, monke
     large = dataclasses.replace(params(), model=dataclasses.replace(params().model, resolution=64))
     with pytest.raises(LpoError, match="draws 64 pixels, the emoji world has 32"):
         evaluate.run(large)
+    Path("data/scorers").unlink()
+    with pytest.raises(LpoError, match=r"emoji: data/scorers: (.|\n)*scorers.safetensors"):
+        evaluate.run(large)
