@@ -33,6 +33,10 @@ class LpoError(Exception):
         return "\n".join(lines)
 
 
+class NotFinite(LpoError):
+    """Numbers became NaN or infinite where they must not. A training that raises it keeps what it learned before."""
+
+
 class ConfigError(LpoError):
     """Every mistake of one params.yaml at once.
 

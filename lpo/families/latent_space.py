@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from lpo import hub
-from lpo.errors import LpoError
+from lpo.errors import LpoError, NotFinite
 from lpo.families.parts import module, place
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Codec:
         The VAE returns to half precision afterwards, so that a result depends on its batch alone.
 
         Raises:
-            LpoError: where the values or, in float32, the result are NaN or infinite.
+            NotFinite: where the values or, in float32, the result are NaN or infinite.
         """
         assert self.vae is not None
         result = run(values.to(self.vae.dtype))
@@ -97,9 +97,9 @@ class Codec:
         if not bool(values.isfinite().all()):
             what = f"{int((~values.isfinite().flatten(1).all(1)).sum())} of {len(values)} {name} are NaN or infinite"
             remedy = "set model.dtype to bf16 or fp32; if it stays, the LoRA or the model is broken"
-            raise LpoError(what, f"the {name} that the VAE was given", remedy)
+            raise NotFinite(what, f"the {name} that the VAE was given", remedy)
         if self.vae.dtype == torch.float32:
-            raise LpoError("the VAE gives NaN or infinity in float32", "params.yaml: model.vae", "take another VAE")
+            raise NotFinite("the VAE gives NaN or infinity in float32", "params.yaml: model.vae", "take another VAE")
         half = self.vae.dtype
         log.warning("the VAE overflows in %s; this batch is computed in float32", str(half).removeprefix("torch."))
         self.vae.to(torch.float32)

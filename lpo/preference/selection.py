@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from lpo.errors import LpoError
+from lpo.errors import NotFinite
 
 
 class Selection(NamedTuple):
@@ -82,11 +82,12 @@ def check_finite(scores: torch.Tensor) -> None:
     """Refuse scores of any shape that are NaN or infinite. It waits for the device: once a rollout, not once a step.
 
     Raises:
-        LpoError: if there are any.
+        NotFinite: if there are any.
     """
     bad = int((~scores.isfinite()).sum())
     if bad:
-        raise LpoError(f"{bad} of {scores.numel()} scores are NaN or infinite", "reward", "mend the reward model")
+        remedy = "set model.dtype to bf16 or fp32, where half precision overflows; else train the reward again"
+        raise NotFinite(f"{bad} of {scores.numel()} scores are NaN or infinite", "the reward of tune.reward", remedy)
 
 
 def select_best_worst(scores: torch.Tensor, threshold: torch.Tensor | float) -> Selection:

@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lpo.config import SamplerSettings
-from lpo.errors import LpoError
+from lpo.errors import NotFinite
 from lpo.families.family import Family
 
 
@@ -20,7 +20,7 @@ def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], setting
     All noise of image i comes from a generator seeded with seeds[i], so an image does not depend on its batch.
 
     Raises:
-        LpoError: if latents are NaN or infinite at the end.
+        NotFinite: if latents are NaN or infinite at the end.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -40,7 +40,7 @@ def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], setting
         broken = [prompts[i] for i in (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()]
         what = f"{len(broken)} of {len(x)} pictures became NaN or infinite while they were drawn, such as {broken[0]!r}"
         remedy = "set model.dtype to bf16 or fp32; if it stays, the LoRA or the model is broken"
-        raise LpoError(what, f"model.dtype {str(family.dtype).removeprefix('torch.')}", remedy)
+        raise NotFinite(what, f"model.dtype {str(family.dtype).removeprefix('torch.')}", remedy)
     return x
 
 

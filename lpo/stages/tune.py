@@ -10,6 +10,7 @@ import pandas as pd
 
 from lpo import paths, resume
 from lpo.config import Params
+from lpo.errors import NotFinite
 from lpo.families import device_of, load_family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.paths import KEPT, LATENTS, PROMPTS, TUNED
@@ -25,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 def run(params: Params) -> None:
-    """Fine-tune the adapter; the best one by the scorers on validation prompts is written."""
+    """Fine-tune the adapter; the best one by the scorers on validation prompts is written.
+
+    Raises:
+        NotFinite: where the training did; the best adapter so far is written all the same.
+    """
     with distributed.joined(device_of(params.model)):
         tune(params)
 
@@ -57,7 +62,14 @@ def tune(params: Params) -> None:
                 tracker.show("tune/validation", validate.before_after())
             return figures
 
-        trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validated, folder, tracker)
+        diverged = None
+        try:
+            trainer.run(prompts.loc[prompts["split"] == "train", "prompt"].tolist(), validated, folder, tracker)
+        except NotFinite as error:
+            diverged = error
+            log.error("%s: the best adapter so far is written to %s", error.where, TUNED)
+    if diverged is not None and not distributed.is_first():
+        raise diverged
     if not distributed.is_first():
         return
     history = trainer.history
@@ -69,7 +81,8 @@ def tune(params: Params) -> None:
         "updates": trainer.updates,
         "validation": [{"rollout": h["rollout"], "value": h["validation"]} for h in history if "validation" in h],
         "best_validation": trainer.best_value,
-        "warnings": [f"rollout {h['rollout']}: {text}" for h in history for text in h.get("warnings", [])],
+        "warnings": [f"rollout {h['rollout']}: {text}" for h in history for text in h.get("warnings", [])]
+        + ([f"{diverged.where}: {diverged.what}"] if diverged is not None else []),
     }
     with atomic_folder(TUNED) as out:
         family.save_lora(out, trainer.best)
@@ -77,3 +90,5 @@ def tune(params: Params) -> None:
         write_text(out / "README.md", model_card(asdict(params), {"tune": metrics}))
     write_json(paths.plot("tune_history"), [{k: v for k, v in h.items() if k != "by_timestep"} for h in history])
     write_json(paths.metrics("tune"), metrics)
+    if diverged is not None:
+        raise diverged

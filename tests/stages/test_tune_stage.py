@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lpo.commands import generate
 from lpo.config import load_params
 from lpo.data.latents import write_space
 from lpo.emoji.oracle import judge
 from lpo.emoji.scenes import parse
-from lpo.errors import LpoError
+from lpo.errors import LpoError, NotFinite
 from lpo.families import load_family
 from lpo.sampling.generate import generate as draw
 from lpo.scorers import embedded
 from lpo.stages import tune as stage
 from lpo.study import cell, flips, spm, verifier
+from lpo.train.common.loop import check_number
+from lpo.train.policy.trainer import PolicyTrainer
 from lpo.train.policy.validation import Validation
 
 
@@ -58,6 +63,39 @@ def test_a_method_writes_an_adapter_and_its_history(params, method):
     kept = {int(file.stem[1:]) for file in tracked.glob("metrics/tune/by_timestep/kept/t*.tsv")}
     assert kept == {row["t"] for entry in history for row in entry["by_timestep"]}
     assert kept or method == "diffusion_dpo"
+
+
+def test_a_tuning_that_diverges_writes_the_best_adapter_and_fails(params, monkeypatch):
+    """The second rollout goes wrong; what the first one's validation chose is written, with the step in the metrics."""
+    usual, rollouts = PolicyTrainer.update, []
+
+    def poisoned(trainer, pairs, conditioning, generator):
+        rollouts.append(len(pairs))
+        if len(rollouts) == 2:
+            trainer.mean_gain = math.nan
+        return usual(trainer, pairs, conditioning, generator)
+
+    monkeypatch.setattr(PolicyTrainer, "update", poisoned)
+    monkeypatch.setattr(Validation, "__call__", lambda _: {"validation": 1.0, "reward": 0.0, "diversity": 1.0})
+    monkeypatch.setattr(Validation, "before_after", lambda _: np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(NotFinite, match="its gradient is nan") as caught:
+        stage.run(params)
+    assert caught.value.where.startswith("tune: rollout 2 of 2, update ")
+    state = load_file("data/tuned/pytorch_lora_weights.safetensors")
+    assert all(bool(value.isfinite().all()) for value in state.values())
+    assert any(bool(value.any()) for key, value in state.items() if "lora_B" in key or "lora.up" in key)
+    metrics = json.loads(Path("metrics/tune.json").read_text())
+    assert metrics["best_validation"] == 1.0 and metrics["prompts"] == 2
+    assert any("diverged" in warning for warning in metrics["warnings"])
+    assert len(json.loads(Path("data/tuned/history.json").read_text())) == 1
+
+
+def test_a_tuning_that_diverges_at_once_writes_the_untouched_adapter(params, monkeypatch):
+    monkeypatch.setattr(PolicyTrainer, "update", lambda *_: check_number(math.nan, "loss", "here", "tune"))
+    with pytest.raises(NotFinite, match="its loss is nan"):
+        stage.run(params)
+    state = load_file("data/tuned/pytorch_lora_weights.safetensors")
+    assert not any(bool(value.any()) for key, value in state.items() if "lora_B" in key or "lora.up" in key)
 
 
 def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):

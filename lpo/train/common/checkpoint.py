@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from lpo.errors import NotFinite
 from lpo.files import replacing
 
 
@@ -38,9 +39,17 @@ def save_training(
     """Write the checkpoint of a step atomically, then remove the earlier ones.
 
     states: named state dicts, such as {"model": ..., "ema": ...}. meta: anything that JSON holds.
+
+    Raises:
+        NotFinite: if a tensor is NaN or infinite; the earlier checkpoint stays.
     """
     states = {"optimizer": optimizer_tensors(optimizer), **states}
     tensors = {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        what = f"the training diverged: {len(broken)} of its {len(tensors)} tensors are NaN or infinite: {broken[0]}"
+        remedy = f"lower the learning rate, or compute in bf16 or fp32; the last good checkpoint is kept in {path}"
+        raise NotFinite(what, f"step {step}", remedy)
     target = path / f"step-{step:08d}.safetensors"
     with replacing(target) as partial:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"meta": json.dumps(meta or {})})

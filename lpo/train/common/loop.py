@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from lpo.errors import NotFinite
+
 
 def cosine(step: int, total: int, warmup: int = 100) -> float:
     """Share of the peak learning rate at a step: linear warm-up, then a cosine to zero."""
@@ -45,12 +47,34 @@ def optimizer_step(
 
 
 def apply_gradients(
-    optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float | None = 1.0
-) -> None:
-    """The second half of `optimizer_step`, for gradients that were summed over several backward passes."""
+    optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float | None = 1.0,
+    where: str = "a training step", section: str = "pretrain",
+) -> None:  # fmt: skip
+    """The second half of `optimizer_step`, for gradients that were summed over several backward passes.
+
+    Raises:
+        NotFinite: if a gradient is NaN or infinite, before any weight has changed. `where` is the step, `section` the
+            one of params.yaml that it reads.
+    """
     optimizer.param_groups[0]["lr"] = learning_rate
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm or math.inf)
+    check_number(float(norm), "gradient", where, section)
     optimizer.step()
+
+
+def check_number(value: float, name: str, where: str, section: str) -> None:
+    """Stop a training at a number that is none.
+
+    Raises:
+        NotFinite: with the step and the likely causes.
+    """
+    if math.isfinite(value):
+        return
+    causes = (
+        f"lower {section}.learning_rate; clip gradients ({section}.max_grad_norm: 1.0); set {section}.dtype or "
+        "model.dtype to bf16 or fp32, where half precision overflows. The last good checkpoint is kept"
+    )
+    raise NotFinite(f"the training diverged: its {name} is {value}", where, causes)
 
 
 @torch.no_grad()

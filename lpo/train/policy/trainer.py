@@ -30,7 +30,7 @@ from lpo.families.parts import away
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
-from lpo.train.common.loop import adamw, apply_gradients, update_ema
+from lpo.train.common.loop import adamw, apply_gradients, check_number, update_ema
 from lpo.train.policy import overoptimisation
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.offline import StoredPairs, draw
@@ -134,13 +134,15 @@ class PolicyTrainer:
             if counts:
                 seen.append({"loss": loss.detach()} | statistics)
         distributed.sum_gradients(self.weights)
-        apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm)
+        where = f"tune: rollout {len(self.history) + 1} of {self.rollouts}, update {self.updates + 1}"
+        apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm, where, "tune")
         self.updates += 1
         update_ema(self.ema, self.trained, self.config.ema_decay)
         if distributed.count() > 1:
             on_host = [{k: v.cpu() for k, v in s.items()} for s in seen]
             seen = [s for part in distributed.gathered(on_host) for s in part]
         joined = {k: torch.cat([s[k] for s in seen]) for k in seen[0]}
+        check_number(float(joined["loss"].sum()), "loss", where, "tune")
         return joined.pop("loss"), joined
 
     def update(
@@ -186,6 +188,8 @@ class PolicyTrainer:
 
         Raises:
             LpoError: if there are more processes than prompts in a rollout.
+            NotFinite: where a score, a loss, a gradient or a weight is NaN or infinite. `best` and the last good
+                checkpoint stay.
         """
         least = self.config.prompts % self.config.prompts_per_rollout or self.config.prompts_per_rollout
         if least < distributed.count():

@@ -29,7 +29,7 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
-from lpo.train.common.loop import adamw, apply_gradients, warmup_share
+from lpo.train.common.loop import adamw, apply_gradients, check_number, warmup_share
 
 BINS = 10  # of the timestep axis, in validation
 
@@ -125,8 +125,16 @@ class RewardTrainer:
             return 1 + 50 * torch.randint(20, (n,), generator=generator)
         return torch.randint(self.transition.num_train_timesteps, (n,), generator=generator)
 
+    @property
+    def name(self) -> str:
+        """The section of params.yaml."""
+        return "spm" if isinstance(self.config, Spm) else "reward"
+
+    def where(self, step: int) -> str:
+        return f"{self.name}: step {step + 1} of {self.config.steps}"
+
     def step(self, pairs: Pairs, step: int) -> torch.Tensor:
-        """One optimiser step; this process's part of the loss, not read from the device."""
+        """One optimiser step; this process's part of the loss."""
         config, size = self.config, self.config.batch_size
         per_epoch = max(len(pairs) // size, 1)
         order = torch.randperm(len(pairs), generator=random.generator(self.seed, "lrm epoch", step // per_epoch))
@@ -145,7 +153,7 @@ class RewardTrainer:
         distributed.sum_gradients(self.weights)
         share = warmup_share(step, config.steps, config.warmup_steps, config.learning_rate_schedule)
         learning_rate = config.learning_rate * share
-        apply_gradients(self.optimizer, learning_rate, config.max_grad_norm)
+        apply_gradients(self.optimizer, learning_rate, config.max_grad_norm, self.where(step), self.name)
         return total
 
     def loss(self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
@@ -159,11 +167,14 @@ class RewardTrainer:
         return pairwise_loss(first, second, labels[:, 0], labels[:, 1], weights)
 
     def run(self, train: Pairs, validation: Pairs, folder: Path, tracker: Tracker | None) -> None:
-        """Train to the end or to `patience` validations without improvement; the best weights are left in the model."""
+        """Train to the end or to `patience` validations without improvement; the best weights are left in the model.
+
+        Raises:
+            NotFinite: where a loss, a gradient or a weight is NaN or infinite; the last good checkpoint stays.
+        """
         config = self.config
         done = self.resume(folder)
-        name = "spm" if isinstance(config, Spm) else "reward"
-        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc=name, mininterval=2,
+        bar = tqdm(range(done, config.steps), initial=done, total=config.steps, desc=self.name, mininterval=2,
                    disable=not distributed.is_first())  # fmt: skip
         for step in bar:
             if self.misses >= config.patience:
@@ -171,6 +182,7 @@ class RewardTrainer:
             found = self.step(train, step)
             if step % 25 == 0:
                 loss = sum(distributed.gathered(found.item()))
+                check_number(loss, "loss", self.where(step), self.name)
                 bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best_accuracy:.3f}")
                 self.history.append({"step": step, "loss": loss})
                 if tracker is not None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lpo.train.common.loop import cosine, optimizer_step, update_ema, warmup_share
+from lpo.errors import NotFinite
+from lpo.train.common.loop import apply_gradients, cosine, optimizer_step, update_ema, warmup_share
 
 
 def test_ema_is_the_formula():
@@ -29,6 +30,17 @@ def test_the_published_schedule_warms_up_to_the_full_peak_and_then_decays():
     assert plain[0] == pytest.approx(1 / 500) and plain[499] == pytest.approx(1 - 499 / 4000)
     assert sum(plain) / sum(share) == pytest.approx(0.81, abs=0.005)
     assert warmup_share(0, 10, 0, "warmup_decay") == 1 and warmup_share(0, 10, 0, "linear") == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_changes_no_weight(bad):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    weight.grad = torch.tensor([1.0, bad])
+    with pytest.raises(NotFinite, match="its gradient is") as caught:
+        apply_gradients(optimizer, 1.0, 1.0, "tune: rollout 2 of 3, update 7", "tune")
+    assert caught.value.where == "tune: rollout 2 of 3, update 7" and "tune.learning_rate" in caught.value.remedy
+    assert weight.tolist() == [1.0, 1.0]
 
 
 def test_gradients_are_clipped():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from lpo.config import load_params
 from lpo.data.latents import Latents, write_captions, write_moments, write_space
+from lpo.errors import NotFinite
 from lpo.train.reward.trainer import RewardTrainer, load_pairs
 
 
@@ -60,6 +62,32 @@ def test_gradients_are_clipped_to_max_grad_norm(tiny_base, stored, config, limit
     trainer.step(load_pairs(frame, latents, weighted=True), 0)
     norm = torch.stack([weight.grad.norm() for weight in trainer.weights if weight.grad is not None]).norm().item()
     assert norm == pytest.approx(expected, rel=1e-3) if expected else norm > 1e-3
+
+
+def test_a_training_that_diverges_says_at_which_step_and_keeps_its_last_checkpoint(
+    tiny_base, stored, config, tmp_path, monkeypatch
+):
+    latents, frame = stored
+    pairs, trainer = load_pairs(frame, latents, weighted=False), trainer_of(tiny_base, latents, config)
+    usual, calls = RewardTrainer.loss, iter(range(100))
+    monkeypatch.setattr(RewardTrainer, "loss", lambda *a: usual(*a) * (math.nan if next(calls) == 7 else 1))
+    with pytest.raises(NotFinite, match="its gradient is nan") as caught:
+        trainer.run(pairs, pairs, tmp_path, Silent())
+    assert caught.value.where == "reward: step 8 of 12"
+    assert [file.name for file in tmp_path.glob("step-*")] == ["step-00000006.safetensors"]
+    again = trainer_of(tiny_base, latents, config)
+    assert again.resume(tmp_path) == 6
+    assert all(bool(weight.isfinite().all()) for weight in again.weights)
+
+
+def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(tiny_base, stored, config, tmp_path):
+    trainer = trainer_of(tiny_base, stored[0], config)
+    trainer.save(tmp_path, 3)
+    trainer.weights[0].data.view(-1)[0] = math.inf
+    with pytest.raises(NotFinite, match="1 of its .* tensors are NaN or infinite: model/") as caught:
+        trainer.save(tmp_path, 6)
+    assert caught.value.where == "step 6" and str(tmp_path) in caught.value.remedy
+    assert [file.name for file in tmp_path.glob("step-*")] == ["step-00000003.safetensors"]
 
 
 def test_it_learns_a_preference_that_is_there_and_ties_do_not_count(tiny_base, stored, config, tmp_path):
