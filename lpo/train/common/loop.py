@@ -40,7 +40,7 @@ def adamw(weights: Sequence[torch.Tensor], learning_rate: float, weight_decay: f
 def optimizer_step(
     optimizer: torch.optim.Optimizer, loss: torch.Tensor, learning_rate: float, max_grad_norm: float | None = 1.0
 ) -> None:
-    """Backward, clip (None: don't, as the published runs in effect did not), step, at this learning rate."""
+    """Backward, clip (None: do not), step, at this learning rate."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     apply_gradients(optimizer, learning_rate, max_grad_norm)
