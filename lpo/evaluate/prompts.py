@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 def evaluation_prompts(config: Evaluate, known: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """(prompt, category, task) of `config.prompts` prompts, and (prompt, reason) of those left out of the file.
+    """(prompt, category, task) of `config.prompts` prompts, and (prompt, reason) of those left out of the file,
+    whose index is the row of the file.
 
     Args:
         known: data/prompts.parquet. Its training prompts are left out of a file; without a file its test split is used.

@@ -53,7 +53,7 @@ def run(params: Params) -> None:
         write_parquet(out / "results.parquet", results)
         keep_pictures(parts, out / "pictures")
         if config.prompts_file is not None:
-            write_parquet(out / "left_out.parquet", left_out)
+            write_parquet(out / "left_out.parquet", left_out.rename_axis("row").reset_index())
             metrics["prompts_left_out"] = len(left_out)
     write_json(paths.plot("win_rates"), win_rate_rows(metrics))
     write_json(paths.metrics("evaluate"), metrics)

@@ -63,6 +63,7 @@ def test_every_picture_is_drawn_and_judged(params):
     assert metrics["win_rate"] == metrics["win_rate_default_cfg"]  # one guidance scale for both sides
     left = pd.read_parquet("data/evaluation/left_out.parquet")
     assert left["reason"].tolist() == ["a training prompt", "there before"]
+    assert left["row"].tolist() == [3, 4]  # of the file, from 0 as in every table of left out rows
     assert not Path("data/evaluation/pictures").exists()  # they are small: the results hold them whole
 
     judge = pickscore.load("clip", "clip", torch.device("cpu"))  # the scores are those of the pictures that are kept
