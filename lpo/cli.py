@@ -23,6 +23,7 @@ from lpo.config import Params, load_params
 from lpo.errors import LpoError
 from lpo.files import TIMINGS, write_json
 from lpo.outputs import check_file, check_folder
+from lpo.preflight import require
 
 app = typer.Typer(
     name="lpo",
@@ -59,7 +60,9 @@ def dataset(params: ParamsFile = PARAMS) -> None:
 def score(
     image: Annotated[
         Path | None,
-        typer.Argument(metavar="IMAGE", help="A picture, to see its score.", exists=True, show_default=False),
+        typer.Argument(
+            metavar="IMAGE", help="A picture, to see its score.", exists=True, dir_okay=False, show_default=False
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Its prompt.", show_default=False)] = None,
     out: Annotated[
@@ -201,12 +204,13 @@ for tool in (tools.generate, tools.export, tools.preset, tools.doctor, tools.sum
 
 
 def timed(stage: str, params: Params) -> None:
-    """Run lpo/stages/STAGE.py, and keep how long it took with which model, for `lpo doctor`."""
+    """Run lpo/stages/STAGE.py if the check before the work passes, and keep its time for `lpo doctor`."""
     gc.disable()  # torch and diffusers make a million objects that stay: to look through them is a tenth of the import
     try:
         module = importlib.import_module(f"lpo.stages.{stage}")
     finally:
         gc.enable()
+    require(params, stage)
     started = time.monotonic()
     module.run(params)
     known = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from lpo.cli_groups import PARAMS, Force, ParamsFile
 from lpo.config import load_params
 from lpo.outputs import check_file, check_folder
 
+Stage = Literal["dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report"]
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 PLOTS = (".png", ".jpg", ".pdf", ".svg")
 QUOTED = Path("docs/figures.json")  # in git, and written by this command alone
@@ -107,16 +108,19 @@ def doctor(
     preset: Annotated[
         str | None, typer.Argument(metavar="PRESET", help="Check as if it were merged.", show_default=False)
     ] = None,
+    first: Annotated[
+        Stage, typer.Option("--from", help="The stage that would run first; it and those after it are checked.")
+    ] = "dataset",
     params: ParamsFile = PARAMS,
 ) -> None:
-    """Check that what a run needs is here: packages, models, memory, disk."""
+    """Check that what a run needs is here: packages, data, models, memory, disk. Exits with 1 if it is not."""
     from lpo.commands.doctor import run
     from lpo.config.presets import with_preset
 
     if preset is None:
-        passed = run(lambda: load_params(params), str(params))
+        passed = run(lambda: load_params(params), str(params), first)
     else:
-        passed = run(lambda: with_preset(preset, params), f"{params} with the preset {preset}")
+        passed = run(lambda: with_preset(preset, params), f"{params} with the preset {preset}", first)
     if not passed:
         raise typer.Exit(1)
 

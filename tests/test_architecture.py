@@ -50,8 +50,9 @@ BELOW: dict[str, set[str]] = {
     "train": MODELS | {"data", "sampling", "tracking"},
     "stages": WORK,
     "study": WORK,
-    "commands": WORK | {"stages"},
-    "cli": GROUND | {"stages", "commands", "study", "cli_tools", "cli_groups"},
+    "preflight": WORK | {"stages"},
+    "commands": WORK | {"stages", "preflight"},
+    "cli": GROUND | {"stages", "commands", "study", "preflight", "cli_tools", "cli_groups"},
     "cli_tools": GROUND | {"commands", "cli_groups"},
     "cli_groups": GROUND | {"commands", "registry"},
 }
@@ -61,7 +62,9 @@ HEAVY = {
     "pyarrow", "safetensors", "scipy", "torch", "tqdm", "transformers", "wandb",
 }  # fmt: skip
 LIGHT_FILES = {
-    "lpo/__init__.py", "lpo/cli.py", "lpo/cli_groups.py", "lpo/config/__init__.py", "lpo/config/presets.py",
+    "lpo/__init__.py", "lpo/cli.py", "lpo/cli_groups.py", "lpo/cli_tools.py", "lpo/outputs/__init__.py",
+    "lpo/outputs/ownership.py", "lpo/preflight/__init__.py", "lpo/config/__init__.py",
+    "lpo/config/presets.py",
     "lpo/config/reader.py", "lpo/errors.py", "lpo/files.py", "lpo/paths.py",
 }  # fmt: skip
 SIDEWAYS = {"lpo/stages/dataset.py"}  # TODO: their second halves belong in other rooms

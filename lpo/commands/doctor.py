@@ -1,4 +1,7 @@
-"""doctor: is everything here that a run needs? A table on stdout, a line a check."""
+"""doctor: whether everything is here that a run needs, as a table on stdout.
+
+It runs the checks that a stage runs before its work (lpo/preflight), so doctor fails where the run would fail.
+"""
 
 from __future__ import annotations
 
@@ -13,37 +16,42 @@ from typing import NamedTuple
 
 import typer
 
+from lpo import preflight
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.files import TIMINGS
 
-DISK_GB = 3.0  # what a run of the default preset writes, twice over: data/ and DVC's cache
-STAGES = ("dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report")
-LISTED = {"yuvalkirstain/pickapic_v1": 203_533_062_980}  # bytes of train, validation and test, as its card says
+STATES = {True: ("ok  ", typer.colors.GREEN), False: ("FAIL", typer.colors.RED), None: ("info", None)}
 
 
 class Check(NamedTuple):
     name: str
-    ok: bool
+    ok: bool | None  # None: a fact, which neither passes nor fails
     found: str  # or what to do about it
 
 
-def run(load: Callable[[], Params], file: str) -> bool:
-    """Print the table; True if every check passed. load: reads the parameters; file: what they are called."""
+def run(load: Callable[[], Params], file: str, first: str = "dataset") -> bool:
+    """Print the table; True if no check failed.
+
+    Args:
+        load: reads the parameters.
+        file: what they are called.
+        first: the stage that would run first; it and those after it are checked.
+    """
     passed = True
-    for name, ok, found in _checks(load, file):
-        passed &= ok
-        state = typer.style("ok  ", fg=typer.colors.GREEN) if ok else typer.style("FAIL", fg=typer.colors.RED)
+    for name, ok, found in _checks(load, file, first):
+        passed &= ok is not False
+        state = typer.style(*STATES[ok])
         typer.echo(f"{state}  {name:<19} " + found.replace("\n", "\n" + " " * 26))
     return passed
 
 
-def _checks(load: Callable[[], Params], file: str) -> Iterator[Check]:
+def _checks(load: Callable[[], Params], file: str, first: str) -> Iterator[Check]:
     yield Check("python", sys.version_info >= (3, 11), f"{platform.python_version()}, 3.11 or newer is needed")
     yield _torch()
     for name in ("diffusers", "transformers", "peft", "great_expectations"):
         yield _package(name)
-    yield from _parameters(load, file)
+    yield from _parameters(load, file, first)
     yield _package("dvc")
     clone = Path(".dvc").is_dir() and Path(".git").exists()
     yield Check("repository", clone, "a git clone with .dvc/" if clone else "not a git clone with .dvc/")
@@ -65,110 +73,51 @@ def _package(name: str) -> Check:
         return Check(name, False, "not installed; run `make .venv`")
 
 
-def _parameters(load: Callable[[], Params], file: str) -> Iterator[Check]:
+def _parameters(load: Callable[[], Params], file: str, first: str) -> Iterator[Check]:
     try:
         params = load()
     except LpoError as error:
         yield Check("parameters", False, str(error))
         return
     yield Check("parameters", True, f"{file} is valid")
-    base = Path(params.model.path)
-    if (base / "model_index.json").is_file():
-        yield Check("base model", True, str(base))
-    elif not known(params.model.path):
-        yield Check("base model", False, f"{base} is no diffusers folder; restore it from git, or train it: lpo base")
-    sizes: list[int] = [round(DISK_GB * 1e9)]
-    yield from _data(params, sizes)
-    yield from _models(params, sizes)
-    free, needed = shutil.disk_usage(".").free, sum(sizes)
-    yield Check("disk", free > needed, f"{_size(free)} free, {_size(needed)} are needed")
+    found = preflight.mistakes(params, first)
+    machine_rows = {mistake.where: mistake for mistake in found if mistake.where.startswith("stage ")}
+    others = [mistake for mistake in found if mistake.where not in machine_rows]
+    for mistake in others:
+        yield Check("check", False, str(mistake))
+    if not others:
+        yield Check("check", True, f"{first} and the stages after it find what they need")
+    yield from _models(params, machine_rows)
 
 
-def known(source: str) -> bool:
-    """Whether a hub id is one of presets/models or of the hub's cache: then it needs a download at most."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        cached = try_to_load_from_cache(source, "model_index.json")
-    except ValueError:  # no hub id
-        return False
-    return isinstance(cached, str) or (Path("presets/models") / source.replace("/", "--")).is_dir()
-
-
-def _data(params: Params, sizes: list[int]) -> Iterator[Check]:
-    """The download of the pairs; its bytes are added to `sizes`, twice where downloads stay beside the pairs."""
-    from lpo.data.download import missing_bytes
-    from lpo.stages.dataset import DOWNLOADS, REPOSITORIES
-
-    config = params.dataset
-    if config.source not in REPOSITORIES or config.path is not None:
-        return
-    name = REPOSITORIES[config.source]
-    size = missing_bytes(DOWNLOADS / config.source, name, config.revision)
-    size = LISTED.get(name) if size is None else size
-    if size is None:
-        yield Check("download", True, f"{name}: the hub says how large it is (HF_HUB_OFFLINE=0), it can't be asked now")
-        return
-    part = f"; dataset.limit {config.limit} takes the first shards of it" if config.limit is not None else ""
-    yield Check("download", True, f"{name}: {_size(size)} of pairs{part}")
-    if not part:
-        sizes.append(size * (2 if config.keep_downloads else 1))
-
-
-def _latents(params: Params) -> Iterator[Check]:
-    """Whether the model that the reward grows from has the latents of the tuned one, by their configurations."""
-    from dataclasses import replace
-
-    import torch
-
-    from lpo.families.latent_space import check_same, load_codec
-    from lpo.families.parts import either, local
-
-    if params.reward.base is None:
-        return
-    codecs = []
-    for model in (replace(params.model, path=params.reward.base, vae=None), params.model):
-        source, part = either(model.vae, model.path, "vae")
-        codecs.append(load_codec(str(local(source)), part, torch.float32, torch.device("meta"), weights=False))
-    try:
-        check_same(codecs[0].numbers(), codecs[1].numbers(), f"reward.base: {params.reward.base}")
-    except LpoError as error:
-        yield Check("reward", False, str(error))
-    else:
-        yield Check("reward", True, f"{params.reward.base} and {params.model.path} say that they share their latents")
-
-
-def _models(params: Params, sizes: list[int]) -> Iterator[Check]:
-    """What is downloaded, and what every stage needs. Informative: a GPU that is absent fails nothing."""
-    import torch
-
+def _models(params: Params, too_large: dict[str, LpoError]) -> Iterator[Check]:
+    """What is downloaded, and what every stage takes."""
     from lpo.doctor.downloads import downloads
-    from lpo.doctor.memory import needs
+    from lpo.preflight.machine import disk_needed, pairs_to_load, size, stage_needs
 
+    part = "; dataset.limit takes the first shards of it" if params.dataset.limit is not None else ""
+    if (pairs := pairs_to_load(params))[1]:
+        how_large = f"{size(pairs[0])} of pairs{part}" if pairs[0] else "how large it is, only the hub can say"
+        yield Check("download", None, f"{pairs[1]}: {how_large}")
     try:
-        yield from _latents(params)
-        for source, size in downloads(params).items():
-            sizes.append(size)
-            yield Check("download", True, f"{source}: about {size / 1e9:.1f} GB in float32")
-        total = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
-        found = {need.stage: need for need in needs(params)}
-        for stage in STAGES:
-            need = found.get(stage)
-            if need is None:
-                yield Check(f"stage {stage}", True, "no large model" + _took(stage, params.model.path))
-                continue
-            sizes.append(need.disk if stage != "encode" else 0)
-            fits = total is None or need.total <= total
-            disk = f"disk {_size(need.disk)}{' a 1000 pictures' if need.stage == 'encode' else ''}"
-            said = f"GPU {_size(need.total)} ({_size(need.weights)} weights + {_size(need.step)} a step), {disk}"
-            remedy = "" if fits else f"; this GPU has {_size(total or 0)}: lower the batch size, or set checkpointing"
-            yield Check(f"stage {need.stage}", fits, said + _took(stage, params.model.path) + remedy)
-    except (LpoError, ValueError) as error:
-        yield Check("memory", True, f"not known: {str(error).splitlines()[0]}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+        for source, count in downloads(params).items():
+            yield Check("download", None, f"{source}: about {count / 1e9:.1f} GB in float32")
+        needed = {need.stage: need for need in stage_needs(params)}
+    except (LpoError, OSError, ValueError) as error:
+        yield Check("memory", None, f"not known: {str(error).splitlines()[0]}")
+        return
+    for stage in preflight.STAGES:
+        need, mistake = needed.get(stage), too_large.get(f"stage {stage}")
+        if need is None:
+            yield Check(f"stage {stage}", True, "no large model" + _took(stage, params.model.path))
+            continue
+        disk = f"disk {size(need.disk)}{' per 1000 pictures' if stage == 'encode' else ''}"
+        said = f"memory {size(need.total)} ({size(need.weights)} weights + {size(need.step)} a step), {disk}"
+        remedy = f"\n{mistake}" if mistake else ""
+        yield Check(f"stage {stage}", mistake is None, said + _took(stage, params.model.path) + remedy)
+    written, fetched = disk_needed(params)
+    free = shutil.disk_usage(".").free
+    yield Check("disk", None, f"{size(free)} free; a run takes {size(written)}, and models {size(fetched)} to load")
 
 
 def _took(stage: str, model: str) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.families import load_family
+from lpo.images import decode_rgb, image_problem
 from lpo.outputs import output_file
 from lpo.random import generator
 from lpo.rewards import lrm
@@ -33,14 +33,16 @@ def run(params: Params, image: Path, prompt: str, out: Path, force: bool = False
     """
     if not prompt.strip():
         raise LpoError("the prompt is empty", "PROMPT", "give the prompt of the picture")
-    family = load_family(params.model)
-    size = family.pixels
     try:
-        picture = Image.open(image).convert("RGB").resize((size, size), Image.Resampling.BOX)
+        encoded = image.read_bytes()
     except OSError as error:
-        raise LpoError(f"not a picture: {error}", str(image), "name a PNG or JPEG file") from error
+        raise LpoError(f"the picture cannot be read: {error.strerror}", str(image), "name another file") from error
+    if problem := image_problem(encoded):
+        raise LpoError(f"the picture cannot be read: it {problem}", str(image), "name another file")
+    family = load_family(params.model)
+    picture = decode_rgb([encoded], family.pixels, pixel_art=params.dataset.source == "simulated")
     reward = lrm.load(Path("data/reward"), family.device, family.dtype, family)
-    latents = family.scale(family.encode_images(to_tensor(np.asarray(picture)[None])).chunk(2, dim=1)[0])
+    latents = family.scale(family.encode_images(to_tensor(picture)).chunk(2, dim=1)[0])
     scores = by_timestep(reward, latents, prompt, params.seed)
     figure = Figure(figsize=(5, 2.6), layout="constrained")
     axes = figure.add_subplot()

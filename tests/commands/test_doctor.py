@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lpo import cli
+from lpo.preflight import machine
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def test_all_that_is_downloaded_has_its_size(sd15: dict[str, str]) -> None:
         "yuvalkirstain/PickScore_v1": "3.9", "xswu/HPSv2": "7.9", "THUDM/ImageReward": "1.8",
     }  # fmt: skip
     for source, size in sizes.items():
-        assert sd15[source] == f"ok about {size} GB in float32", source
-    assert sd15["yuvalkirstain/pickapic_v1"] == "ok 203.5 GB of pairs"
+        assert sd15[source] == f"info about {size} GB in float32", source
+    assert sd15["yuvalkirstain/pickapic_v1"] == "info 203.5 GB of pairs"
 
 
 def test_every_stage_says_what_it_needs_and_how_long_it_took_with_this_model(sd15: dict[str, str]) -> None:
@@ -69,20 +70,20 @@ def test_every_stage_says_what_it_needs_and_how_long_it_took_with_this_model(sd1
     assert sd15["stage tune"].endswith("not timed here yet")  # that was the embedded world's
     assert "(25.7 GB weights" in sd15["stage score"]  # 12.8 billion weights of three scorers in bf16
     assert "(3.9 GB weights" in sd15["stage evaluate"]  # PickScore in float32 is larger than SD1.5 in half precision
-    assert "disk 65.5 MB a 1000 pictures" in sd15["stage encode"]  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
+    assert "disk 65.5 MB per 1000 pictures" in sd15["stage encode"]  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
 
 
 def test_the_disk_must_hold_downloads_and_pairs(sd15: dict[str, str]) -> None:
     """At least the pairs twice (downloads stay), the models, and 3 GB."""
-    needed = float(sd15["disk"].split("free, ")[1].split(" GB")[0])
-    assert needed > 2 * 203.5 + 4.3 + 44.6 + 3
+    written, fetched = (float(sd15["disk"].split(word)[1].split(" GB")[0]) for word in ("takes ", "models "))
+    assert written == pytest.approx(2 * 203.5 + 3, abs=0.2) and fetched > 4.3 + 44.6
 
 
 def test_what_was_loaded_already_is_no_download(project: Path) -> None:
     """The list of the hub that `lpo dataset` keeps: of two files one is here."""
     text = Path("params.yaml").read_text().replace("source: simulated", "source: hpdv2")
     Path("params.yaml").write_text(text.replace("judges: [emoji]", "judges: [pickscore]"))
-    assert rows(CliRunner().invoke(cli.app, ["doctor"]).stdout)["ymhao/HPDv2"].endswith("it can't be asked now")
+    assert rows(CliRunner().invoke(cli.app, ["doctor"]).stdout)["ymhao/HPDv2"].endswith("only the hub can say")
     folder = Path("data/sources/hpdv2")
     folder.mkdir(parents=True)
     files = {"test.json": {"size": 1_000_000}, "train.tar.gz": {"size": 7_000_000_000}, "README.md": {"size": 5}}
@@ -90,7 +91,7 @@ def test_what_was_loaded_already_is_no_download(project: Path) -> None:
         json.dumps({"repository": "ymhao/HPDv2", "revision": "main", "commit": "0", "files": files})
     )
     (folder / "test.json").touch()
-    assert rows(CliRunner().invoke(cli.app, ["doctor"]).stdout)["ymhao/HPDv2"] == "ok 7.0 GB of pairs"
+    assert rows(CliRunner().invoke(cli.app, ["doctor"]).stdout)["ymhao/HPDv2"] == "info 7.0 GB of pairs"
 
 
 @pytest.mark.parametrize(
@@ -100,13 +101,12 @@ def test_what_was_loaded_already_is_no_download(project: Path) -> None:
      ("stabilityai/stable-diffusion-3-medium-diffusers", "latents of 16 channels, the model makes 4")],
 )  # fmt: skip
 def test_a_reward_of_other_latents_is_told_before_anything_is_downloaded(
-    project: Path, base: str, said: str | None
+    project: Path, base: str, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LRM-1.5 -> SD2.1 is right; a reward of SDXL or SD3 cannot train SD2.1."""
     preset = Path("presets/sd21.yaml")
     preset.write_text(preset.read_text().replace("base: stable-diffusion-v1-5/stable-diffusion-v1-5", f"base: {base}"))
+    monkeypatch.setattr(machine, "stage_needs", lambda params: [])  # seconds, and not what this is about
     out = CliRunner().invoke(cli.app, ["doctor", "sd21"]).stdout
-    (line,) = [place for place, text in enumerate(out.splitlines()) if text[6:].startswith("reward ")]
-    told = "\n".join(out.splitlines()[line : line + 3])
-    assert told.startswith("ok  " if said is None else "FAIL")
-    assert said is None or said in told
+    assert ("the model makes" in out or "another VAE" in out) == (said is not None)
+    assert said is None or said in out

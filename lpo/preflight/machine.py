@@ -1,0 +1,114 @@
+"""What the stages need of this machine: the device, memory, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+
+from lpo.config import Params
+from lpo.data.download import missing_bytes
+from lpo.doctor.downloads import downloads
+from lpo.doctor.memory import Need, needs
+from lpo.errors import LpoError
+from lpo.families import device_of
+from lpo.files import key_of
+from lpo.stages.dataset import DOWNLOADS, REPOSITORIES
+
+WRITTEN = 3e9  # bytes that a run of the small world writes, twice over: data/ and DVC's cache
+SMALL = 100e6  # bytes of a base model with which no machine that runs torch is short of memory
+LISTED = {"yuvalkirstain/pickapic_v1": 203_533_062_980}  # bytes of train, validation and test, as its card says
+
+_COMPUTED: dict[str, list[Need]] = {}
+
+
+def device(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """A device that params.yaml names must be there."""
+    yield from ()
+    device_of(params.model)
+
+
+def available(params: Params) -> tuple[int, str]:
+    """(bytes of memory of the device that trains, what it is called)."""
+    if device_of(params.model).type == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return int(properties.total_memory), f"this GPU ({properties.name})"
+    held = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            held = min(held, int(text))
+    return held, "this machine, which has no GPU," if not torch.cuda.is_available() else "this machine's processor"
+
+
+def is_small(params: Params) -> bool:
+    """Whether all models are small ones in folders, so that memory need not be computed."""
+    base = Path(params.model.path)
+    named = (params.model.vae, params.model.denoiser, params.reward.base, params.reward.pretrained)
+    if params.score.scorers == "published" or params.evaluate.judges != ("emoji",) or any(named) or not base.is_dir():
+        return False
+    return sum(file.stat().st_size for file in base.rglob("*") if file.is_file()) < SMALL
+
+
+def stage_needs(params: Params) -> list[Need]:
+    """What every stage needs of memory and disk. It takes seconds, so that it is computed once."""
+    key = key_of(asdict(params))
+    if key not in _COMPUTED:
+        _COMPUTED[key] = list(needs(params))
+    return _COMPUTED[key]
+
+
+def memory(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """Weights and activations of every stage, computed from configurations (lpo/doctor/memory.py)."""
+    if is_small(params):
+        return
+    try:
+        stages = {need.stage: need for need in stage_needs(params)}
+    except (LpoError, OSError, ValueError):  # a configuration is not here, which another check says
+        return
+    held, name = available(params)
+    for stage in chain:
+        if stage in stages and (need := stages[stage]).total > held:
+            what = f"{stage} needs {size(need.total)} of memory; {name} has {size(held)}"
+            remedy = "use a larger machine, lower the batch size, or set model.gradient_checkpointing"
+            yield LpoError(what, f"stage {stage}", remedy)
+
+
+def disk(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """Room for the downloads of models and pairs, and for what the stages write."""
+    written, fetched = disk_needed(params)
+    for folder, needed in ((Path(), written), (Path(constants.HF_HUB_CACHE), fetched)):
+        while not folder.exists():
+            folder = folder.parent
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            what = f"{size(needed)} of disk are needed in {folder.resolve()}; {size(free)} are free"
+            yield LpoError(what, str(folder.resolve()), "make room, or use another disk")
+
+
+def disk_needed(params: Params) -> tuple[float, float]:
+    """(bytes that a run writes here, bytes of models for the hub's cache); what is not known counts nothing."""
+    try:
+        fetched = sum(downloads(params).values()) if not is_small(params) else 0
+    except (LpoError, OSError, ValueError):
+        fetched = 0
+    pairs = 0 if params.dataset.limit else pairs_to_load(params)[0]  # with a limit, the first shards alone are loaded
+    return WRITTEN + pairs * (2 if params.dataset.keep_downloads else 1), fetched
+
+
+def pairs_to_load(params: Params) -> tuple[int, str]:
+    """(bytes of the data set that are still to be loaded, its repository); 0 where they are not known."""
+    config = params.dataset
+    if config.source not in REPOSITORIES or config.path is not None:
+        return 0, ""
+    name = REPOSITORIES[config.source]
+    found = missing_bytes(DOWNLOADS / config.source, name, config.revision)
+    return LISTED.get(name, 0) if found is None else found, name
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,213 @@
+"""What the stages need of models: their files, one latent space, a LoRA that fits, rewards and judges that are here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from lpo import paths
+from lpo.config import Model, Params
+from lpo.doctor.memory import META, configured
+from lpo.emoji.scenes import CANVAS
+from lpo.errors import LpoError
+from lpo.evaluate.prompt_files import HUB
+from lpo.families import load_family, lora
+from lpo.families.latent_space import check_same, load_codec
+from lpo.families.parts import either, local
+from lpo.preflight.files import missing
+from lpo.scorers.judges import sources_of
+from lpo.stages.dataset import REPOSITORIES
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of diffusers' parts: a pickle is not read
+DIFFUSERS = ("config.json", "|".join(WEIGHTS))
+TRANSFORMERS = ("config.json", "*.safetensors|*.bin|*.index.json")
+TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
+ENCODERS = {"sd": ("",), "sdxl": ("", "_2"), "sd3": ("", "_2")}  # of text; SD3's third may be left out
+
+
+def is_here(model: Model) -> bool:
+    """Whether all configurations of a model can be read without the hub."""
+    known = configured(model)
+    return all(source is None or Path(source).is_dir() for source in (known.path, known.vae, known.denoiser))
+
+
+@cache
+def pixels(model: Model) -> int | None:
+    """The side of the pictures that a model draws; None where its configurations are not here or broken."""
+    try:
+        return load_family(configured(model), device=META).pixels if is_here(model) else None
+    except LpoError:
+        return None
+
+
+def base(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """The model that is tuned: all files of its parts, of the family that model.family names."""
+    model, where = params.model, "params.yaml: model"
+    denoiser = "transformer" if model.family == "sd3" else "unet"
+    own = ["model_index.json", "scheduler/scheduler_config.json"]
+    for suffix in ENCODERS[model.family]:
+        own += [_any(f"text_encoder{suffix}", ["config.json"]), _any(f"text_encoder{suffix}", WEIGHTS)]
+        own += [_any(f"tokenizer{suffix}", TOKENIZER)]
+    for part, other, key in ((denoiser, model.denoiser, "denoiser"), ("vae", model.vae, "vae")):
+        if other is None:
+            own += [f"{part}/config.json", _any(part, WEIGHTS)]
+        else:
+            yield from missing(other, DIFFUSERS, f"{where}.{key}: {other}")
+    yield from missing(model.path, own, f"{where}.path: {model.path}")
+    if is_here(model):
+        load_family(configured(model), device=META)  # raises for another family, or a scheduler that is not read
+    if params.dataset.source == "simulated" and "dataset" in chain and (side := pixels(model)) not in (None, CANVAS):
+        what = f"dataset.source simulated is about pictures of {CANVAS} pixels; {model.path} draws {side}"
+        yield LpoError(what, "params.yaml: dataset.source", "choose a source of photographs, or lpo preset emoji")
+
+
+def _any(folder: str, names: Sequence[str]) -> str:
+    """The pattern of one of these files in a folder."""
+    return "|".join(f"{folder}/{name}" for name in names)
+
+
+def steps(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """The model's schedule has as many steps as each stage takes, and tune learns from some of them."""
+    if not is_here(params.model):
+        return
+    family = load_family(configured(params.model), device=META)
+    asked = {"tune": params.tune.num_inference_steps, "evaluate": params.evaluate.num_inference_steps}
+    if params.dataset.source == "simulated":
+        asked["dataset"] = params.dataset.num_inference_steps
+    for stage in [stage for stage in chain if stage in asked]:
+        number = asked[stage]
+        try:
+            t = family.steps(number)[0].tolist()
+        except LpoError as error:
+            yield LpoError(error.what, f"params.yaml: {stage}.num_inference_steps: {number}", error.remedy)
+            continue
+        low, high = params.tune.timestep_range
+        if stage == "tune" and not any(low <= value < high for value in t):
+            what = f"none of the {number} steps begins at a timestep from {low} to below {high}, so nothing is learnt"
+            yield LpoError(what, "params.yaml: tune.timestep_range", "widen it, or take more steps")
+
+
+def data_set(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """A data set of the hub, and the file of prompts that takes the place of its own."""
+    config = params.dataset
+    if config.source in REPOSITORIES and config.path is None and not (paths.SOURCES / config.source).is_dir():
+        name = REPOSITORIES[config.source]
+        yield from missing(name, ["*.parquet|*.json"], f"params.yaml: dataset.source: {config.source}", "dataset")
+    yield from prompt_file("dataset.prompts", config.prompts)
+
+
+def evaluation_prompt_file(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """The file of prompts that evaluate draws."""
+    yield from prompt_file("evaluate.prompts_file", params.evaluate.prompts_file)
+
+
+def prompt_file(key: str, source: str | None) -> Iterator[LpoError]:
+    """A file of prompts, here or on the hub."""
+    where = f"params.yaml: {key}: {source}"
+    if source is not None and source.startswith(HUB):
+        owner, name, file = [*source.removeprefix(HUB).split("/", 2), "", ""][:3]
+        yield from missing(f"{owner}/{name}", [file], where, "dataset")
+    elif source is not None and not Path(source).is_file():
+        yield LpoError("there is no such file of prompts", where, "name another file")
+
+
+def scorer_files(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """The three scorers, which filter the pairs and choose the checkpoint of tune."""
+    config = params.score
+    if config.scorers != "published":
+        files, source = ["scorers.safetensors", "|".join(TOKENIZER)], config.scorers
+        yield from missing(source, files, f"params.yaml: score.scorers: {source}")
+        return
+    if "tune" not in chain and (config.table is not None or params.filter.strategy == "none"):
+        return
+    models, where = config.models, "params.yaml: score.models"
+    words = ["|".join(TOKENIZER)]
+    for key in ("aesthetic", "clip", "vqa", "vqa_vision", "vqa_tokenizer"):
+        if (named := getattr(models, key)) is not None:
+            wanted = words if key == "vqa_tokenizer" else TRANSFORMERS
+            yield from missing(named, wanted, f"{where}.{key}: {named}")
+
+
+def latents(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """A reward that grows from another model must read the latents that the tuned one makes."""
+    source = params.reward.base
+    if source is None:
+        return
+    other = replace(params.model, path=source, vae=None, denoiser=None)
+    yield from missing(source, ["model_index.json", "vae/config.json"], f"params.yaml: reward.base: {source}")
+    if not (is_here(other) and is_here(params.model)):
+        return
+    codecs = []
+    for model in (other, params.model):
+        place, part = either(model.vae, model.path, "vae")
+        codecs.append(load_codec(str(local(place)), part, torch.float32, META, weights=False))
+    check_same(codecs[0].numbers(), codecs[1].numbers(), f"params.yaml: reward.base: {source}")
+
+
+def reward_sources(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """Where the reward starts from, or the one that takes its place."""
+    config, where = params.reward, "params.yaml: reward"
+    base = replace(params.model, path=config.base, vae=None, denoiser=None) if config.base else params.model
+    if is_here(base):
+        load_family(configured(base), reward=True, layer=config.layer, device=META)  # raises for a layer that it lacks
+    if config.text_projection not in ("random", "none"):
+        source = config.text_projection
+        yield from missing(source, TRANSFORMERS, f"{where}.text_projection: {source}")
+    if config.pretrained is not None:
+        found = ["state_dict.pt|config.json", "unet/config.json|transformer/config.json"]
+        yield from missing(config.pretrained, found, f"{where}.pretrained: {config.pretrained}")
+
+
+def policy_reward(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """The reward that tune climbs: of this chain, or one that is here, and of the kind that its method reads."""
+    config, folder = params.tune, Path(params.tune.reward)
+    where = f"params.yaml: tune.reward: {config.reward}"
+    if config.method == "lpo" and folder == paths.SPM:
+        what = "lpo scores noisy latents, and this reward scores pictures"
+        yield LpoError(what, where, f"set tune.method to spo, or tune.reward to {paths.REWARD}")
+    if folder == paths.SPM or (folder == paths.REWARD and "reward" in chain):
+        return
+    file = folder / "config.json"
+    if not file.is_file():
+        remedy = "train it: dvc repro reward" if folder == paths.REWARD else f"set it to {paths.REWARD}"
+        yield LpoError("there is no reward in this folder", where, remedy)
+    elif config.method == "lpo" and json.loads(file.read_text(encoding="utf-8")).get("kind") == "spm":
+        what = "lpo scores noisy latents, and this reward scores pictures"
+        yield LpoError(what, where, f"set tune.method to spo, or tune.reward to {paths.REWARD}")
+
+
+def tuned(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """What evaluate compares with the base: the LoRA of this chain, or one that fits the model, or a denoiser."""
+    source = params.evaluate.tuned
+    if Path(source) == paths.TUNED and "tune" in chain:
+        return
+    where = f"params.yaml: evaluate.tuned: {source}"
+    if Path(source) == paths.TUNED and not paths.TUNED.exists():
+        yield LpoError("there is no tuned model yet", where, "train it: dvc repro tune")
+        return
+    if not Path(source).exists():
+        pattern = [source.rsplit("/", 1)[-1]] if source.endswith(".safetensors") else ["*.safetensors"]
+        place = source.rsplit("/", 1)[0] if source.endswith(".safetensors") else source
+        yield from missing(place, pattern, where)
+        return
+    denoiser = (Path(source) / "config.json").is_file() and not (Path(source) / lora.lora_files.FILE).is_file()
+    if not denoiser and is_here(params.model):
+        lora.check(Path(source), configured(params.model))
+
+
+def judges(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """Files of every judge; the emoji judge reads pictures of the emoji world only."""
+    config = params.evaluate
+    for name in config.judges:
+        if name == "emoji":
+            if (side := pixels(params.model)) not in (None, CANVAS):
+                what = f"emoji judges pictures of {CANVAS} pixels; {params.model.path} draws {side}"
+                yield LpoError(what, "params.yaml: evaluate.judges", "name other judges")
+            continue
+        for source, file in sources_of(name, config.judge_models, params.score.models):
+            yield from missing(source, [file], f"params.yaml: evaluate.judges: {name}: {source}")
