@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from lpo.config import load_params
+from lpo.errors import LpoError
 from lpo.outputs import check_file, check_folder
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="The parameter file.", metavar="FILE")]
@@ -41,7 +42,12 @@ def rollback(
 
 @data.command("import")
 def data_import(
-    tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Pairs: .parquet or .csv.", exists=True)],
+    tables: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TABLE...", help="Pairs: .csv, .tsv, .jsonl or .parquet; text also as .gz.", exists=True
+        ),
+    ],
     out: Annotated[
         Path, typer.Option(help="The folder to write the pairs to; then set dataset.path to it.", metavar="FOLDER")
     ],
@@ -60,19 +66,22 @@ def data_import(
     loaded = load_params(params)
     from lpo.commands.imports import import_pairs
 
+    wrong = [item for item in column or [] if not all(item.partition("="))]
+    if wrong:
+        raise LpoError(f"no column is named in {wrong[0]!r}", "--column", "write --column OURS=THEIRS: caption=prompt")
     columns = {item.partition("=")[0]: item.partition("=")[2] for item in column or []}
     counts = import_pairs(loaded, tables, images, out, columns)
     for name, found in counts.items():
         typer.echo(f"{name:<6} " + (", ".join(f"{key}: {count}" for key, count in found.items()) or "none"))
+    if counts["left"]:
+        typer.echo(f"rows that were left out: {out}/left_out/left_out.parquet")
     typer.echo(f"now set dataset.source to folder and dataset.path to {out} in {params}")
 
 
 @data.command("scores")
 def data_scores(
     table: Annotated[Path, typer.Argument(metavar="TABLE", help="image_uid, aesthetic, clip, vqa.", exists=True)],
-    out: Annotated[
-        Path, typer.Option(help="The .parquet file to write; then set score.table to it.", metavar="FILE")
-    ],
+    out: Annotated[Path, typer.Option(help="The .parquet file to write; then set score.table to it.", metavar="FILE")],
     force: Force = False,
 ) -> None:
     """Import scores that were computed elsewhere, keyed by image uid."""

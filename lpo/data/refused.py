@@ -37,6 +37,7 @@ def refuse(stage: str, rows: pd.DataFrame, what: str, remedy: str) -> None:
         LpoError: always. It names that file and the first rows.
     """
     path = FOLDER / f"{stage}.parquet"
+    rows = rows.sort_values(["file", "row"], kind="stable", ignore_index=True)
     write_parquet(path, rows)
     named = [f"{row.file} row {row.row}: {row.reason}" for row in rows.head(NAMED).itertuples()]
     if len(rows) > NAMED:

@@ -51,7 +51,8 @@ def _wanted(params: Params) -> Iterator[tuple[str, list[nn.Module]]]:
         with META:
             yield config.text_projection, [CLIPModel(config_of(CLIPConfig, config.text_projection))]
     mpcf = {"aesthetic", "clipscore", "vqascore"} & set(params.evaluate.judges)
-    if (params.score.scorers == "published" and params.score.table is None) or mpcf:
+    scored = params.score.table is None and params.filter.strategy != "none"
+    if (params.score.scorers == "published" and scored) or mpcf:
         yield from scorers(params.score.models).items()
     yield from judges(params)
 

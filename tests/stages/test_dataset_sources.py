@@ -426,3 +426,127 @@ def test_hostile_rows_go_through_every_stage_and_each_ends_with_its_reason(proje
     assert left[["ranking_id", "reason"]].values.tolist() == [[10, "no image: neither bytes nor a path"]]
     kept, dropped = (len(pd.read_parquet(f"data/filtered/{name}.parquet")) for name in ("kept", "dropped"))
     assert kept + dropped + len(quarantine) + len(left) == rows
+
+
+def refused(stage: str) -> pd.DataFrame:
+    return pd.read_parquet(f"data/refused/{stage}.parquet")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "jsonl", "parquet"])
+def test_chosen_and_rejected_images_are_a_label_in_every_kind_of_table(project: Path, suffix: str) -> None:
+    frame = pd.DataFrame({"prompt": table()["prompt"], "chosen": table()["first"], "rejected": table()["second"]})
+    frame["ranking_id"] = [2**53 + 1 + i for i in range(30)]
+    (project / "pictures").mkdir()
+    for i in range(31):
+        (project / f"pictures/{i}.png").write_bytes(png(i))
+    path = project / f"mine.{suffix}"
+    if suffix == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif suffix == "parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
+    out = Path("data/sources/mine")
+    data_stage.import_pairs(params(held_out_share=0.2), [path], project / "pictures", out, {})
+    dataset.run(params(source="folder", path=str(out)))
+    found = pairs().sort_values("ranking_id", ignore_index=True)
+    assert found["ranking_id"].tolist() == frame["ranking_id"].tolist()  # exact
+    assert (found["label_0"] == 1).all() and (found["label_1"] == 0).all()
+    assert images()[found.loc[4, "image_0_uid"]] == png(4)
+
+
+def test_words_are_labels(project: Path) -> None:
+    words = ["first", "second", "tie", "A", "B", "yes"] * 5
+    import_table(project, table().assign(preferred=words))
+    found = schema.read_pairs("data/sources/mine").set_index("ranking_id").sort_index()
+    assert found["label_0"].tolist() == [1, 0, 0.5, 1, 0, 1] * 5 and found["source_row"].tolist() == list(range(30))
+    assert set(found["source_file"]) == {"mine.csv"}
+
+
+def test_forty_captions_at_two_percent_fill_every_split(project: Path) -> None:
+    (project / "pictures").mkdir()
+    for i in range(42):
+        (project / f"pictures/{i}.png").write_bytes(png(i))
+    for n in (3, 40):
+        table(n).to_csv(project / "mine.csv", index=False)
+        counts = data_stage.import_pairs(
+            params(held_out_share=0.02),
+            [project / "mine.csv"],
+            project / "pictures",
+            Path(f"data/sources/{n}"),
+            COLUMNS,
+        )
+        assert set(counts["pairs"]) == set(schema.SPLITS) and sum(counts["pairs"].values()) == n
+
+
+def test_an_import_that_is_refused_leaves_its_bad_rows_in_a_table(project: Path) -> None:
+    with pytest.raises(LpoError, match="no pairs for train, validation, test") as caught:
+        import_table(project, table().assign(preferred="maybe"))
+    assert "data/refused/import.parquet" in caught.value.where and "mine.csv row 0" in caught.value.where
+    assert "held_out_share" in caught.value.remedy
+    assert refused("import")["row"].tolist() == list(range(30)) and set(refused("import")["file"]) == {"mine.csv"}
+    assert not Path("data/sources/mine").exists()
+    import_table(project, table())
+    assert not Path("data/refused/import.parquet").exists()
+
+
+def test_pairs_that_break_the_contract_are_refused_before_they_are_scored(project: Path) -> None:
+    frame = table().astype(object)
+    frame.loc[[3, 7, 11], "preferred"] = 2
+    import_table(project, frame)
+    strict = params(source="folder", path="data/sources/mine")
+    strict = dataclasses.replace(strict, filter=dataclasses.replace(strict.filter, max_quarantined=0.05))
+    with pytest.raises(LpoError, match="3 of 30 pairs break the data contract") as caught:
+        dataset.run(strict)
+    assert "mine.csv row 3: label_0 is not" in caught.value.where  # the user's own file and row
+    assert refused("dataset")[["file", "row"]].values.tolist() == [["mine.csv", row] for row in (3, 7, 11)]
+    assert not Path("data/pairs").exists()
+
+
+def long_captions(project: Path, how: str, limit: float) -> None:
+    frame = table()
+    frame.loc[[5, 6], "prompt"] = [" ".join(["cat"] * 90), " ".join(["dog"] * 90)]
+    import_table(project, frame)
+    given = params(source="folder", path="data/sources/mine")
+    changed = dataclasses.replace(given.filter, long_captions=how, max_quarantined=limit)
+    dataset.run(dataclasses.replace(given, filter=changed))
+
+
+def test_long_captions_are_counted_when_the_pairs_are_made(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    long_captions(project, "cut", 0.0)  # what is cut is not bad
+    assert json.loads(Path("metrics/dataset.json").read_text())["captions"] == {"limit": 77, "longer": 2}
+    assert "2 of 30 captions are cut in training" in caplog.text
+    long_captions(project, "quarantine", 0.5)
+    assert "2 of 30 captions will be quarantined" in caplog.text
+    make_tokenizer().save_pretrained("data/base/tokenizer")  # the embedded model as it is
+    with pytest.raises(LpoError, match="break the data contract") as caught:
+        long_captions(project, "quarantine", 0.01)
+    assert "data/base, which reads 16 tokens of emoji scenes" in caught.value.remedy
+    assert "filter.long_captions: cut" in caught.value.remedy
+
+
+def test_rows_that_are_not_different_are_kept_where_the_parameter_ignores_it(project: Path) -> None:
+    publish(project / "source", are_different=[True] * 4 + [False] * 2)
+    dataset.run(params(source="pickapic", path="source", are_different="ignored"))
+    assert (~pairs()["are_different"].astype(bool)).sum() == 2 and left_out().empty
+    dataset.run(params(source="pickapic", path="source"))
+    assert pairs()["are_different"].all() and len(left_out()) == 2
+
+
+def test_prompts_of_any_kind_of_file_and_what_is_left_out_of_them(project: Path) -> None:
+    publish(project / "source")
+    lines = [
+        {"prompt": "one\u2028line", "split": "test"},
+        {"prompt": "", "split": "test"},
+        {"prompt": "a", "split": "train"},
+    ]
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + '\r\n{"prompt": "\\ud800"}\r\n'
+    Path("mine.jsonl").write_bytes(text.encode("utf-8-sig"))
+    dataset.run(params(source="pickapic", path="source", prompts="mine.jsonl"))
+    prompts = pd.read_parquet("data/prompts.parquet")
+    assert prompts.loc[prompts["split"] == "test", "prompt"].tolist() == ["one\u2028line"]
+    assert prompts.loc[prompts["split"] == "train", "prompt"].tolist() == ["a"]
+    assert left_out()[["file", "row", "reason"]].values.tolist() == [
+        ["mine.jsonl", 1, "prompt: empty"],
+        ["mine.jsonl", 3, "prompt: unreadable: the text holds half a character (a lone surrogate)"],
+    ]

@@ -281,3 +281,35 @@ def test_equal_inputs_give_equal_bytes(data: Data) -> None:
     run(params())
     assert folder_hash("data/filtered") == first
     assert metrics() == figures
+
+
+def test_a_strategy_of_none_needs_no_scores(data: Data) -> None:
+    data.set(3, "label_0", 2.0)
+    data.write()
+    Path("data/scores.parquet").unlink()
+    run(params(strategy="none"))
+    kept = pd.read_parquet("data/filtered/kept.parquet")
+    assert len(kept) == 3 * ROWS - 1 and kept[["gap_aesthetic", "gap_clip", "gap_vqa"]].isna().all().all()
+    assert metrics()["agreement"] == {"all": {}, "kept": {}} and metrics()["quarantined"] == 1
+
+
+def test_a_refusal_leaves_the_bad_rows_under_the_users_own_names(data: Data) -> None:
+    data.splits["train"] = data.splits["train"].assign(source_file="votes.csv", source_row=range(100, 100 + ROWS))
+    for row in (1, 4):
+        data.set(row, "label_0", 2.0)
+    data.write()
+    strict = dataclasses.replace(params(), filter=dataclasses.replace(params().filter, max_quarantined=0.0))
+    with pytest.raises(LpoError) as caught:
+        run(strict)
+    assert "data/refused/filter.parquet" in caught.value.where and "votes.csv row 104: " in caught.value.where
+    table = pd.read_parquet("data/refused/filter.parquet")
+    assert table[["file", "row"]].values.tolist() == [["votes.csv", 101], ["votes.csv", 104]]
+    run(params())
+    assert not Path("data/refused/filter.parquet").exists()
+
+
+def test_captions_that_are_cut_are_kept_and_counted(data: Data) -> None:
+    data.set(0, "caption", "a cat " * 40)
+    tables = filtered(data, long_captions="cut")
+    assert tables["quarantine"].empty and metrics()["captions_cut"] == 1
+    assert (tables["kept"]["caption"] == "a cat " * 40).sum() == 1  # the text stays whole; only the model cuts it

@@ -131,3 +131,10 @@ def test_a_table_of_other_images_without_uids_or_changed_since_is_refused(pairs:
     table(UIDS).to_parquet(out)
     with pytest.raises(LpoError, match="came, went or changed"):
         score.run(params(table=str(out)))
+
+
+def test_nothing_is_scored_where_no_strategy_reads_it(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "load_scorers", lambda *_: pytest.fail("a scorer was loaded"))
+    loaded = params()
+    score.run(dataclasses.replace(loaded, filter=dataclasses.replace(loaded.filter, strategy="none")))
+    assert scores().empty and list(scores().columns) == ["image_uid", "aesthetic", "clip", "vqa"]

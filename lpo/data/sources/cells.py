@@ -74,8 +74,9 @@ def _of_float(value: Any, name: str) -> int:
         number = math.nan
     if not number.is_integer() or isinstance(value, bool):
         raise LpoError(f"{name} is not a whole number: {str(value)[:SHOWN]!r}")
-    if abs(number) > 2**53:
-        raise LpoError(f"{name} is a fraction above 2**53, which is not exact: {str(value)[:SHOWN]!r}; store integers")
+    if abs(number) >= 2**53:
+        what = f"{name} is a floating-point number above 2**53, which is not exact; store integers"
+        raise LpoError(f"{what}: {str(value)[:SHOWN]!r}")
     return int(number)
 
 
