@@ -18,7 +18,7 @@ from typing import Any
 from lpo.config import Promote
 from lpo.config.results import MARGINS
 from lpo.errors import LpoError
-from lpo.format import percent, percents, signed
+from lpo.format import percent, percents, signed, title
 from lpo.statistics import Figures
 
 PLACES = {  # a margin -> where its figures are; elsewhere they are in judges, under the margin's name
@@ -45,12 +45,13 @@ def objections(evaluate: Figures, config: Promote, judges: Sequence[str]) -> lis
     if missing:
         what = f"promote.margins asks for {', '.join(missing)}, which evaluate has not measured"
         raise LpoError(what, WHERE, "dvc repro evaluate, or take the margin out of params.yaml")
+    by = f" by {title(evaluate['judge'])}" if "judge" in evaluate else ""
     found = []
     for opponent, figures in against.items():
         rate = figures["win_rate"]["overall"]
         if rate["low"] <= config.win_rate_low:
             found.append(
-                f"it wins {percent(rate['value'])} against {opponent} (95% interval {percents(rate)}), and the "
+                f"it wins {percent(rate['value'])} against {opponent}{by} (95% interval {percents(rate)}), and the "
                 f"interval does not lie above {percent(config.win_rate_low)}"
             )
         for name, margin in asked.items():

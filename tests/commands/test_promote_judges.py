@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from support.dvc_lock import write_lock
 from support.judge_folders import with_tiny_judges
 
@@ -24,8 +25,17 @@ from lpo.registry import ledger
 from lpo.registry.gate import figures_of, margins_of, opponents
 from lpo.stages import evaluate
 
-PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "presets").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
 PROMPTS = 5
+
+
+def presets() -> list[str]:
+    """One preset for each family and list of judges; other presets differ in nothing that promotion reads."""
+    found: dict[tuple[str, ...], str] = {}
+    for path in sorted((ROOT / "presets").glob("*.yaml"), reverse=True):
+        preset = yaml.safe_load(path.read_text())
+        found[preset["model"]["family"], *preset["evaluate"]["judges"]] = path.stem
+    return sorted(found.values())
 
 
 def prepare(name: str, request: pytest.FixtureRequest, project: Path, judges: tuple[str, ...] = ()) -> Params:
@@ -43,7 +53,7 @@ def prepare(name: str, request: pytest.FixtureRequest, project: Path, judges: tu
     rows = [(prompt.caption, "test", prompt.category) for prompt in drawn]
     Path("data").mkdir(exist_ok=True)
     pd.DataFrame(rows, columns=["prompt", "split", "category"]).to_parquet("data/prompts.parquet")
-    Path("data/scorers").symlink_to(Path(__file__).parents[2] / "data/scorers")
+    Path("data/scorers").symlink_to(ROOT / "data/scorers")
     ledger.PROMOTED.mkdir(parents=True)
     (ledger.PROMOTED / ".gitignore").write_text("*\n")
     return with_tiny_judges(replace(params, model=model, evaluate=settings), project)
@@ -84,7 +94,7 @@ def decide(params: Params, gate: Promote, capsys: pytest.CaptureFixture[str]) ->
     return found
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", presets())
 def test_a_model_is_promoted_and_the_next_one_refused_by_the_judges_of_the_preset(
     project: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

@@ -57,6 +57,13 @@ def test_an_interval_that_holds_the_limit_does_not_pass(gate: Promote) -> None:
     )
 
 
+def test_the_judge_of_the_win_rate_is_named(gate: Promote) -> None:
+    figures = comparison("base", PUBLISHED)
+    figures["win_rate"]["overall"]["low"] = 0.4
+    (said,) = objections(figures, gate, PUBLISHED)
+    assert said.startswith("it wins 60.0% against the base by PickScore (95% interval 40.0 to 65.0%)")
+
+
 @pytest.mark.parametrize(("name", "judges"), EVERY)
 @pytest.mark.parametrize("opponent", ["base", "promoted"])
 def test_a_loss_that_may_be_larger_than_the_margin_does_not_pass(
