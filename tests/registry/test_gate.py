@@ -61,7 +61,7 @@ def test_the_judge_of_the_win_rate_is_named(gate: Promote) -> None:
     figures = comparison("base", PUBLISHED)
     figures["win_rate"]["overall"]["low"] = 0.4
     (said,) = objections(figures, gate, PUBLISHED)
-    assert said.startswith("it wins 60.0% against the base by PickScore (95% interval 40.0 to 65.0%)")
+    assert said.startswith("it wins 60.0% against the base by PickScore (95% interval 40.0% to 65.0%)")
 
 
 @pytest.mark.parametrize(("name", "judges"), EVERY)
