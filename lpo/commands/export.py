@@ -62,10 +62,13 @@ def single_file(family: Family) -> dict[str, torch.Tensor]:
     SDXL's layers are counted as in its original code. SD3's transformer: diffusers' own names, the layout those tools
     read for it; it has no alphas, which means alpha = rank, as ours is.
     """
-    state = {k: v.detach().cpu().contiguous() for k, v in family.lora_state().items()}
+    state: dict[str, torch.Tensor] = {}  # empty where a LoRA of others changes the text encoders alone
+    for layer, update in lora_of.updates_of(family.denoiser).items():
+        state[f"{layer}.lora_A.weight"], state[f"{layer}.lora_B.weight"] = update.down, update.up
+    state = {key: value.contiguous() for key, value in state.items()}
     if family.name == "sd3":
         return {f"transformer.{k}": v for k, v in state.items()} | text_encoders(family, kohya=False)
-    kohya = convert_state_dict_to_kohya({f"unet.{k}": v for k, v in state.items()})
+    kohya = convert_state_dict_to_kohya({f"unet.{k}": v for k, v in state.items()}) if state else {}
     kohya = {k: v.float() if k.endswith(".alpha") else v for k, v in kohya.items()}
     if family.name == "sdxl":
         per_level = family.denoiser.config.layers_per_block + 1

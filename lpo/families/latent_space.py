@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 0.1  # of |a - b| / |a|: rounding and mended releases lie below it, another VAE far above
 PROBE_SIDE = 8  # latents
+# What a config.json that leaves them out means: that of SD 1.5 is older than scaling_factor.
+DEFAULTS = {name: field.default for name, field in signature(AutoencoderKL.__init__).parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,15 @@ class Codec:
 
     @property
     def channels(self) -> int:
-        return self.config["latent_channels"]
+        return self.config.get("latent_channels", DEFAULTS["latent_channels"])
 
     @property
     def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.config["block_out_channels"]) - 1)
+        return 2 ** (len(self.config.get("block_out_channels", DEFAULTS["block_out_channels"])) - 1)
 
     @property
     def scaling_factor(self) -> float:
-        return self.config["scaling_factor"]
+        return self.config.get("scaling_factor", DEFAULTS["scaling_factor"])
 
     @property
     def shift_factor(self) -> float:
@@ -132,6 +135,9 @@ def load_codec(source: str, part: str, dtype: torch.dtype, device: torch.device,
     except (OSError, ValueError) as error:
         remedy = "name a folder or hub id with a VAE in it"
         raise hub.refusal(error, f"can't load vae: {error}", source, remedy) from error
+    kind = config.get("_class_name", "AutoencoderKL")
+    if kind != "AutoencoderKL":
+        raise LpoError(f"its VAE is an {kind}, not an AutoencoderKL", f"{source}/{part}".rstrip("/"), "set model.vae")
     upcast = dtype == torch.float16 and config.get("force_upcast", False)  # SDXL's own overflows in float16
     vae = module(AutoencoderKL, source, part, torch.float32 if upcast else dtype, device) if weights else None
     return Codec(vae, dict(config), device, dtype)

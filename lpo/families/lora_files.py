@@ -78,6 +78,7 @@ def read(source: Path) -> tuple[dict[str, torch.Tensor], dict[str, str], Path]:
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: value.float() if value.itemsize == 1 else value for name, value in tensors.items()}  # fp8
             metadata = dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise LpoError(f"no LoRA can be read: {error}", str(file), "copy or train it again") from error

@@ -36,9 +36,15 @@ def load(source: str, sampler: str | None = None, prediction_type: str | None = 
         prediction_type: in the place of the file's.
 
     Raises:
-        LpoError: if there is no configuration, if it says nothing of betas, or if its settings are unsupported.
+        LpoError: if there is no configuration and `sampler` does not take its place, if it says nothing of betas, or
+            if its settings are unsupported.
     """
-    config = parts.scheduler_config(DDIMScheduler, source)
+    try:
+        config = parts.scheduler_config(DDIMScheduler, source)
+    except LpoError:
+        if sampler is None:
+            raise
+        config = {}
     writer = config.get("_class_name", "DDIMScheduler")
     if sampler == "ddim":
         config = BETAS | config | SAMPLER

@@ -106,6 +106,25 @@ def test_what_a_file_leaves_open_a_parameter_answers(folder: Path) -> None:
     assert not found.config.clip_sample and found.config.steps_offset == 1
 
 
+def test_without_a_file_the_parameter_is_enough(folder: Path) -> None:
+    shutil.rmtree(folder / "scheduler")
+    with pytest.raises(LpoError, match="can't load scheduler"):
+        scheduler.load(str(folder))
+    assert scheduler.load(str(folder), "ddim").config.beta_end == 0.012
+
+
+def test_a_vae_that_leaves_its_numbers_out_has_those_of_its_class(folder: Path) -> None:
+    """config.json of SD 1.5 is older than scaling_factor, 0.18215."""
+    path = folder / "vae" / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in values.items() if k not in ("scaling_factor", "latent_channels")}))
+    codec = sd.load(str(folder), CPU, F32).codec
+    assert codec.scaling_factor == 0.18215 and codec.channels == 4
+    path.write_text(json.dumps(values | {"_class_name": "AutoencoderTiny"}))
+    with pytest.raises(LpoError, match="AutoencoderTiny, not an AutoencoderKL"):
+        sd.load(str(folder), CPU, F32)
+
+
 def test_a_ddim_file_that_clips_is_refused_unless_the_parameter_says_otherwise(folder: Path) -> None:
     rewrite(folder, clip_sample=True)
     with pytest.raises(LpoError, match="clip_sample") as caught:

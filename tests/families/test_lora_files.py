@@ -243,6 +243,21 @@ def test_it_goes_out_as_it_came_in(model: Any, sd_folder: Path, tmp_path: Path) 
     torch.testing.assert_close(whole.predict(x, t, whole.encode_prompts(["a cat"])), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("part", BOTH)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_one_half_alone_and_other_number_formats(
+    model: Any, sd_folder: Path, part: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    halves = {k: (a.to(dtype), b.to(dtype)) for k, (a, b) in halves_of(model, "to_q|q_proj", (part,)).items()}
+    save_file(WRITERS["kohya"](halves), tmp_path / "in.safetensors")
+    model.load_lora(tmp_path / "in.safetensors")
+    check(model, {k: (a.float(), b.float()) for k, (a, b) in halves.items()}, 1)
+    save_file(single_file(model), tmp_path / "out.safetensors")
+    again = sd.load(str(sd_folder), CPU, F32)
+    again.load_lora(tmp_path / "out.safetensors")
+    check(again, {k: (a.float(), b.float()) for k, (a, b) in halves.items()}, 1)
+
+
 def damaged(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor]:
     first = next(iter(tensors))
     if how == "foreign":
