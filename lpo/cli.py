@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Annotated, Literal
 import typer
 
 from lpo import cli_tools as tools
+from lpo import timings
 from lpo.cli_groups import PARAMS, Force, ParamsFile, data, models
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
-from lpo.files import TIMINGS, write_json
 from lpo.outputs import check_file, check_folder
 from lpo.preflight import require
 
@@ -213,9 +212,7 @@ def timed(stage: str, params: Params) -> None:
     require(params, stage)
     started = time.monotonic()
     module.run(params)
-    known = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
-    took = {"seconds": round(time.monotonic() - started, 1), "model": params.model.path}
-    write_json(TIMINGS, known | {stage: took})
+    timings.record(stage, time.monotonic() - started, params.model.path)
 
 
 def main() -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-TIMINGS = Path(".checkpoints/timings.json")  # by stage: seconds that it took the last time, and its model
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ ABOVE = sorted([*(ROOT / "flows").glob("*.py"), *(ROOT / "tasks").glob("*.py")])
 
 # What a room imports from beside itself. Only downwards: no circle is allowed in the table.
 GROUND = {"errors", "files", "format", "outputs", "images", "tables", "config", "random", "paths", "resume",
-          "statistics"}  # fmt: skip
+          "statistics", "timings"}  # fmt: skip
 MATHS = GROUND | {"diffusion", "emoji"}
 MODELS = MATHS | {"hub", "families", "preference", "scorers", "rewards"}
 WORK = MODELS | {"data", "sampling", "evaluate", "train", "registry", "report", "doctor", "tracking"}
@@ -29,6 +29,7 @@ BELOW: dict[str, set[str]] = {
     "random": set(),
     "tables": {"errors"},
     "paths": set(),
+    "timings": {"files", "paths"},
     "resume": {"files"},
     "statistics": {"errors"},
     "outputs": {"errors", "files"},

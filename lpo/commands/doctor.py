@@ -6,7 +6,6 @@ It runs the checks that a stage runs before its work (lpo/preflight), so doctor 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import shutil
 import sys
@@ -16,10 +15,9 @@ from typing import NamedTuple
 
 import typer
 
-from lpo import preflight
+from lpo import preflight, timings
 from lpo.config import Params
 from lpo.errors import LpoError
-from lpo.files import TIMINGS
 
 STATES = {True: ("ok  ", typer.colors.GREEN), False: ("FAIL", typer.colors.RED), None: ("info", None)}
 
@@ -122,8 +120,7 @@ def _models(params: Params, too_large: dict[str, LpoError]) -> Iterator[Check]:
 
 def _took(stage: str, model: str) -> str:
     """How long the stage took the last time that it ran here with this model."""
-    known = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
-    took = known.get(stage)
+    took = timings.known().get(stage)
     if not isinstance(took, dict) or took["model"] != model:
         return ", not timed here yet"
     return f", took {took['seconds'] / 60:.1f} min here"

@@ -1,4 +1,4 @@
-"""Pieces of the report's page: escaped tables, sections, figures, notes, number formats, and the style.
+"""Pieces of the report's page: escaped tables, sections, figures, notes, and the style.
 
 Every function escapes what it is given, except where an argument is named `body` or `bodies`: those are pieces made
 here.
@@ -11,7 +11,9 @@ from html import escape
 from typing import Any
 
 from lpo.format import plain
+from lpo.report.plots import Plot
 
+LONG = 60  # characters of a cell that is broken into lines
 STYLE = """
 :root{color-scheme:light dark;--ink:#24292f;--soft:#59636e;--page:#f6f7f8;--card:#fff;--line:#d8dee4;--blue:#0072b2;
 --warn:#fff4e0;--warn-line:#e69f00;--good:#00714f;--bad:#b04500}
@@ -23,16 +25,17 @@ body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-
 main,header,nav{max-width:1124px;margin:0 auto;padding:0 24px}
 main{padding-bottom:48px}
 header{padding-top:44px}
-.over{margin:0 0 6px;color:var(--soft);font-size:14px}
-h1{margin:0 0 14px;font-size:30px;line-height:1.25;font-weight:650;letter-spacing:-.01em;text-wrap:balance}
+.over{margin:0 0 6px;color:var(--soft);font-size:14px;overflow-wrap:anywhere}
+h1{margin:0 0 14px;font-size:28px;line-height:1.3;font-weight:650;letter-spacing:-.01em;text-wrap:balance}
 h2{margin:0 0 4px;font-size:21px;font-weight:650}
 h3{margin:28px 0 2px;font-size:16px;font-weight:650}
 p{margin:8px 0;max-width:76ch}
 .lead{font-size:18px}
+.card .small{margin:8px 0 0;font-weight:400;font-size:13px}
 .soft,figcaption{color:var(--soft);font-size:14px}
 nav{display:flex;flex-wrap:wrap;gap:6px 18px;padding-top:14px;font-size:14px}
 a{color:var(--blue)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(190px,1fr));gap:14px;margin:22px 0 6px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(155px,1fr));gap:14px;margin:22px 0 6px}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}
 .tile b{display:block;font-size:28px;line-height:1.2;font-weight:650;font-variant-numeric:tabular-nums}
 .tile span{display:block;color:var(--soft);font-size:13.5px}
@@ -40,12 +43,14 @@ section{background:var(--card);border:1px solid var(--line);border-radius:12px;p
 .wide{overflow-x:auto;margin:14px 0}
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums;min-width:50%}
 th{color:var(--soft);font-weight:550;text-align:right}
-th,td{padding:5px 18px 5px 0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
+th,td{padding:5px 18px 5px 0;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;
+white-space:nowrap}
 th.text,td.text{text-align:left}
-td.text{overflow-wrap:anywhere}
+td.text{white-space:normal;overflow-wrap:break-word;min-width:6.5em}
+td.long{min-width:260px;max-width:460px}
 figure{margin:16px 0}
 figure img{display:block;max-width:100%;height:auto}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:14px;margin:12px 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:14px;margin:12px 0}
 .card{border:1px solid var(--line);border-radius:10px;padding:11px}
 .card p{margin:0 0 8px;font-weight:550;font-size:14.5px;line-height:1.35;overflow-wrap:anywhere}
 .row{display:flex;gap:8px}
@@ -55,11 +60,17 @@ figure img{display:block;max-width:100%;height:auto}
 image-rendering:pixelated}
 .shot b{color:var(--ink);font-weight:600}
 .good{color:var(--good)}.bad{color:var(--bad)}
+.findings{margin:14px 0;padding:0;list-style:none}
+.findings li{margin:6px 0;max-width:100ch}
+.findings b{display:inline-block;min-width:9.5em}
 .missing{background:var(--warn);border-left:4px solid var(--warn-line);border-radius:4px;padding:9px 14px;
 max-width:none}
+pre{overflow-x:auto;margin:12px 0;padding:12px 14px;border:1px solid var(--line);border-radius:8px}
+pre code{overflow-wrap:normal}
 code{font:13px/1.5 ui-monospace,"SFMono-Regular",Menlo,Consolas,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
 summary{cursor:pointer;font-weight:550;padding:4px 0}
-@media (max-width:560px){h1{font-size:24px}.lead{font-size:16px}section{padding:16px}
+@media (max-width:899px){figure img{width:100%;max-width:480px}}
+@media (max-width:560px){h1{font-size:22px}.findings b{display:block}.lead{font-size:16px}section{padding:16px}
 main,header,nav{padding-left:14px;padding-right:14px}}
 """
 
@@ -88,17 +99,20 @@ def text(words: str, kind: str = "") -> str:
 
 
 def missing(what: str, stage: str) -> str:
-    """A note that a file or a figure is not there, and the command that makes it."""
+    """A note that a file or a figure is absent, and the command that makes it."""
     return (
-        f'<p class="missing">Missing: {escape(what)}. <code>{escape(f"dvc repro {stage}".strip())}</code> makes it.</p>'
+        f'<p class="missing">Missing: {escape(what)}. Run <code>{escape(f"dvc repro {stage}".strip())}</code>.</p>'
     )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """The first `texts` columns hold words (left), the others numbers (right)."""
+    """The first `texts` columns hold words (left), the others numbers (right). A wide table scrolls in its card."""
 
     def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = [' class="text"' if place < texts else "" for place in range(len(cells))]
+        kinds = [
+            f' class="text{" long" if tag == "td" and len(cell) > LONG else ""}"' if place < texts else ""
+            for place, cell in enumerate(cells)
+        ]
         made = "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
         return f"<tr>{made}</tr>"
 
@@ -106,8 +120,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) ->
     return f'<div class="wide"><table>\n<thead>{line("th", head)}</thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
-def figure(uri: str, alt: str, caption: str) -> str:
-    return f'<figure><img src="{escape(uri)}" alt="{escape(alt)}"><figcaption>{escape(caption)}</figcaption></figure>'
+def figure(plot: Plot | str, alt: str, caption: str) -> str:
+    """An image with its caption; of a plot, the narrow version below 900 pixels, where the wide one is too small."""
+    wide, narrow = (plot, None) if isinstance(plot, str) else plot
+    source = f'<source media="(max-width:899px)" srcset="{escape(narrow)}">' if narrow else ""
+    image = f'<picture>{source}<img src="{escape(wide)}" alt="{escape(alt)}"></picture>'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def code_block(code: str) -> str:
+    return f"<pre><code>{escape(code)}</code></pre>"
 
 
 def folded(title: str, body: str) -> str:

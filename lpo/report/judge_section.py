@@ -1,4 +1,4 @@
-"""What the report says of the published judges, from metrics/evaluate.json (lpo/evaluate/metrics.py)."""
+"""The report's text on the published judges, from metrics/evaluate.json (lpo/evaluate/metrics.py)."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def judges(evaluate: Json) -> str:
     usual, first = evaluate["win_rate_default_cfg"]["overall"], title(evaluate["judge"])
     bodies = [
         text(
-            f"{plain(evaluate['images'])} pictures of {plain(evaluate['prompts'])} prompts, every one judged. The base "
-            "draws the same prompts from the same noise at the same guidance scale; a tie counts half. Intervals are "
-            "95%, by drawing prompts again."
+            f"{plain(evaluate['images'])} images of {plain(evaluate['prompts'])} prompts. The base draws the same "
+            "prompts from the same noise at the same guidance scale. A tie counts as half a win. Intervals are 95% "
+            "bootstrap intervals over prompts."
         )
     ]
     if evaluate.get("prompts_left_out"):
-        words = f"{plain(evaluate['prompts_left_out'])} prompts of the file were left out"
-        bodies.append(text(f"{words}; data/evaluation/left_out.parquet says why.", "soft"))
+        words = f"{plain(evaluate['prompts_left_out'])} prompts of the file were skipped"
+        bodies.append(text(f"{words}; data/evaluation/left_out.parquet has the reasons.", "soft"))
     bodies += every_judge(evaluate)
     if usual != evaluate["win_rate"]["overall"]:
         share = f"{percent(usual['value'])} ({percents(usual)})"
-        bodies.append(text(f"Against the base at its usual guidance scale, {first} gives {share}."))
+        bodies.append(text(f"Against the base at its usual guidance scale, the win rate by {first} is {share}."))
     if len(evaluate["by_category"]) > 1:
         cells = [
             [name, plain(row["overall"]["prompts"]), percent(row["overall"]["value"]), percents(row["overall"])]
@@ -40,8 +40,8 @@ def judges(evaluate: Json) -> str:
         bodies += [heading(f"By category, {first}"), table(["category", "prompts", "win rate", "95% interval"], cells)]
     if "reward" in evaluate:
         bodies += [
-            heading("The reward itself"),
-            text("The latent reward model is what training climbed, so its rise is no evidence of better pictures."),
+            heading("The reward model"),
+            text("Training optimized this score, so its gain is no evidence of better images."),
             table(HEAD, [_row(title("lrm"), evaluate["reward"])]),
         ]
     return section("wins", "Judges", *bodies, *promoted(evaluate))
@@ -53,7 +53,7 @@ def every_judge(evaluate: Json) -> list[str]:
         return []
     rows = [(title(name), row) for name, row in evaluate["judges"].items()]
     forest = plots.forest([(name, row["win_rate"]) for name, row in rows])
-    caption = "Hollow: the interval holds 50%."
+    caption = "Hollow marks: the interval includes 50%."
     bodies = [
         figure(forest, "Win rates by judge with 95% intervals beside 50%", caption),
         table(HEAD, [_row(name, row) for name, row in rows]),
@@ -61,7 +61,7 @@ def every_judge(evaluate: Json) -> list[str]:
     if "geneval" in evaluate:
         bodies += [
             heading("GenEval"),
-            text("Pictures with the right objects, numbers, colours and places; overall is the mean of the tasks."),
+            text("Share of images with the right objects, counts, colours and positions. Overall: mean over tasks."),
             _geneval(evaluate["geneval"]),
         ]
     return bodies
@@ -92,7 +92,7 @@ def promoted(evaluate: Json) -> list[str]:
     return [
         top,
         text("The same prompts, noise and guidance scale.", "soft"),
-        table(["verdict on", "win rate", "95% interval", "ties", "prompts"], shares),
+        table(["win rate", "value", "95% interval", "ties", "prompts"], shares),
         table(["mean of", "promoted", "tuned", "change", "95% interval"], moved),
     ]
 

@@ -17,22 +17,25 @@ from typing import Any
 
 import pandas as pd
 
-from lpo.format import flat, percent, percents, plain, points, title
-from lpo.report import plots
-from lpo.report.html import figure, folded, heading, missing, page, section, table, text, tile
+from lpo.format import flat, percent, percents, plain, points
+from lpo.report import snippets
+from lpo.report.data_section import data
+from lpo.report.findings import AXES, headline, shown
+from lpo.report.html import code_block, folded, heading, missing, page, section, table, text, tile
 from lpo.report.judge_section import judges
 from lpo.report.pictures import pictures
 from lpo.report.sections import changes, reward_model, tuning, wins
 
 Json = Mapping[str, Any]
 SHOWN = {  # id of a section -> its name in the line of links
-    "pictures": "Pictures",
+    "pictures": "Images",
     "wins": "Win rates",
     "changes": "What changed",
     "reward": "Reward model",
     "tuning": "Tuning",
     "data": "Data",
-    "provenance": "How it was made",
+    "use": "Use the model",
+    "provenance": "Provenance",
 }
 
 
@@ -56,6 +59,8 @@ class ReportContext:
     reward_history: Sequence[Json] | None
     tune_history: Sequence[Json] | None
     contract: Json | None  # data/filtered/summary.json
+    examples: Mapping[str, Sequence[Json]] | None  # pairs to look at, see data_section.py
+    timings: Mapping[str, Json]  # stage -> {seconds, finished, machine} of its last run on this machine
     artifacts: Sequence[Artifact]  # made by the stages before the report
     code: Sequence[Artifact]  # that those stages ran
     revision: str  # of the last commit that touched code or parameters
@@ -66,12 +71,13 @@ def render_report(context: ReportContext) -> str:
     metrics = context.metrics
     evaluate = metrics.get("evaluate")
     judged = evaluate is not None and "judge" in evaluate  # not by the emoji oracle
-    shown = {name: title for name, title in SHOWN.items() if name != "changes"} if judged else SHOWN
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in shown.items())
+    names = {name: title for name, title in SHOWN.items() if name != "changes"} if judged else SHOWN
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in names.items())
     base = context.params["model"]["path"]
     top = (
-        f'<header>\n<p class="over">Latent preference optimisation of {escape(str(base))}</p>\n'
+        f'<header>\n<p class="over">Latent preference optimization of {escape(str(base))}</p>\n'
         f"<h1>{escape(headline(evaluate))}</h1>\n{_lead(context.params, evaluate)}\n{_tiles(metrics)}\n"
+        f"{shown(evaluate)}\n"
         f"{_absent(context)}\n</header>\n<nav>{links}</nav>"
     )
     sections = [
@@ -79,52 +85,48 @@ def render_report(context: ReportContext) -> str:
         *([judges(evaluate)] if evaluate is not None and judged else [wins(evaluate), changes(evaluate)]),
         reward_model(metrics.get("reward"), context.reward_history),
         tuning(metrics.get("tune"), context.tune_history),
-        _data(context),
+        data(metrics.get("filter"), context.contract, context.examples, context.params["filter"]),
+        _use(context.params),
         _provenance(context),
     ]
     body = f"{top}\n<main>\n" + "\n".join(sections) + "\n</main>"
-    return page("Latent preference optimisation: report", body)
-
-
-def headline(evaluate: Json | None) -> str:
-    """The result in one sentence with its interval."""
-    if evaluate is None or "overall" not in evaluate.get("win_rate", {}):
-        return "There is no result yet: metrics/evaluate.json holds no overall win rate."
-    row = evaluate["win_rate"]["overall"]
-    if row["low"] > 0.5:
-        verdict = "Tuning made the model better"
-    elif row["high"] < 0.5:
-        verdict = "Tuning made the model worse"
-    else:
-        verdict = "Tuning made no difference that these prompts can show"
-    prompts = f"{plain(row['prompts'])} held-out prompts against its own base"
-    judge = f" by {title(evaluate['judge'])}" if "judge" in evaluate else ""
-    return f"{verdict}: it wins {percent(row['value'])} of {prompts}{judge} (95% interval {percents(row)})."
+    return page("Latent preference optimization: report", body)
 
 
 def _lead(params: Json, evaluate: Json | None) -> str:
-    words = "Both sides draw the same prompts from the same noise at the same guidance scale; a tie counts half."
+    setting = params["evaluate"]
+    words = (
+        "Both models draw the same prompts from the same noise at the same guidance scale "
+        f"({plain(setting['guidance_scale'])}). A tie counts as half a win."
+    )
     if evaluate is not None and "all_correct" in evaluate:
         row = evaluate["all_correct"]
         words += (
-            f" Pictures with every detail of the prompt right: {percent(row['base'])} before, {percent(row['tuned'])} "
-            f"after, a change of {points(row['difference'])} points ({points(row['low'])} to {points(row['high'])})."
+            f" All-correct rate, the share of images with every detail of the prompt right: {percent(row['base'])} "
+            f"before, {percent(row['tuned'])} after."
         )
     if params["dataset"]["source"] == "simulated":
-        words += " Preferences are simulated and the judge is a program that knows what was asked; nobody was polled."
+        words += " Preferences are simulated, and the judge is a program that knows the scene: no people were asked."
     return text(words, "lead")
 
 
 def _tiles(metrics: Mapping[str, Json]) -> str:
-    rates = metrics.get("evaluate", {}).get("win_rate", {})
-    names = {"overall": "wins overall", "alignment": "wins on the prompt", "aesthetics": "wins on looks"}
-    made = [tile(percent(rates[axis]["value"]), name, percents(rates[axis])) for axis, name in names.items()
-            if axis in rates]  # fmt: skip
+    evaluate = metrics.get("evaluate", {})
+    rates, made = evaluate.get("win_rate", {}), []
+    for axis, words in AXES.items():
+        if axis in rates:
+            made.append(tile(percent(rates[axis]["value"]), f"win rate, {words}", percents(rates[axis])))
+    if "all_correct" in evaluate:
+        row = evaluate["all_correct"]
+        interval = f"points, {points(row['low'])} to {points(row['high'])}"
+        made.append(tile(points(row["difference"]), "all-correct rate, change", interval))
     if "reward" in metrics:
-        made.append(tile(percent(metrics["reward"]["accuracy"]["mean"]), "reward model right", "of held-out pairs"))
+        accuracy = percent(metrics["reward"]["accuracy"]["mean"])
+        made.append(tile(accuracy, "accuracy of the reward model", "on held-out pairs"))
     if "filter" in metrics:
-        counts = metrics["filter"]
-        made.append(tile(percent(counts["kept"] / counts["input"]), "pairs kept", f"of {plain(counts['input'])}"))
+        train = metrics["filter"]["by_split"]["train"]
+        share = percent(train["kept"] / max(1, train["input"]))
+        made.append(tile(share, "training pairs kept", f"of {plain(train['input'])}"))
     return f'<div class="tiles">{"".join(made)}</div>' if made else ""
 
 
@@ -140,64 +142,43 @@ def _absent(context: ReportContext) -> str:
     return "\n".join(missing(path, stage) for path, (found, stage) in wanted.items() if found is None)
 
 
-def _data(context: ReportContext) -> str:
-    bodies = [heading("Data contract")]
-    counts = context.metrics.get("filter")
-    if counts is None:
-        bodies.append(missing("metrics/filter.json", "filter"))
-    else:
-        limit = context.params["filter"]["max_quarantined"]
-        bodies.append(
-            text(
-                f"{plain(counts['quarantined'])} of {plain(counts['input'])} rows broke the contract "
-                f"({percent(counts['quarantined'] / counts['input'])}; the run stops above {percent(limit)}). They are "
-                "in data/filtered/quarantine.parquet, each with its reason."
-            )
-        )
-    where = "data/filtered/data_docs/index.html"
-    bodies.append(f'<p>Every expectation: <a href="../filtered/data_docs/index.html"><code>{where}</code></a>.</p>')
-    if context.contract is None:
-        bodies.append(missing("data/filtered/summary.json", "filter"))
-    else:
-        bodies.append(folded("The contract's summary", table(["figure", "value"], flat(context.contract), texts=2)))
-    bodies.append(heading("Multi-preference consistent filtering"))
-    if counts is not None:
-        bodies += _mpcf(counts, context.params["filter"])
-    return section("data", "Data", *bodies)
-
-
-def _mpcf(counts: Json, rules: Json) -> list[str]:
-    strategy = rules["strategy"]
-    margins = rules["strategies"].get(strategy)
-    asked = ", ".join(f"{name} at least {plain(value)}" for name, value in margins.items()) if margins else "nothing"
-    ties = ", ".join(f"{name} {plain(value)}" for name, value in rules["ties"].items())
-    words = (
-        f"Strategy {strategy} asks of the winner's lead: {asked}. A tie is kept if no gap is larger than: {ties}. "
-        "A pair can break several rules, so they need not add up."
+def _use(params: Json) -> str:
+    command = f'lpo generate "{snippets.prompt(params)}" --lora data/tuned --out image.png'
+    return section(
+        "use",
+        "Use the model",
+        code_block(command),
+        text("With diffusers, from the project's folder:"),
+        code_block(snippets.draw(params)),
+        '<p>More in <a href="MODEL_CARD.md"><code>MODEL_CARD.md</code></a>.</p>',
     )
-    rows = [("kept", counts["kept"]), ("dropped", counts["dropped"]), ("quarantined", counts["quarantined"])]
-    rows += [(f"dropped by {rule}", count) for rule, count in counts.get("dropped_by", {}).items()]
-    cells = [[name, plain(count), percent(count / counts["input"])] for name, count in rows]
-    made = [text(words), table(["pairs", "number", "of all"], cells)]
-    if counts.get("dropped_by"):
-        bars = plots.mpcf_bars(counts["kept"], counts["dropped_by"])
-        made.insert(1, figure(bars, "Pairs kept and dropped", "Pairs kept, and pairs dropped by each rule."))
-    else:
-        made.append(missing("dropped_by in metrics/filter.json", "filter"))
-    return made
 
 
 def _provenance(context: ReportContext) -> str:
-    bodies = [heading("Code"), text(f"Last commit that touched lpo/ or params.yaml: {context.revision}.")]
+    bodies = [heading("Time by stage"), *_times(context.timings)]
+    bodies += [heading("Code"), text(f"Last commit that changed lpo/ or params.yaml: {context.revision}.")]
     if context.code:
-        bodies.append(folded("Code that each stage ran", _hashes(context.code)))
+        bodies.append(folded("Code of each stage", _hashes(context.code)))
     bodies.append(heading("Data"))
     bodies.append(_hashes(context.artifacts) if context.artifacts else missing("hashes of data in dvc.lock", ""))
     bodies.append(heading("Parameters and figures"))
     bodies.append(folded("params.yaml", table(["parameter", "value"], flat(context.params), texts=2)))
     for stage, figures in context.metrics.items():
         bodies.append(folded(f"metrics/{stage}.json", table(["figure", "value"], flat(figures))))
-    return section("provenance", "How it was made", *bodies)
+    return section("provenance", "Provenance", *bodies)
+
+
+def _times(timings: Mapping[str, Json]) -> list[str]:
+    if not timings:
+        return [text("No stage ran on this machine: the results were fetched.", "soft")]
+    rows = [
+        [stage, f"{row['seconds'] / 60:.1f}", row.get("finished", ""), row.get("machine", "")]
+        for stage, row in timings.items()
+    ]
+    total = sum(row["seconds"] for row in timings.values()) / 60
+    note = "The last run of each stage on this machine. Of a resumed stage, the time since it was resumed."
+    rows.append(["total", f"{total:.1f}", "", ""])
+    return [text(note, "soft"), table(["stage", "minutes", "finished", "machine"], rows)]
 
 
 def _hashes(items: Sequence[Artifact]) -> str:

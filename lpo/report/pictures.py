@@ -1,11 +1,10 @@
-"""The report's pictures: what base and tuned model made of random prompts, of the best and of the worst.
+"""The report's images: base and tuned model on random prompts, on the largest gains and on the largest losses.
 
     gain = value(tuned) - value(base at the same guidance scale), for one prompt and seed
 
-The value is the embedded judge's utility, elsewhere the first judge's score (`value_of`).
-
-Best and worst are the ends of the list sorted by gain; random ones are drawn with the run's seed, and say so.
-Shapes: results is data/evaluation/results.parquet, one row a picture (columns: see lpo.evaluate.metrics).
+The value is the utility of the emoji oracle, or else the score of the first judge (`value_of`). Random images are drawn
+with the seed of the run.
+Shapes: results is data/evaluation/results.parquet, one row an image (columns: see lpo/evaluate/metrics.py).
 """
 
 from __future__ import annotations
@@ -49,31 +48,31 @@ def choose(results: pd.DataFrame, count: int, seed: int) -> dict[str, list[Place
 
 
 def pictures(results: pd.DataFrame | None, params: Mapping[str, Any]) -> str:
-    """The section: three grids of cards, each base | base with the tuned model's guidance | tuned."""
+    """The section: random images, largest gains, largest losses, each as base | base at the same guidance | tuned."""
     title = "Before and after"
     if results is None:
         return section("pictures", title, missing("data/evaluation/results.parquet", "evaluate"))
     usual, scale = params["evaluate"]["base_guidance_scale"], params["evaluate"]["guidance_scale"]
     shown = [("base_matched", "base", scale), ("tuned", "tuned", scale)]
-    words = "The base usually runs at this guidance scale (CFG) too, so one picture of it is shown. "
+    words = "CFG is the guidance scale; the base usually runs at the same one. "
     if usual != scale:
         shown.insert(0, ("base", "base", usual))
-        words = "CFG is the guidance scale; the base is shown at its usual one and at the tuned model's. "
+        words = "CFG is the guidance scale. The base is shown at its usual one and at that of the tuned model. "
     chosen = choose(results, params["report"]["examples"], params["seed"])
     total = int((results["model"] == "tuned").sum())
     value = "utility" if "utility" in results else title_of(value_of(results))
     notes = {
-        "random": f"Drawn with seed {params['seed']} from {plain(total)} pictures. Nobody chose them.",
-        "best": f"The largest gains in {value} among {plain(total)} pictures: picked because they look good.",
-        "worst": f"The largest losses in {value} among {plain(total)} pictures: picked because they look bad.",
+        "random": f"Drawn at random (seed {params['seed']}) from {plain(total)} images.",
+        "best": f"The largest gains in {value} of {plain(total)} images. Selected, so not representative.",
+        "worst": f"The largest losses in {value} of {plain(total)} images. Selected, so not representative.",
     }
     intro = f"Same prompt, same noise, same sampler. {words}"
     if "utility" in results:
         intro += (
-            "The judge counts how much of the prompt is right and rates looks from 0 to 10; utility weighs both."
+            "The judge checks the details of the prompt and rates aesthetics from 0 to 10. Utility combines both."
         )
     else:
-        intro += f"The number is {value}."
+        intro += f"The number is the score of {value}."
     rows = results.set_index(["model", "prompt", "seed"])
     bodies = [text(intro)]
     for name, places in chosen.items():
@@ -99,14 +98,14 @@ def _verdict(row: pd.Series) -> str:
     if "all_correct" not in row:
         return f"{row[value_of(row.to_frame().T)]:.4g}"
     right = bool(row["all_correct"])
-    verdict = "✓ all right" if right else f"✗ {100 * row['alignment']:.0f} % right"
-    return f'<span class="{"good" if right else "bad"}">{verdict}</span><br>looks {row["aesthetic"]:.1f}'
+    verdict = "✓ all right" if right else f"✗ {100 * row['alignment']:.0f}% right"
+    return f'<span class="{"good" if right else "bad"}">{verdict}</span><br>aesthetics {row["aesthetic"]:.1f}'
 
 
 def contact_sheet(results: pd.DataFrame, n: int, seed: int = 0) -> bytes:
     """PNG of n prompts that `choose` draws with `seed`: the base above, the tuned model below, the caption under both.
 
-    The base has the tuned model's guidance scale. A picture of 32 pixels is enlarged four times, pixel by pixel.
+    The base has the tuned model's guidance scale. An image of 32 pixels is enlarged four times, pixel by pixel.
     """
     rows = results.set_index(["model", "prompt", "seed"])["png"]
     places = choose(results, n, seed)["random"]

@@ -1,6 +1,6 @@
 """The sections of the report, each from plain dicts of metrics/*.json and histories.
 
-A function returns one <section>. What is absent (None, or a key that is not there) is named in it, never left out.
+A function returns one <section>. A section names what is absent (None, or a missing key).
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from lpo.report.judge_section import every_judge, promoted
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
 SCORERS_NOTE = (
-    "Models that do not know the truth. They gave the tuning no gradient, but they chose the pairs in the filter and "
-    "the checkpoint on validation prompts: a second opinion, not a blind one."
+    "These scorers do not know the true scene. They gave the tuning no gradient, but the filter used them to choose "
+    "pairs, and validation used them to choose the checkpoint. They are not independent evidence."
 )
 LRM_NOTES = {  # by_category and by_difference are measured over t < 500
-    "category": "What the prompt asks for; over t < 500.",
-    "difference": "What tells the two pictures of a pair apart; over t < 500.",
+    "category": "Category of the prompt; timesteps below 500.",
+    "difference": "How the two images of a pair differ; timesteps below 500.",
 }
 FEW_PROMPTS = 30  # below it an interval by bootstrap is a rough guide
-LPO_CURVES = {
+TUNE_CURVES = {
     "loss": "Loss",
-    "validation": "Gain of the scores on validation prompts (standard deviations)",
-    "kept": "Share of candidate groups kept",
-    "implicit_accuracy": "Pairs ranked as the reward does",
-    "clipped": "Share of ratios clipped",
+    "validation": "Score gain on validation prompts (standard deviations)",
+    "kept": "Candidate groups kept",
+    "implicit_accuracy": "Pairs that the policy ranks as the reward does",
+    "clipped": "Ratios clipped",
 }
-LRM_CURVES = {"loss": "Loss", "accuracy": "Accuracy on validation pairs"}
+REWARD_CURVES = {"loss": "Loss", "accuracy": "Accuracy on validation pairs"}
 WEIGHTS = {"gap": "seen", "threshold": "seen", "clipped": "kept", "implicit_accuracy": "kept"}
 
 
@@ -41,30 +41,30 @@ def wins(evaluate: Json | None) -> str:
     title = "Win rates"
     if evaluate is None:
         return section("wins", title, missing("metrics/evaluate.json", "evaluate"))
-    against = {"win_rate": "the same guidance scale", "win_rate_default_cfg": "its usual guidance scale"}
+    against = {"win_rate": "same guidance", "win_rate_default_cfg": "usual guidance"}
     bodies = [
         text(
-            "The share of pictures in which the tuned model beats its base on the same prompt with the same noise; a "
-            "tie counts half. 50% means no difference. Intervals are 95%, by drawing prompts again."
+            "The share of images on which the tuned model beats its base, for the same prompt and noise. A tie counts "
+            "as half a win, so 50% means no difference. Intervals are 95% bootstrap intervals over prompts."
         )
     ]
     bodies += [missing(f"{name} in metrics/evaluate.json", "evaluate") for name in against if name not in evaluate]
     if evaluate.get("win_rate") == evaluate.get("win_rate_default_cfg"):
         del against["win_rate_default_cfg"]
-        bodies.append(text("The base's usual guidance scale is the tuned model's, so there is one comparison.", "soft"))
+        bodies.append(text("The base usually runs at the same guidance scale, so there is one comparison.", "soft"))
     rows = [(axis, name, evaluate[name][axis]) for name in against for axis in AXES if axis in evaluate.get(name, {})]
     categories = evaluate.get("by_category", {})
     forest = [(axis if name == "win_rate" else f"{axis}, usual guidance", row) for axis, name, row in rows]
     forest += [(f"{name} prompts", rates["overall"]) for name, rates in categories.items()]
     if forest:
-        caption = "Hollow: the interval holds 50%. Rows of single categories are the overall verdict."
+        caption = "Hollow marks: the interval includes 50%. Rows of a category show the overall win rate."
         alt = "Win rates of the tuned model with 95% intervals beside the line at 50%"
         bodies.append(figure(plots.forest(forest), alt, caption))
     cells = [
         [axis, against[name], percent(row["value"]), percents(row), percent(row["ties"]), plain(row["prompts"])]
         for axis, name, row in rows
     ]
-    head = ["verdict on", "against the base at", "win rate", "95% interval", "ties", "prompts"]
+    head = ["win rate", "base at", "value", "95% interval", "ties", "prompts"]
     bodies += [table(head, cells, texts=2), heading("By category")]
     if not categories:
         return section("wins", title, *bodies, missing("by_category in metrics/evaluate.json", "evaluate"))
@@ -76,7 +76,7 @@ def wins(evaluate: Json | None) -> str:
     ]  # fmt: skip
     bodies.append(table(["category", "prompts", *AXES], cells))
     if any(rates["overall"]["prompts"] < FEW_PROMPTS for rates in categories.values()):
-        bodies.append(text(f"Rows with fewer than {FEW_PROMPTS} prompts are a rough guide only.", "soft"))
+        bodies.append(text(f"Intervals of fewer than {FEW_PROMPTS} prompts are rough.", "soft"))
     if "judges" in evaluate:
         bodies += [heading("Other judges"), *every_judge(evaluate)]
     return section("wins", title, *bodies, *promoted(evaluate))
@@ -88,7 +88,7 @@ def changes(evaluate: Json | None) -> str:
     if evaluate is None:
         return section("changes", title, missing("metrics/evaluate.json", "evaluate"))
     head = ["", "base", "tuned", "change", "95% interval", "prompts"]
-    bodies = [heading("All correct"), text("Pictures in which every question that the prompt asks is answered right.")]
+    bodies = [heading("All-correct rate"), text("The share of images with every detail of the prompt right.")]
     if "all_correct" in evaluate:
         overall = evaluate["all_correct"]
         rows = [("all prompts", overall), *overall.get("by_category", {}).items()]
@@ -109,11 +109,11 @@ def changes(evaluate: Json | None) -> str:
         cells = [
             _scorer(("utility" if name == "overall" else name, row))[:5] for name, row in evaluate["means"].items()
         ]
-        bodies += [heading("Means of the judge"), table(head[:-1], cells)]
+        bodies += [heading("Mean scores of the judge"), table(head[:-1], cells)]
     if "reward" in evaluate:
         bodies += [
-            heading("The reward itself"),
-            text("The latent reward model is what training climbed, so its rise is no evidence of better pictures."),
+            heading("The reward model"),
+            text("Training optimized this score, so its gain is no evidence of better images."),
             table([*head[:-1], "win rate", "95% interval"], [_scorer(("latent reward model", evaluate["reward"]))]),
         ]
     return section("changes", title, *bodies)
@@ -132,25 +132,25 @@ def _scorer(item: tuple[str, Json]) -> list[str]:
 def reward_model(lrm: Json | None, history: Sequence[Json] | None) -> str:
     bodies = [
         text(
-            "The latent reward model (LRM) looks at a noisy latent and says how well it will turn out. Accuracy is the "
-            "share of held-out pairs in which it prefers the labelled winner."
+            "The latent reward model (LRM) scores a noisy latent for a prompt. Accuracy is the share of held-out pairs "
+            "in which it scores the chosen image higher than the rejected one."
         )
     ]
     if lrm is None:
         bodies.append(missing("metrics/reward.json", "reward"))
     else:
         accuracy = lrm["accuracy"]
-        early = f", over t < 500: {percent(accuracy['below_500'])}" if "below_500" in accuracy else ""
+        early = f", below t = 500: {percent(accuracy['below_500'])}" if "below_500" in accuracy else ""
         bodies.append(text(f"Mean over timesteps: {percent(accuracy['mean'])}{early}.", "lead"))
         if accuracy.get("by_timestep"):
-            caption = "The band is the 95% interval. Late steps see a nearly clean picture, early ones nearly noise."
+            caption = "The band is the 95% interval. A latent at t = 0 is clean; at t = 1000 it is noise."
             uri = plots.accuracy_by_timestep(accuracy["by_timestep"])
             bodies.append(figure(uri, "Accuracy of the reward model by timestep, beside chance", caption))
             cells = [
                 [f"{row['t_low']} to {row['t_high']}", percent(row["value"]), percents(row)]
                 for row in accuracy["by_timestep"]
             ]
-            bodies.append(folded("The same as a table", table(["timesteps", "accuracy", "95% interval"], cells)))
+            bodies.append(folded("Table", table(["timesteps", "accuracy", "95% interval"], cells)))
         else:
             bodies.append(missing("accuracy.by_timestep in metrics/reward.json", "reward"))
         if not accuracy.get("by_category"):
@@ -165,36 +165,36 @@ def reward_model(lrm: Json | None, history: Sequence[Json] | None) -> str:
             head = [name, "accuracy", "95% interval", "pairs"]
             bodies += [heading(f"By {name}"), text(note, "soft"), table(head, cells)]
     bodies.append(heading("Training"))
-    bodies.append(_curves(history, "step", LRM_CURVES, "data/reward/history.json", "reward"))
+    bodies.append(_curves(history, "step", REWARD_CURVES, "data/reward/history.json", "reward"))
     return section("reward", "Reward model", *bodies)
 
 
 def tuning(lpo: Json | None, history: Sequence[Json] | None) -> str:
     bodies = [
         text(
-            "At every step the model draws several candidates of one latent; the reward model picks the best and the "
-            "worst; pairs whose gap is large enough train the model. t counts noise: 0 is a clean picture."
+            "At every sampling step the model draws several candidates from one latent. The reward model picks the "
+            "best and the worst, and the pairs with a large enough gap train the adapter. At t = 0 an image is clean."
         )
     ]
     steps = timesteps(history or [])
     if steps:
-        caption = "Over all rollouts. The gap is that of all groups; the last two are of pairs that were kept."
-        bodies.append(figure(plots.by_timestep(steps), "Kept pairs, gaps and clipping by timestep", caption))
-        bodies.append(folded("The same as a table", rows_table(steps)))
+        caption = "Over all rollouts. The gap is over all groups; the other curves are over kept pairs."
+        bodies.append(figure(plots.by_timestep(steps), "Kept groups, gaps and clipping by timestep", caption))
+        bodies.append(folded("Table", rows_table(steps)))
     elif history is not None and not any("by_timestep" in row for row in history):  # empty where nothing is sampled
         bodies.append(missing("by_timestep in data/tuned/history.json", "tune"))
-    bodies += [heading("Training"), _curves(history, "rollout", LPO_CURVES, "data/tuned/history.json", "tune")]
+    bodies += [heading("Training"), _curves(history, "rollout", TUNE_CURVES, "data/tuned/history.json", "tune")]
     bodies.append(heading("Validation"))
     if lpo is None:
         bodies.append(missing("metrics/tune.json", "tune"))
     elif lpo.get("validation"):
-        note = "Prompts that are neither training nor test prompts; the weights that did best here were kept."
+        note = "On held-out validation prompts. The adapter with the best value was kept."
         bodies += [text(note, "soft"), rows_table([dict(flat(row)) for row in lpo["validation"]])]
     else:
         bodies.append(missing("validation in metrics/tune.json", "tune"))
     if lpo is not None:
         rest = {key: value for key, value in lpo.items() if key != "validation"}
-        bodies += [heading("In all"), table(["figure", "value"], flat(rest))]
+        bodies += [heading("Totals"), table(["figure", "value"], flat(rest))]
     return section("tuning", "Tuning", *bodies)
 
 

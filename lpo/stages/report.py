@@ -1,8 +1,8 @@
 """report: metrics, histories, images, hashes -> data/report/ (page, model card, before_after.png), metrics.json.
 
-Same inputs, same bytes: no clock is read, and of git only the last commit that touched code or parameters is shown, so
-a commit of anything else (of these results, for one) changes nothing. The hashes are those of the stages before this
-one in dvc.lock; this stage's own would be of the last report.
+Same inputs, same bytes. No clock is read: dates and minutes come from a file that `lpo STAGE` writes (lpo/timings.py).
+Of git, only the last commit that changed code or parameters is shown, so a commit of anything else, such as these
+results, changes nothing. The hashes are those of the stages before this one in dvc.lock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from lpo import paths, timings
 from lpo.config import Params
+from lpo.data.examples import drawn, with_images
 from lpo.files import atomic_folder, write_bytes, write_json, write_text
 from lpo.report.cards import model_card
 from lpo.report.figures import headline
@@ -25,35 +27,50 @@ from lpo.report.pictures import contact_sheet
 
 STAGES = ("base", "dataset", "score", "filter", "encode", "reward", "tune", "evaluate")  # before this one, in order
 CODE = ("lpo", "params.yaml")
-OUT = Path("data/report")
 SHEET = 6  # prompts on before_after.png: what is still readable at the width of a page
+PAIRS = 4  # examples of kept, of dropped and of quarantined pairs
 
 
 def run(params: Params) -> None:
-    """Write data/report. What is missing is named on the page; only pictures that do not pair up are an error."""
+    """Write data/report. The page names what is missing; only images that do not pair up are an error."""
     sections = dataclasses.asdict(params)
     for name in ("ingest", "promote", "tracking"):  # no part of what a run made
         del sections[name]
-    metrics = {stage: found for stage in STAGES if (found := _json(Path(f"metrics/{stage}.json"))) is not None}
-    results = Path("data/evaluation/results.parquet")
+    metrics = {stage: found for stage in STAGES if (found := _json(paths.metrics(stage))) is not None}
     outs, code = locked(Path("dvc.lock"))
     context = ReportContext(
         params=sections,
         metrics=metrics,
-        results=pd.read_parquet(results) if results.exists() else None,
-        reward_history=_json(Path("data/reward/history.json")),
-        tune_history=_json(Path("data/tuned/history.json")),
-        contract=_json(Path("data/filtered/summary.json")),
+        results=pd.read_parquet(paths.RESULTS) if paths.RESULTS.exists() else None,
+        reward_history=_json(paths.REWARD / "history.json"),
+        tune_history=_json(paths.TUNED / "history.json"),
+        contract=_json(paths.FILTERED / "summary.json"),
+        examples=examples(params.seed),
+        timings=timings.current(STAGES),
         artifacts=outs,
         code=code,
         revision=revision(Path(".")),
     )
-    with atomic_folder(OUT) as folder:
+    with atomic_folder(paths.REPORT) as folder:
         write_text(folder / "index.html", render_report(context))
         write_text(folder / "MODEL_CARD.md", model_card(sections, metrics))
         if context.results is not None:
             write_bytes(folder / "before_after.png", contact_sheet(context.results, SHEET, params.seed))
     write_json("metrics.json", headline(metrics))
+
+
+def examples(seed: int) -> dict[str, list[dict[str, Any]]] | None:
+    """A few training pairs that were kept and dropped, with their images, and a few that were quarantined."""
+    tables = {name: paths.FILTERED / f"{name}.parquet" for name in ("kept", "dropped", "quarantine")}
+    if not all(path.exists() for path in [*tables.values(), paths.PAIRS]):
+        return None
+    rows = {name: pd.read_parquet(path) for name, path in tables.items()}
+    folders = (paths.PAIRS, paths.COLLECTED)
+    chosen = {
+        name: with_images(drawn(rows[name].query("split == 'train'"), PAIRS, seed), folders)
+        for name in ("kept", "dropped")
+    }
+    return chosen | {"quarantined": drawn(rows["quarantine"], PAIRS, seed).to_dict("records")}
 
 
 def locked(path: Path) -> tuple[list[Artifact], list[Artifact]]:

@@ -1,96 +1,21 @@
 import base64
 import io
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from support.made_up_run import HOSTILE, PARAMS, context, metrics, png, results
 
 from lpo.evaluate.metrics import evaluate_results
 from lpo.report import plots
-from lpo.report.page import Artifact, ReportContext, headline, render_report
+from lpo.report.data_section import thumbnail
+from lpo.report.page import render_report
 from lpo.report.pictures import choose
-from lpo.report.sections import timesteps
-
-HOSTILE = "<script>alert(1)</script> & \"a' cat"
-CATEGORIES = ("single", "pair", "count", HOSTILE)
-PARAMS = {
-    "seed": 7,
-    "model": {"family": "sd", "path": "data/base"},
-    "dataset": {"source": "simulated"},
-    "filter": {
-        "max_quarantined": 0.01,
-        "strategy": "2",
-        "strategies": {"2": {"aesthetic": -0.5, "clip": 0.0, "vqa": 0.0}},
-        "ties": {"aesthetic": 0.2, "clip": 0.03, "vqa": 0.07},
-    },
-    "tune": {
-        "method": "lpo", "num_inference_steps": 20, "guidance_scale": 3.0, "beta": 500.0,
-        "threshold": {"low": 0.35, "high": 0.5},
-    },
-    "evaluate": {"num_inference_steps": 20, "guidance_scale": 3.0, "base_guidance_scale": 1.5},
-    "report": {"examples": 3},
-}
-
-
-def png(shade: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (shade, 80, 160)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def results(prompts: int = 16) -> pd.DataFrame:
-    """Made up: the tuned model gains i - 4 in utility on prompt i."""
-    rows = []
-    for i in range(prompts):
-        prompt = HOSTILE if i == 0 else f"prompt {i}"
-        for place, model in enumerate(("base", "base_matched", "tuned")):
-            gain = i - 4.0 if model == "tuned" else 0.0
-            rows.append(
-                {"prompt": prompt, "category": CATEGORIES[i % 4], "seed": i, "model": model, "png": png(i * 3 + place),
-                 "all_correct": gain > 0, "alignment": 1.0 if gain > 0 else 0.5, "aesthetic": 5 + gain / 8,
-                 "utility": gain, "clip": 0.2 + gain / 90, "vqa": 0.6, "aesthetic_score": 5 + gain / 9, "lrm": gain}
-            )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def metrics() -> dict:
-    bins = [{"t_low": t, "t_high": t + 250, "value": 0.8 - t / 4000, "low": 0.7 - t / 4000, "high": 0.85 - t / 4000}
-            for t in range(0, 1000, 250)]  # fmt: skip
-    counts = {"input": 1000, "kept": 400, "dropped": 595, "quarantined": 5, "dropped_by": {"clip": 300, HOSTILE: 450}}
-    by_category = {HOSTILE: {"value": 0.7, "low": 0.6, "high": 0.8, "pairs": 100}}
-    validation = [{"rollout": 10, "reward": 1.5}, {"rollout": 20, "reward": 1.75}]
-    return {
-        "filter": counts,
-        "reward": {
-            "accuracy": {"mean": 0.71, "by_timestep": bins, "by_category": by_category, "by_difference": by_category}
-        },
-        "tune": {"prompts": 2000, "pairs": 9000, "updates": 140, "validation": validation},
-        "evaluate": evaluate_results(results(), ["emoji"], resamples=200),
-    }
-
-
-def context(**changes) -> ReportContext:
-    steps = [
-        {"t": 951, "seen": 8, "kept": 4, "gap": 0.9, "clipped": 0.1, "implicit_accuracy": 0.6},
-        {"t": 1, "seen": 8, "kept": 0, "gap": 0.1},
-    ]
-    history = [{"rollout": i, "loss": 0.7 - i / 100, "kept": 0.3, "by_timestep": steps} for i in range(5)]
-    artifact = Artifact("dataset", f"data/{HOSTILE}", "0123abcd.dir", 12345678)
-    given = {
-        "params": PARAMS,
-        "metrics": metrics(),
-        "results": results(),
-        "reward_history": [{"step": 10 * i, "loss": 0.7 - i / 100} for i in range(5)],
-        "tune_history": history,
-        "contract": {"success": True, "note": HOSTILE},
-        "artifacts": [artifact],
-        "code": [artifact],
-        "revision": "deadbeef",
-    }
-    return ReportContext(**(given | changes))
+from lpo.report.sections import TUNE_CURVES, timesteps
 
 
 class Reader(HTMLParser):
@@ -105,7 +30,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "source"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -148,7 +73,7 @@ def test_nothing_is_loaded_from_outside(page):
         if tag == "img":
             assert attributes["src"].startswith(("data:image/png;base64,", "data:image/svg+xml;base64,"))
         if tag == "a":
-            assert attributes["href"].startswith(("#", "../filtered/"))
+            assert attributes["href"].startswith(("#", "../filtered/", "MODEL_CARD.md"))
     for figure in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", page):
         svg = base64.b64decode(figure).decode()
         assert not re.search(r'(href|src)="(?!#)', svg)
@@ -158,22 +83,11 @@ def test_links_lead_to_sections(page):
     tags = Reader(page).tags
     ids = {attributes["id"] for tag, attributes in tags if tag == "section"}
     links = {attributes["href"][1:] for tag, attributes in tags if tag == "a" and attributes["href"][0] == "#"}
-    assert ids == links and len(ids) == 7
+    assert ids == links and len(ids) == 8
 
 
 def test_same_input_same_bytes(page):
     assert render_report(context()) == page
-
-
-def test_headline_follows_the_interval():
-    def said(low, high):
-        return headline({"win_rate": {"overall": {"value": 0.6, "low": low, "high": high, "prompts": 400}}})
-
-    assert said(0.55, 0.65).startswith("Tuning made the model better: it wins 60.0% of 400 held-out prompts")
-    assert "95% interval 55.0% to 65.0%" in said(0.55, 0.65)
-    assert "no difference" in said(0.45, 0.75)
-    assert "worse" in said(0.3, 0.45)
-    assert "no result" in headline(None)
 
 
 def test_examples_are_what_they_say():
@@ -199,10 +113,10 @@ def test_one_base_picture_where_both_scales_are_the_same(quick):
     found = metrics()
     found["evaluate"]["win_rate_default_cfg"] = found["evaluate"]["win_rate"]
     page = render_report(context(params=params, metrics=found))
-    cards = re.findall(r'<div class="card">.*?</div></div></div>', page)
+    cards = re.findall(r'<div class="card">.*?</div></div></div>', page)  # of images, not of pairs
     assert {card.count("<img") for card in cards} == {2}
-    assert "usually runs at this guidance scale" in page and "there is one comparison" in page
-    assert "its usual guidance scale</td>" not in page
+    assert "the base usually runs at the same one" in page and "there is one comparison" in page
+    assert "usual guidance</td>" not in page
 
 
 @pytest.mark.parametrize(
@@ -237,7 +151,8 @@ def test_missing_figures_are_named(quick):
 
 def test_page_without_anything_still_says_what_is_missing(quick):
     nothing = context(
-        metrics={}, results=None, reward_history=None, tune_history=None, contract=None, artifacts=[], code=[]
+        metrics={}, results=None, reward_history=None, tune_history=None, contract=None, examples=None,
+        timings={}, artifacts=[], code=[],
     )
     page = render_report(nothing)
     assert "There is no result yet" in page
@@ -260,7 +175,7 @@ def test_figures_depend_on_their_figures_only():
     assert plots.accuracy_by_timestep(rows) == one
     moved = [row | {"value": row["value"] - 0.01} for row in rows]
     assert plots.accuracy_by_timestep(moved) != one
-    svg = base64.b64decode(one.split(",")[1]).decode()
+    svg = base64.b64decode(one.wide.split(",")[1]).decode()
     assert "prefers-color-scheme: dark" in svg and "dc:date" not in svg
     for light in plots.DARK:  # the colours that the dark style swaps are written the way it looks for them
         assert re.search(rf'style="[^"]*(fill|stroke): {light}', svg), light
@@ -282,8 +197,66 @@ def test_judges_of_real_pictures_have_a_section_of_their_own():
     frame = judged()
     found = metrics() | {"evaluate": evaluate_results(frame, ["pickscore", "geneval"], 100) | {"prompts_left_out": 3}}
     page = render_report(context(results=frame, metrics=found))
-    assert "by PickScore (95% interval" in headline(found["evaluate"])
-    for words in ("<h2>Judges</h2>", "<td class=\"text\">PickScore</td>", "<h3>GenEval</h3>", "The reward itself",
-                  "3 prompts of the file were left out", "The largest gains in PickScore"):  # fmt: skip
+    for words in ("<h2>Judges</h2>", "<td class=\"text\">PickScore</td>", "<h3>GenEval</h3>",
+                  "held-out prompts by PickScore (95%", "3 prompts of the file were skipped",
+                  "The largest gains in PickScore"):  # fmt: skip
         assert words in page, words
     assert "What changed" not in page and "all right" not in page and "<script>" not in page
+
+
+def test_shares_of_pairs_are_of_the_training_split(page):
+    assert "200 of 800 training pairs were kept (25.0%)" in page
+    assert '<b>25.0%</b><span>training pairs kept</span><span>of 800</span>' in page
+    assert "40.0%" not in page  # of all splits, held-out pairs included, which nothing filters
+
+
+def test_pairs_are_shown_with_their_images_and_dropped_ones_with_their_reason(page):
+    kept, dropped = page.partition("<h3>Dropped pairs</h3>")[::2]
+    kept = kept.partition("<h3>Kept pairs</h3>")[2]
+    for part in (kept, dropped):
+        for shade, name in ((7, "rejected"), (9, "chosen")):  # label_1 is the larger one
+            assert f'<img src="{plots.picture_uri(thumbnail(png(shade)))}" alt="{name}: ' in part
+        assert "gaps: aesthetic +0.100, clip −0.200, vqa +0.000" in part
+    assert f"vqa +0.000<br>{escape(HOSTILE)}</p>" in dropped and "vqa +0.000</p>" in kept
+
+
+def test_large_images_of_pairs_are_shown_small_and_small_ones_as_they_are():
+    def size(side):
+        buffer = io.BytesIO()
+        Image.new("RGB", (2 * side, side)).save(buffer, "PNG")
+        return Image.open(io.BytesIO(thumbnail(buffer.getvalue()))).size
+
+    assert size(16) == (32, 16) and size(1000) == (192, 96)
+
+
+def test_the_page_says_when_where_and_how_long_each_stage_ran(page, quick):
+    assert '<td class="text">tune</td><td>1.5</td><td>2026-01-02</td>' in page
+    assert "No stage ran on this machine" in render_report(context(timings={}))
+
+
+def test_the_page_says_how_to_draw_with_the_model(page):
+    assert 'lpo generate &quot;a cat left of a taxi at night&quot; --lora data/tuned' in page
+    assert "pipe.load_lora_weights(" in page
+
+
+@pytest.mark.parametrize("layout", [plots.WIDE, plots.NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("draw", [
+    lambda layout: plots.training_curves.__wrapped__(layout, [{"x": 1} | dict.fromkeys(TUNE_CURVES, 0.5)], "x",
+                                                     TUNE_CURVES),
+    lambda layout: plots.by_timestep.__wrapped__(layout, [{"t": 1} | dict.fromkeys(plots.BY_TIMESTEP, 0.5)]),
+], ids=["curves", "timesteps"])  # fmt: skip
+def test_titles_do_not_overlap_and_stay_on_the_page(layout, draw):
+    with plots.rc_context(plots.STYLE | {"font.size": layout.text, "axes.titlesize": layout.text}):
+        figure = draw(layout)
+        figure.canvas.draw()
+        boxes = [axes._left_title.get_window_extent() for axes in figure.axes if axes.get_visible()]
+    assert len(boxes) >= 4
+    for i, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+
+
+def test_labels_with_dollar_signs_are_text():
+    rows = [("$x^$ and $", {"value": 0.4, "low": 0.3, "high": 0.5})]
+    assert plots.forest(rows) != plots.forest([("", rows[0][1])])
+    plots.mpcf_bars(1, {"$\\frac$": 2})
