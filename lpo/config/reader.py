@@ -62,12 +62,16 @@ def read_text(path: str | Path) -> str:
     """A parameter file's text.
 
     Raises:
-        LpoError: if there is no such file.
+        LpoError: if there is no such file, or it cannot be read as text.
     """
+    remedy = "run in the project's folder, or name the file"
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise LpoError("no such parameter file", str(path), "run in the project's folder, or name the file") from error
+        raise LpoError("no such parameter file", str(path), remedy) from error
+    except (OSError, UnicodeDecodeError) as error:  # a folder, a loop of links, no permission, no UTF-8
+        reason = getattr(error, "strerror", None) or str(error)
+        raise LpoError(f"the parameter file cannot be read: {reason}", str(path), remedy) from error
 
 
 def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:

@@ -42,13 +42,13 @@ def check_file(path: Path, command: str, suffixes: Sequence[str] = (), force: bo
         if not os.access(path, os.W_OK):
             raise LpoError("this device or pipe cannot be written", str(path), "name a file that you may write")
         return
-    if suffixes and path.suffix.lower() not in suffixes:
-        found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
-        raise LpoError(f"the file name has {found}", str(path), f"name a file that ends in {' or '.join(suffixes)}")
     check_project(path, real)
     if status is not None and stat.S_ISDIR(status.st_mode):
         example = path / f"result{suffixes[0] if suffixes else ''}"
         raise LpoError("this is a folder, and the result is one file", str(path), f"name a file, such as {example}")
+    if suffixes and path.suffix.lower() not in suffixes:
+        found = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise LpoError(f"the file name has {found}", str(path), f"name a file that ends in {' or '.join(suffixes)}")
     if status is not None and not stat.S_ISREG(status.st_mode):
         raise LpoError("this is neither a file nor a character device", str(path), "name a file")
     if status is not None and status.st_size and not force and not wrote(real, command):
@@ -69,7 +69,7 @@ def check_folder(path: Path, command: str) -> None:
         _check_writable(real.parent, real, path)
         return
     if not stat.S_ISDIR(status.st_mode):
-        raise LpoError("this is a file, and the result is a folder", str(path), "name a new or an empty folder")
+        raise LpoError("this is no folder, and the result is one", str(path), "name a new or an empty folder")
     _check_writable(real, real, path)
     if others := foreign(real, command):
         count = "1 entry" if len(others) == 1 else f"{len(others)} entries"

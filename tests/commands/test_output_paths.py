@@ -73,7 +73,7 @@ def test_a_folder_of_the_users_is_refused(here: Path, name: str) -> None:
     words = FOLDERS[name]
     assert "1 entry" in refused(*words, "photos").what
     assert "entries" in refused(*words, ".").what
-    assert "file" in refused(*words, "cat.png").what
+    assert "no folder" in refused(*words, "cat.png").what
     for place in ("data/pairs", ".git/new", "models", "lpo"):
         assert "project" in refused(*words, place).what
     assert "project" in refused(*words, "data").what
@@ -100,3 +100,10 @@ def test_a_preset_follows_a_link_and_keeps_the_files_mode(here: Path) -> None:
 def test_numbers_that_make_no_sense_are_refused_at_once(here: Path, option: str, value: str) -> None:
     result = CliRunner().invoke(cli.app, ["generate", "a cat", option, value])
     assert result.exit_code == 2 and option in result.output
+
+
+def test_a_parameter_file_that_cannot_be_read_is_told(here: Path) -> None:
+    (here / "latin.yaml").write_bytes("seed: 1 # Länge".encode("latin-1"))
+    (here / "loop.yaml").symlink_to("loop.yaml")
+    for name in (".", "latin.yaml", "loop.yaml", "nowhere.yaml", "/dev/null"):
+        assert "file" in refused("preset", "sdxl", "--params", name).what

@@ -232,7 +232,7 @@ def test_devices_and_pipes_are_written_into(here: Path) -> None:
     with pytest.raises(LpoError, match="No space left"):
         write(Path("/dev/full"))
     for folder in (Path("/dev/null"), here / "pipe"):
-        with pytest.raises(LpoError, match="result is a folder"):
+        with pytest.raises(LpoError, match="this is no folder"):
             check_folder(folder, COMMAND)
 
 
