@@ -1,7 +1,7 @@
-"""`python -m flows.service up|down`: the Prefect server, the pool and a worker of this clone, on 127.0.0.1.
+"""`python -m flows.service up|down`: the Prefect server, work pool and worker of this clone, on 127.0.0.1.
 
-Everything is under .prefect/: database, logs, and a file for each process that was started, with its number and its
-start time. What is not in such a file was not started here, and is left alone. Both commands can be given again.
+Everything is kept under .prefect/: the database, the logs, and a file for each process that was started here. Other
+processes are left alone. Both commands can be repeated.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
@@ -29,6 +31,7 @@ from tasks.dispatch import POOL
 from tasks.workspace import ROOT, STATE, locked
 
 QUEUES = ("cpu", "gpu")
+LOST_RUNS = "flows/lost_runs.yaml"
 
 
 def up() -> None:
@@ -36,9 +39,9 @@ def up() -> None:
     address = urlsplit(url)
     if address.hostname != "127.0.0.1" or address.port is None:
         raise LpoError(
-            f"the Prefect API is {url or 'not set'}; make up only starts a server on 127.0.0.1",
+            f"the Prefect API is {url or 'not set'}, but make up only starts a server on 127.0.0.1",
             "prefect.toml, or PREFECT_API_URL",
-            "docs/operations.md has the commands for a server elsewhere",
+            "see docs/operations.md for a server on another machine",
         )
     environment = {
         **os.environ,
@@ -46,7 +49,6 @@ def up() -> None:
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{STATE}/prefect.db",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "DO_NOT_TRACK": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -55,38 +57,38 @@ def up() -> None:
     reports = start_reports(environment)
     with get_client(sync_client=True) as client:
         prepare(client)
-        deploy(environment)
+        deploy(client, environment)
         start_worker(client, environment | {"LPO_REPORTS_URL": reports})
         print(f"Prefect: {url.removesuffix('/api')}")
         print(f"next nightly run: {next_nightly(client)}")
-    print("now: prefect deployment run lpo/full --watch")
+    print("run the pipeline: prefect deployment run lpo/full --watch")
 
 
 def down() -> None:
     stopped = [name for name in ("worker", "reports", "server") if stop(name)]
-    print(f"stopped: {', '.join(stopped)}" if stopped else "nothing was running that make up had started")
+    print(f"stopped: {', '.join(stopped)}" if stopped else "nothing to stop")
 
 
 def start_server(url: str, port: int, environment: dict[str, str]) -> None:
-    """Start the server unless it runs.
+    """Start the server unless it is running.
 
     Raises:
-        LpoError: if somebody else has the port, or if it does not come up.
+        LpoError: if another program uses the port, or if the server does not start.
     """
     pid = alive("server")
     if pid and healthy(url):
-        print("server: runs already")
+        print("server: already running")
         return
     if pid:
-        print("server: runs but does not answer; it is stopped and started again")
+        print("server: running, but does not answer; restarting it")
         stop("worker")
         stop("server")
     if taken(port):
         raise LpoError(
-            f"port {port} is in use by another program",
+            f"port {port} is used by another program",
             f"127.0.0.1:{port}",
-            f"stop that program, or take another port: PREFECT_API_URL=http://127.0.0.1:{free_port()}/api make up "
-            "(to keep it, change prefect.toml)",
+            f"stop that program, or use another port: PREFECT_API_URL=http://127.0.0.1:{free_port()}/api make up "
+            "(permanently: in prefect.toml)",
         )
     start("server", ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], environment)
     wait_for("server", lambda: healthy(url))
@@ -94,7 +96,7 @@ def start_server(url: str, port: int, environment: dict[str, str]) -> None:
 
 
 def start_reports(environment: dict[str, str]) -> str:
-    """Serve .prefect/reports for the links in the UI; returns its address."""
+    """Serve .prefect/reports, which the UI links to. Returns the address."""
     note = STATE / "reports.port"
     if alive("reports") and note.exists():
         return f"http://127.0.0.1:{note.read_text()}"
@@ -108,12 +110,12 @@ def start_reports(environment: dict[str, str]) -> str:
 
 
 def prepare(client: SyncPrefectClient) -> None:
-    """Work pool, its two queues and the limit of the GPU; what is there already stays as it is."""
+    """Create the work pool, its queues, the GPU limit and the automation. What exists keeps its settings."""
     try:
         client.read_work_pool(POOL)
     except ObjectNotFound:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
-        print(f"work pool {POOL}: made")
+        print(f"work pool {POOL}: created")
     for queue in QUEUES:
         try:
             client.read_work_queue_by_name(queue, work_pool_name=POOL)
@@ -123,20 +125,29 @@ def prepare(client: SyncPrefectClient) -> None:
         client.read_global_concurrency_limit_by_name("gpu")
     except ObjectNotFound:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=1))
+    automation = AutomationCore.model_validate(yaml.safe_load((ROOT / LOST_RUNS).read_text(encoding="utf-8")))
+    if not client.read_automations_by_name(automation.name):
+        client.create_automation(automation)
 
 
-def deploy(environment: dict[str, str]) -> None:
+def deploy(client: SyncPrefectClient, environment: dict[str, str]) -> None:
+    """Create or update the deployments of prefect.yaml. `prefect deploy` resumes those that are paused; undo that."""
+    paused = [deployment.id for deployment in client.read_deployments() if deployment.paused]
     done = subprocess.run(
         ["prefect", "--no-prompt", "deploy", "--all"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     if done.returncode:
-        raise LpoError(f"prefect deploy failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}", "prefect.yaml", "mend it")
+        raise LpoError(
+            f"prefect deploy failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}", "prefect.yaml", "see above"
+        )
+    for deployment in paused:
+        client.pause_deployment(deployment)
     print("deployments: lpo/full, lpo/nightly, stage/cpu, stage/gpu")
 
 
 def start_worker(client: SyncPrefectClient, environment: dict[str, str]) -> None:
     if alive("worker"):
-        print("worker: runs already")
+        print("worker: already running")
         return
     name = f"{socket.gethostname()}-{os.getpid()}"
     words = ["prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
@@ -147,12 +158,17 @@ def start_worker(client: SyncPrefectClient, environment: dict[str, str]) -> None
 
 
 def next_nightly(client: SyncPrefectClient) -> str:
-    """When the next run of lpo/nightly is due.
+    """When the next run of lpo/nightly is due, or how to resume it if somebody paused it.
 
     Raises:
-        LpoError: if the server's scheduler makes none: it would never run.
+        LpoError: if the server's scheduler creates no run: the nightly would never run.
     """
     deployment = client.read_deployment_by_name("lpo/nightly")
+    if deployment.paused:
+        return "none, since the deployment is paused (resume it in the UI)"
+    if not any(schedule.active for schedule in deployment.schedules):
+        words = [f"prefect deployment schedule resume lpo/nightly {schedule.id}" for schedule in deployment.schedules]
+        return f"none, since the schedule is paused ({' or '.join(words) or 'there is none'})"
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         runs = client.read_flow_runs(
@@ -163,10 +179,10 @@ def next_nightly(client: SyncPrefectClient) -> str:
         )
         if runs and (due := runs[0].expected_start_time):
             zone = getattr(deployment.schedules[0].schedule, "timezone", None) or "UTC"
-            return f"{due.astimezone(UTC):%Y-%m-%d %H:%M} UTC (cron at 02:00 {zone})"
+            return f"{due.astimezone(UTC):%Y-%m-%d %H:%M} UTC (time zone of the schedule: {zone})"
         time.sleep(0.5)
     raise LpoError(
-        "the server schedules no nightly run", str(STATE / "server.log"), "look there; sqlalchemy must be below 2.1"
+        "the server schedules no nightly run", str(STATE / "server.log"), "read that log; sqlalchemy must be below 2.1"
     )
 
 
@@ -181,7 +197,7 @@ def main() -> None:
     os.chdir(ROOT)
     action = {"up": up, "down": down}[sys.argv[1]]
     try:
-        with locked(STATE / "service.lock", "", lambda holder: print("waiting for another make up or make down")):
+        with locked(STATE / "service.lock", "", lambda holder: print("waiting for another make up or down")):
             action()
     except LpoError as error:
         print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The flow `stage`: one stage on the worker that took it. Deployed as stage/cpu and stage/gpu."""
+"""The flow `stage`: one stage, on whichever worker takes it. Deployed as stage/cpu and stage/gpu."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from tasks.workspace import Place, here, place_of, run_workspace
 def stage(name: str, place: dict[str, str] | None = None, force: bool = False) -> Any:
     """Bring one stage up to date.
 
+    The final state is named Ran, Fetched or Unchanged, and its message is the worker's clone.
+
     Args:
         name: a stage of dvc.yaml.
-        place: where the run works that this stage belongs to; by hand, leave it out: the worker's own clone.
-        force: run it although nothing changed.
+        place: where the run works that the stage belongs to. Leave it out to work in the worker's own clone.
+        force: run the stage even if nothing changed.
     """
     there = Place(**place) if place else place_of(run_workspace([]))
-    return Completed(message=f"{work(name, there, force)} in {here()}")
+    return Completed(name=work(name, there, force).capitalize(), message=here())

@@ -1,1 +1,1 @@
-"""What the flows are made of: the DVC graph, workspaces, one stage's run, what people see. Prefect and light code."""
+"""The parts of the flows: the DVC graph, workspaces, a stage's run, dispatch, publishing."""

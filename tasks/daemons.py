@@ -1,6 +1,6 @@
-"""Processes that outlive the command that starts them: each in a group of its own, known by .prefect/NAME.pid.
+"""Background processes: each in a process group of its own, and recorded in .prefect/NAME.pid.
 
-The file holds the process's number and its start time, which tells it from a later process with the same number.
+The file holds the process id and the start time, since a later process may have the same id.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import psutil
 from lpo.errors import LpoError
 from tasks.workspace import ROOT, STATE
 
-PATIENCE = float(os.environ.get("LPO_SERVICE_PATIENCE", "120"))  # seconds that a process has to answer
-AT_WORK, ALONE = 20.0, 8.0  # seconds to end
+PATIENCE = float(os.environ.get("LPO_SERVICE_PATIENCE", "120"))  # seconds that a process may take until it answers
+AT_WORK, ALONE = 20.0, 8.0  # seconds until SIGKILL: with and without child processes
 
 
 def start(name: str, words: list[str], environment: dict[str, str]) -> None:
     """Start a command in a process group of its own, its output in .prefect/NAME.log."""
     program = shutil.which(words[0], path=environment["PATH"])
     if program is None:
-        raise LpoError(f"there is no program {words[0]!r}", environment["PATH"], "make .venv")
+        raise LpoError(f"the program {words[0]!r} is not on the PATH", environment["PATH"], "make .venv")
     with (STATE / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             [program, *words[1:]], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -39,15 +39,15 @@ def start(name: str, words: list[str], environment: dict[str, str]) -> None:
 
 
 def stop(name: str) -> bool:
-    """Stop what `start` started, and its whole group; False if it was not running.
+    """Stop a process that `start` started, with its whole group. Returns False if it was not running.
 
-    It has AT_WORK seconds for what it runs, and ALONE when nothing of that is left: after the server's SQLite was
-    locked for a moment, idle workers were seen to wait for something that does not come.
+    It may take AT_WORK seconds while it has child processes, and ALONE seconds without: idle workers were seen to hang
+    after the server's SQLite database was locked for a moment.
     """
     pid = alive(name)
     if pid:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):  # it ended by itself a moment ago
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.killpg(pid, number)
             started = busy = time.monotonic()
             while (members := group(pid)) and (now := time.monotonic()) < min(started + AT_WORK, busy + ALONE):
@@ -60,7 +60,7 @@ def stop(name: str) -> bool:
 
 
 def alive(name: str) -> int:
-    """The number of the process that `start` started, 0 if it is gone; the start time tells it from a later one."""
+    """The id of the process that `start` started, or 0 if it has ended."""
     try:
         found = json.loads(note(name).read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -74,7 +74,7 @@ def note(name: str) -> Path:
 
 
 def start_time(pid: int) -> float | None:
-    """When the process started, None if there is none, or only what is left of it."""
+    """When the process started; None if there is no such process, or only a zombie."""
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -83,7 +83,7 @@ def start_time(pid: int) -> float | None:
 
 
 def group(leader: int) -> list[int]:
-    """The living processes of a group."""
+    """The running processes of a group."""
     found = []
     for process in psutil.process_iter(["status"]):
         with contextlib.suppress(ProcessLookupError):
@@ -109,10 +109,10 @@ def free_port() -> int:
 
 
 def wait_for(name: str, ready: Callable[[], bool]) -> None:
-    """Wait until `ready()`.
+    """Wait until `ready()` is true.
 
     Raises:
-        LpoError: with the end of the log, if the process ends or does not get ready.
+        LpoError: if the process ends or takes longer than PATIENCE; with the end of its log.
     """
     deadline = time.monotonic() + PATIENCE
     while not ready():
@@ -120,5 +120,5 @@ def wait_for(name: str, ready: Callable[[], bool]) -> None:
             end = "ended" if not alive(name) else f"did not answer within {PATIENCE:.0f} s"
             tail = "\n".join((STATE / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
             stop(name)
-            raise LpoError(f"the {name} {end}:\n{tail}", str(STATE / f"{name}.log"), "mend that, then make up")
+            raise LpoError(f"the {name} {end}:\n{tail}", str(STATE / f"{name}.log"), "fix that, then make up")
         time.sleep(0.3)

@@ -1,4 +1,4 @@
-"""A run's stages: each at once when all it waits for is done, here if nothing must be computed, else on a worker."""
+"""The stages of a run. Prefect starts each when those before it are done; a stage that must run goes to a worker."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from uuid import UUID
 
 import httpx
 from prefect import get_run_logger, task
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import TERMINAL_STATES, State, WorkQueueStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.futures import wait
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Cancelling
 
 from lpo.errors import LpoError
 from tasks import reproduce
@@ -25,29 +29,29 @@ from tasks.retried import RETRIED
 from tasks.workspace import has_remote, here, place_of
 
 POOL = "lpo"
-CHILDREN: list[UUID] = []  # stage runs that this process has sent to workers
-SENT: set[str] = set()  # stages whose results this run knows to be in the remote
+NO_WORKER = 120.0  # seconds that a stage run waits for a worker while none asks for work
+SENT: set[str] = set()  # stages whose results this run has put in the remote
 
 
 @dataclass(frozen=True)
 class Outcome:
     how: str  # ran | fetched | unchanged | failed | skipped
-    minutes: float
+    minutes: float | None = None  # None where nothing was measured
     message: str = ""
 
 
 def check_workers(stages: Sequence[Stage]) -> None:
-    """Everything on the server that these stages need.
+    """Check that the server has everything that these stages need.
 
     Raises:
-        LpoError: if a queue or the limit of the GPU is missing or stopped.
+        LpoError: if a queue is missing or paused, or the limit `gpu` is missing.
     """
     with get_client(sync_client=True) as client:
         for queue in sorted({stage.queue for stage in stages}):
             try:
                 found = client.read_work_queue_by_name(queue, work_pool_name=POOL)
             except ObjectNotFound:
-                raise LpoError(f"no queue {queue!r} in the work pool {POOL!r}", "Prefect server", "make up") from None
+                raise LpoError(f"the work pool {POOL!r} has no queue {queue!r}", "Prefect server", "make up") from None
             if found.is_paused:
                 remedy = f"prefect work-queue resume {queue} --pool {POOL}"
                 raise LpoError(f"the queue {queue!r} is paused", "Prefect server", remedy)
@@ -55,118 +59,125 @@ def check_workers(stages: Sequence[Stage]) -> None:
             try:
                 client.read_global_concurrency_limit_by_name("gpu")
             except ObjectNotFound:
-                raise LpoError("no global concurrency limit 'gpu'", "Prefect server", "make up") from None
+                raise LpoError("there is no global concurrency limit 'gpu'", "Prefect server", "make up") from None
 
 
 def run_stages(
     graph: Mapping[str, Stage], selected: Sequence[str], changed: set[str], folder: Path, force: bool
 ) -> dict[str, Outcome]:
-    """Bring every selected stage up to date; stages that do not wait for each other go at once.
+    """Bring every selected stage up to date, in the order of the graph; independent stages run at the same time.
 
-    A stage that is not in `changed`, and whose predecessors did nothing, is up to date. What a failed stage holds up is
-    skipped, the rest goes on. When this run is cancelled, its stage runs are cancelled too.
+    A stage runs if it is in `changed`, if a stage before it did anything, or with `force`. When a stage fails, Prefect
+    does not start those that wait for it, and the others continue. When this run is cancelled, so are its stage runs.
     """
-    outcomes: dict[str, Outcome] = {}
-    running: dict[str, Any] = {}
-    started: dict[str, float] = {}
-    waiting = [name for name in selected if not graph[name].frozen]
+    futures: dict[str, Any] = {}
+    for name in (name for name in graph if name in selected and not graph[name].frozen):
+        upstream = [futures[other] for other in graph[name].upstream if other in futures]
+        stale = force or name in changed
+        futures[name] = advance.with_options(name=name).submit(graph[name], folder, stale, force, upstream)
     try:
-        while waiting or running:
-            for name in list(waiting):
-                needs = [other for other in graph[name].upstream if other in waiting or other in started]
-                if any(outcomes[other].how in ("failed", "skipped") for other in needs if other in outcomes):
-                    outcomes[name] = Outcome("skipped", 0.0)
-                elif all(other in outcomes for other in needs):
-                    moved = any(outcomes[other].how != "unchanged" for other in needs)
-                    stale = force or moved or name in changed
-                    started[name] = time.monotonic()
-                    running[name] = advance.with_options(name=name).submit(graph[name], folder, stale, force)
-                else:
-                    continue
-                waiting.remove(name)
-                started.setdefault(name, time.monotonic())
-            for name, future in list(running.items()):
-                if future.wrapped_future.done():
-                    del running[name]
-                    outcomes[name] = _outcome(future, (time.monotonic() - started[name]) / 60)
-            time.sleep(0.05)
+        wait(list(futures.values()))
     except BaseException:
         STOP.set()
         cancel_children()
         raise
-    return outcomes
+    return {name: _outcome(future.state) for name, future in futures.items()}
 
 
-def _outcome(future: Any, minutes: float) -> Outcome:
-    try:
-        return Outcome(future.result(), minutes)
-    except Exception as error:
-        return Outcome("failed", minutes, str(error))
+def _outcome(state: State[Any]) -> Outcome:
+    if state.is_completed():
+        found = state.result()
+        assert isinstance(found, Outcome)
+        return found
+    if state.name == "NotReady":  # a stage before it failed
+        return Outcome("skipped")
+    return Outcome("failed", message=str(state.result(raise_on_failure=False)))
 
 
 @task(name="stage", **RETRIED)
-def advance(stage: Stage, folder: Path, stale: bool, force: bool) -> str:
-    """One stage: nothing, or its result out of the cache, or a run on a worker of its queue."""
-    if not stale:
-        return "unchanged"
+def advance(stage: Stage, folder: Path, stale: bool, force: bool, upstream: Sequence[Outcome]) -> Outcome:
+    """One stage: leave it alone, restore its result from the cache, or run it on a worker of its queue."""
+    start = time.monotonic()
+
+    def done(how: str) -> Outcome:
+        return Outcome(how, (time.monotonic() - start) / 60)
+
+    if not (stale or any(other.how != "unchanged" for other in upstream)):
+        return done("unchanged")
     remote = has_remote()
     if not force and (found := reproduce.restore(folder, stage.name, remote)):
-        return found
-    if remote:  # what the worker's copy of this workspace will look for
+        return done(found)
+    if remote:  # the worker's copy of this workspace fetches its inputs from there
         for other in stage.upstream:
             if other not in SENT:
                 reproduce.push(folder, other)
                 SENT.add(other)
-    outcome, clone = dispatch(stage, folder, force)
+    how, clone = dispatch(stage, folder, force)
     SENT.add(stage.name)  # by the worker
     if clone != here() and not reproduce.restore(folder, stage.name, remote):
-        raise StageFailed(f"{stage.name} was done in {clone}, but its result did not come through the remote")
-    return outcome
+        raise StageFailed(f"{stage.name} ran in {clone}, but its result did not arrive through the remote")
+    return done(how)
 
 
 def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str]:
-    """(how, clone of the worker): run the stage on a worker of its queue, and wait.
+    """Run the stage on a worker of its queue. Returns ("ran", "fetched" or "unchanged", the worker's clone).
 
     Raises:
         Transient: if the worker was lost.
-        StageFailed: with the stage's own message.
+        StageFailed: if the stage failed, with its own message, or if no worker took it.
     """
-    logger = get_run_logger()
     parameters = {"name": stage.name, "place": asdict(place_of(folder)), "force": force}
     run: Any = run_deployment(f"stage/{stage.queue}", parameters=parameters, timeout=0, flow_run_name=stage.name)
-    CHILDREN.append(run.id)
-    logger.info("%s waits for a worker of the queue %s", stage.name, stage.queue)
+    get_run_logger().info("%s waits for a worker of the queue %s", stage.name, stage.queue)
     with get_client(sync_client=True) as client:
-        while True:
-            if STOP.wait(1.0):  # each question costs the server a hundredth of a second
-                raise Stopped
-            try:
-                state = client.read_flow_run(run.id).state
-            except httpx.TransportError as error:
-                logger.warning("the Prefect server does not answer (%s); the stage goes on", error)
-                continue
-            if state is not None and state.is_final():
-                break
-    message = state.message or ""
-    if state.is_completed():
-        how, _, clone = message.partition(" in ")
-        return how, clone
+        state = final_state(client, run.id, stage)
+    if state.is_completed():  # see flows/stage.py
+        return str(state.name).lower(), str(state.message)
     if state.is_crashed():
-        raise Transient(f"{stage.name}: the worker was lost ({message})")
-    raise StageFailed(message)
+        raise Transient(f"{stage.name}: the worker was lost ({state.message})")
+    raise StageFailed(state.message or f"{stage.name}: {state.name}")
+
+
+def final_state(client: SyncPrefectClient, run: UUID, stage: Stage) -> State[Any]:
+    """The state in which the stage run ends. A server that does not answer for a while changes nothing.
+
+    Raises:
+        StageFailed: if no worker asks for work of its queue for NO_WORKER seconds; the stage run is cancelled.
+        Stopped: if this run is being cancelled.
+    """
+    served = time.monotonic()
+    while not STOP.wait(1.0):
+        try:
+            state = client.read_flow_run(run).state
+            if state is not None and state.is_final():
+                return state
+            waits = state is None or state.is_scheduled()
+            queue = client.read_work_queue_by_name(stage.queue, work_pool_name=POOL) if waits else None
+        except httpx.TransportError as error:
+            get_run_logger().warning("the Prefect server does not answer (%s); the stage continues", error)
+            continue
+        if queue is None or queue.status != WorkQueueStatus.NOT_READY:
+            served = time.monotonic()
+        elif time.monotonic() > served + NO_WORKER:
+            client.set_flow_run_state(run, Cancelled(message="no worker took it"), force=True)
+            raise StageFailed(
+                f"{stage.name}: no worker has asked for work of the queue {stage.queue!r} for {NO_WORKER:.0f} s\n"
+                "  fix: make up, or start a worker for this queue; then run again"
+            )
+    raise Stopped
 
 
 def cancel_children(seconds: float = 12.0) -> None:
-    """Cancel the stage runs that are not over, and wait for their end: the workspace must be quiet after that."""
+    """Cancel the stage runs of this run and wait until they have ended: then nothing works in the workspace."""
     with get_client(sync_client=True) as client:
-        open_runs = [run for run in CHILDREN if not _over(client, run)]
-        for run in open_runs:
+        for run in _open_children(client):
             client.set_flow_run_state(run, Cancelling(message="the run that it belongs to was stopped"))
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(_over(client, run) for run in open_runs):
+        while time.monotonic() < deadline and _open_children(client):
             time.sleep(0.3)
 
 
-def _over(client: Any, run: UUID) -> bool:
-    state = client.read_flow_run(run).state
-    return state is not None and state.is_final()
+def _open_children(client: SyncPrefectClient) -> list[UUID]:
+    unfinished = {"type": {"not_any_": sorted(TERMINAL_STATES)}}
+    mine = {"parent_flow_run_id": {"any_": [flow_run.id]}, "state": unfinished}
+    return [run.id for run in client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(mine))]

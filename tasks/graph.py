@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml and what each waits for. There is no second list of stages anywhere in flows or tasks."""
+"""The stages of dvc.yaml and their order. DVC reports both; flows and tasks keep no list of stages of their own."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from graphlib import TopologicalSorter
+from pathlib import Path
 
 import yaml
 
 from lpo.errors import LpoError
+from tasks import reproduce
 
 FILE = "dvc.yaml"
+ARROW = re.compile(r'^"([^"]+)"(?: -> "([^"]+)")?;$')  # a line of `dvc dag --dot`: a stage, or a stage and its reader
 
 
 @dataclass(frozen=True)
 class Stage:
     name: str
-    gpu: bool  # `meta: {gpu: true}` of dvc.yaml
+    gpu: bool  # `meta: {gpu: true}` in dvc.yaml
     frozen: bool
-    deps: tuple[str, ...]
-    outs: tuple[str, ...]  # metrics and plots are outputs too
-    upstream: tuple[str, ...]  # the stages that make what this one reads
+    upstream: tuple[str, ...]  # the stages whose outputs this one reads
 
     @property
     def queue(self) -> str:
@@ -31,72 +31,63 @@ class Stage:
 
 
 def read_graph(folder: Path) -> dict[str, Stage]:
-    """The stages of `folder`/dvc.yaml by name, each after all that it waits for.
+    """The stages of `folder`/dvc.yaml by name, each after the stages that it reads from.
 
     Raises:
-        LpoError: if the file is absent, holds no stages, or uses what this reader does not know.
+        LpoError: if the folder has no dvc.yaml.
+        StageFailed: if DVC refuses the file; the message is DVC's.
     """
     path = folder / FILE
     if not path.exists():
         raise LpoError("there is no dvc.yaml", str(folder), "start the worker in a clone of the project")
-    found = (yaml.safe_load(_filled(path)) or {}).get("stages") or {}
-    if not found:
-        raise LpoError("dvc.yaml has no stages", str(path), "restore it from the repository")
-    unknown = [name for name, stage in found.items() if {"foreach", "matrix"} & stage.keys() or "wdir" in stage]
-    if unknown:
-        raise LpoError(
-            f"foreach, matrix and wdir are not supported: {', '.join(unknown)}", str(path), "write the stages out"
-        )
-    outs = {name: tuple(_outs(stage)) for name, stage in found.items()}
-    stages = {
-        name: Stage(
-            name,
-            bool((stage.get("meta") or {}).get("gpu")),
-            bool(stage.get("frozen")),
-            deps := tuple(_names(stage.get("deps", []))),
-            outs[name],
-            tuple(other for other in found if other != name and _overlap(deps, outs[other])),
-        )
-        for name, stage in found.items()
-    }
-    return {name: stages[name] for name in _ordered(stages)}
+    definitions = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+    upstream: dict[str, list[str]] = {}
+    for line in reproduce.dag(folder):
+        if match := ARROW.match(line):
+            # Other nodes are .dvc files and stages of other folders.
+            one, reader = (name if name and name.partition("@")[0] in definitions else None for name in match.groups())
+            if one and not match[2]:
+                upstream[one] = []
+            elif one and reader:
+                upstream[reader].append(one)
+    stages = {}
+    for name in TopologicalSorter(upstream).static_order():
+        definition = definitions[name.partition("@")[0]]
+        definition = definition.get("do", definition)  # of a foreach or matrix stage
+        gpu = bool((definition.get("meta") or {}).get("gpu"))
+        stages[name] = Stage(name, gpu, bool(definition.get("frozen")), tuple(upstream[name]))
+    return stages
 
 
-def _filled(path: Path) -> str:
-    """dvc.yaml with every ${section.key} as params.yaml beside it has it, which is how DVC reads it."""
+def find(graph: Mapping[str, Stage], name: str) -> Stage:
+    """The stage of that name.
 
-    def value(match: re.Match[str]) -> str:
-        found: Any = yaml.safe_load((path.parent / "params.yaml").read_text(encoding="utf-8"))
-        for key in match[1].split("."):
-            if not isinstance(found, dict) or key not in found:
-                raise LpoError(f"{match[0]} names no parameter", str(path), "mend it, or add the key to params.yaml")
-            found = found[key]
-        return str(found)
-
-    return re.sub(r"\$\{([\w.]+)\}", value, path.read_text(encoding="utf-8"))
+    Raises:
+        LpoError: if there is none.
+    """
+    if name not in graph:
+        near = difflib.get_close_matches(name, graph, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"use one of: {', '.join(graph)}"
+        raise LpoError(f"there is no stage {name!r}", FILE, remedy)
+    return graph[name]
 
 
 def select(graph: Mapping[str, Stage], first: str | None, until: str | None) -> list[str]:
-    """The stages that a run looks at: `first` and what follows it, of those that `until` needs; without both, all.
+    """The stages of a run: `first` and the stages after it, as far as `until` needs them. Without bounds: all stages.
 
     Raises:
-        LpoError: if a name is unknown, or if nothing lies between the two.
+        LpoError: if a name is unknown, or `until` does not depend on `first`.
     """
-    for name in (first, until):
-        if name is not None and name not in graph:
-            near = difflib.get_close_matches(name, graph, n=1)
-            remedy = f"did you mean {near[0]}?" if near else f"use one of: {', '.join(graph)}"
-            raise LpoError(f"no stage {name!r}", "parameter stages", remedy)
-    below = after(graph, [first]) if first else set(graph)
-    above = before(graph, [until]) if until else set(graph)
+    below = after(graph, [find(graph, first).name]) if first else set(graph)
+    above = before(graph, [find(graph, until).name]) if until else set(graph)
     chosen = [name for name in graph if name in below & above]
     if not chosen:
-        raise LpoError(f"{until} does not come after {first}", "parameter stages", "exchange the two")
+        raise LpoError(f"{until} does not come after {first}", "parameter stages", "swap the two")
     return chosen
 
 
 def before(graph: Mapping[str, Stage], names: Iterable[str]) -> set[str]:
-    """The named stages and all that they wait for."""
+    """The named stages and every stage that they depend on."""
     found = set(names)
     for name in reversed(list(graph)):
         if name in found:
@@ -105,35 +96,9 @@ def before(graph: Mapping[str, Stage], names: Iterable[str]) -> set[str]:
 
 
 def after(graph: Mapping[str, Stage], names: Iterable[str]) -> set[str]:
-    """The named stages and all that wait for them."""
+    """The named stages and every stage that depends on them."""
     found = set(names)
     for name, stage in graph.items():
         if found & set(stage.upstream):
             found.add(name)
     return found
-
-
-def _ordered(stages: Mapping[str, Stage]) -> list[str]:
-    done: list[str] = []
-    while len(done) < len(stages):
-        ready = [n for n, s in stages.items() if n not in done and set(s.upstream) <= set(done)]
-        if not ready:
-            circle = ", ".join(sorted(stages.keys() - set(done)))
-            raise LpoError(f"stages wait for each other: {circle}", FILE, "break the circle")
-        done += ready
-    return done
-
-
-def _names(items: list[Any]) -> list[str]:
-    """The paths of a list of dvc.yaml, whose items are PATH or {PATH: options}."""
-    return [item if isinstance(item, str) else next(iter(item)) for item in items]
-
-
-def _outs(stage: Mapping[str, Any]) -> list[str]:
-    return [name for key in ("outs", "metrics", "plots") for name in _names(stage.get(key, []))]
-
-
-def _overlap(deps: Iterable[str], outs: Iterable[str]) -> bool:
-    """A stage reads another's output if one of the two paths is, or lies in, the other."""
-    pairs = [(PurePosixPath(dep), PurePosixPath(out)) for dep in deps for out in outs]
-    return any(dep.is_relative_to(out) or out.is_relative_to(dep) for dep, out in pairs)

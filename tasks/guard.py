@@ -1,8 +1,8 @@
-"""Run a command and never outlive the caller: `python guard.py SECONDS COMMAND...`, started in a session of its own.
+"""Run a command that never outlives its caller: `python guard.py SECONDS COMMAND...`, started in its own session.
 
-Standard input is a pipe whose other end the caller holds. When the caller ends, in whatever way (SIGKILL runs no
-handler), the pipe closes, and the whole process group is stopped: SIGINT, after SECONDS SIGKILL. Only the standard
-library is imported: this process stands by for as long as a stage runs.
+Standard input is a pipe whose other end the caller holds. The pipe closes when the caller ends, even by SIGKILL, which
+runs no handler. Then the whole process group gets SIGINT, and SIGKILL after SECONDS. Only the standard library is
+imported, because this process exists for as long as a stage runs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import time
 
 def main() -> None:
     seconds, command = float(sys.argv[1]), sys.argv[2:]
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is meant for the command; this process waits for its end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the command only; this process waits for its end
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     )
     orphaned = threading.Event()
     threading.Thread(target=stop_when_orphaned, args=(seconds, orphaned), daemon=True).start()
     code = process.wait()
-    if orphaned.is_set():  # nobody else is left to end what the command leaves behind
+    if orphaned.is_set():  # nobody else is left to end what the command started
         os.killpg(0, signal.SIGKILL)
-    sys.exit(code if code >= 0 else 128 - code)  # as a shell says it: 137 after SIGKILL
+    sys.exit(code if code >= 0 else 128 - code)  # as a shell reports it: 137 after SIGKILL
 
 
 def stop_when_orphaned(seconds: float, orphaned: threading.Event) -> None:
@@ -34,7 +34,7 @@ def stop_when_orphaned(seconds: float, orphaned: threading.Event) -> None:
         pass
     orphaned.set()
     os.killpg(0, signal.SIGINT)
-    time.sleep(seconds)  # if the command stops, the main thread ends all before that
+    time.sleep(seconds)  # if the command ends in time, the main thread ends this process
     os.killpg(0, signal.SIGKILL)
 
 

@@ -1,8 +1,8 @@
-"""Run a command as a process group that is watched line by line and never left behind.
+"""Run a command in a process group of its own, read its output line by line, and leave no process behind.
 
-A group is stopped with SIGINT, which ends dvc and its stage at once, and after `GRACE` seconds with SIGKILL. That
-happens when the flow run is cancelled (Prefect raises `TerminationSignal`, a BaseException), when `STOP` is set, and,
-through guard.py, when this process dies.
+The group is stopped when the flow run is cancelled (Prefect raises `TerminationSignal`, a BaseException), when `STOP`
+is set, and when this process dies (guard.py). It gets SIGINT, which ends dvc and its stage at once, and SIGKILL after
+`GRACE` seconds.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE = 8.0  # seconds from SIGINT to SIGKILL; a cancelled run must be gone after 15
+GRACE = 8.0  # seconds from SIGINT to SIGKILL; a cancelled run must have ended after 15
 GUARD = Path(__file__).with_name("guard.py")
-STOP = threading.Event()  # set by the main thread: commands of other threads stop too
-KEPT = 2000  # lines of output that are kept for the message of a failure
+STOP = threading.Event()  # set by the main thread to stop the commands of all threads
+KEPT = 2000  # lines of output that are kept for error messages
 BAR = re.compile(r"(\d+)%\|.*?\| *([\d.]+\w?)/([\d.]+\w?)")  # tqdm: " 40%|████      | 2/5 [..."
 
 
 class Stopped(BaseException):
-    """The command was stopped because the run ends; no `except Exception` may take it for a failure."""
+    """The command was stopped because the run is ending. A BaseException, so that nothing treats it as a failure."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def run(
     on_progress: Callable[[float, str], None] = lambda percent, line: None,
     environment: Mapping[str, str] = {},  # noqa: B006 - it is only read
 ) -> Finished:
-    """Run `command` in `folder`; standard output and error arrive together, as they are written.
+    """Run `command` in `folder`. Standard output and standard error are read together, as they are written.
 
     Args:
-        on_line: gets every whole line.
-        on_progress: gets what tqdm draws over and over in one line: percent, and the text.
-        environment: is added to this process's own.
+        on_line: called with every complete line.
+        on_progress: called with the percentage and the text of each tqdm bar.
+        environment: variables in addition to those of this process.
     """
     process = subprocess.Popen(
         [sys.executable, "-S", "-E", str(GUARD), str(GRACE), *command],
@@ -85,7 +85,7 @@ def run(
             time.sleep(0.05)
         raise
     finally:
-        # Also after a good end: a dvc that was killed leaves its stage behind, which would go on writing.
+        # Also after a normal end: when only dvc was killed, its stage is still running and writing.
         _signal(process, signal.SIGKILL)
         process.wait()
         for pipe in (process.stdin, process.stdout):
@@ -94,7 +94,7 @@ def run(
 
 
 def _read(process: subprocess.Popen[bytes], take: Callable[[str, bool], None]) -> None:
-    """Hand over every piece of output that ends in a newline, or in a return (then it is drawn over)."""
+    """Pass on every piece of output that ends in a newline, or in a carriage return (a bar that is redrawn)."""
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     rest = b""
@@ -112,7 +112,7 @@ def _read(process: subprocess.Popen[bytes], take: Callable[[str, bool], None]) -
             elif data == b"":
                 break
             elif process.poll() is not None:
-                _signal(process, signal.SIGKILL)  # what holds the pipe open is what was left behind
+                _signal(process, signal.SIGKILL)  # a process that was left behind holds the pipe open
     if rest:
         take(rest.decode(errors="replace"), False)
 

@@ -1,4 +1,4 @@
-"""What people see of a run: a summary with figures and stages, the pictures, the report; and who is told."""
+"""What a run publishes: a summary with figures and stages, a picture, a link to the report; and notifications."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from prefect.variables import Variable
 from tasks.dispatch import Outcome
 from tasks.workspace import ROOT, STATE
 
-AXES = {"overall": "overall", "alignment": "what the prompt asks for", "aesthetics": "looks"}
+AXES = {"overall": "overall", "alignment": "alignment with the prompt", "aesthetics": "aesthetics"}
 REPORTS = STATE / "reports"
 KEPT_REPORTS = 20
-NOTIFY = "lpo_notify"  # the Prefect variable that names the block which is told
+NOTIFY = "lpo_notify"  # the Prefect variable that names the block to notify
 
 
 def publish(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str, Any] | None = None) -> None:
-    """Write the artifacts of a run: summary, picture grid, link to the report."""
+    """Create the artifacts of a run: the summary, the picture grid and the link to the report."""
     create_markdown_artifact(summary(outcomes, folder, decision), key="summary", description="figures and stages")
     pictures = folder / "data/report/before_after.png"
     if pictures.exists():
         data = base64.b64encode(pictures.read_bytes()).decode()
         create_image_artifact(
-            f"data:image/png;base64,{data}", key="before-after", description="the base above, the tuned model below"
+            f"data:image/png;base64,{data}", key="before-after", description="top: base model; bottom: tuned model"
         )
     page = folder / "data/report/index.html"
     address = os.environ.get("LPO_REPORTS_URL")
@@ -45,19 +45,20 @@ def publish(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str
 
 
 def summary(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str, Any] | None = None) -> str:
-    """The run in Markdown: win rates with 95 % intervals, a row a stage, the gate's decision, where the report is."""
+    """The run in Markdown: win rates with 95 % intervals, one row per stage, the gate's decision, the report's path."""
     lines = []
     metrics = folder / "metrics/evaluate.json"
     if metrics.exists():
         rates = json.loads(metrics.read_text(encoding="utf-8"))["win_rate"]
-        lines += ["| tuned model wins over its base | win rate | 95 % interval |", "| --- | --- | --- |"]
+        lines += ["| tuned model against its base | win rate | 95 % interval |", "| --- | --- | --- |"]
         lines += [
             f"| {words} | {rates[name]['value']:.1%} | {rates[name]['low']:.1%} to {rates[name]['high']:.1%} |"
             for name, words in AXES.items()
             if name in rates
         ]
-    lines += ["", "| stage | | minutes |", "| --- | --- | --- |"]
-    lines += [f"| {name} | {outcome.how} | {outcome.minutes:.1f} |" for name, outcome in outcomes.items()]
+    lines += ["", "| stage | result | minutes |", "| --- | --- | --- |"]
+    minutes = {name: "" if outcome.minutes is None else f"{outcome.minutes:.1f}" for name, outcome in outcomes.items()}
+    lines += [f"| {name} | {outcome.how} | {minutes[name]} |" for name, outcome in outcomes.items()]
     lines += ["", *(f"**{name} failed.** {o.message}\n" for name, o in outcomes.items() if o.how == "failed")]
     if decision:
         verdict = "promoted" if decision["promoted"] else "not promoted"
@@ -65,14 +66,14 @@ def summary(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str
     if (folder / "data/report/index.html").exists():
         lines.append(f"Report: `{folder}/data/report/index.html`")
     if folder != ROOT:
-        lines.append(f"This run has overrides. Its files are in `{folder}`; the clone's own are as they were.")
+        lines.append(f"This run has overrides. Its files are in `{folder}`; those of the clone did not change.")
     return "\n".join(lines)
 
 
 def notify(subject: str, body: str) -> None:
-    """Tell the block that the Prefect variable `lpo_notify` names, such as slack-webhook/lpo or webhook/lpo.
+    """Send a message to the block named by the Prefect variable `lpo_notify`, such as slack-webhook/lpo.
 
-    Without the variable nobody is told. Nothing that happens here fails a run.
+    Without the variable nothing is sent. A message that cannot be sent is a warning, and never fails a run.
     """
     try:
         name = Variable.get(NOTIFY)
@@ -84,4 +85,4 @@ def notify(subject: str, body: str) -> None:
         else:
             block.call({"subject": subject, "text": f"{subject}\n{body}"})
     except Exception as error:
-        get_logger("notify").warning("nobody could be told: %s: %s", type(error).__name__, error)
+        get_logger("notify").warning("the notification was not sent: %s: %s", type(error).__name__, error)

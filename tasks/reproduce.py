@@ -1,4 +1,4 @@
-"""DVC as the flows use it: what is fresh, one stage's run, and the way to and from the remote. Commands, no imports."""
+"""DVC as the flows use it: the graph, what is up to date, one stage's run, the remote. Commands only, no imports."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ RUN_CACHE = Path(__file__).with_name("runcache.py")
 
 
 class Transient(Exception):
-    """Passes by itself: a lock of another run, the network. It is tried again."""
+    """Goes away without help: another run's lock, the network. The task is retried."""
 
 
 class OutOfMemory(Exception):
-    """The GPU's memory did not suffice."""
+    """The GPU ran out of memory."""
 
 
 class StageFailed(Exception):
-    """A stage that fails again if it is tried again; the message says what to mend."""
+    """Would fail again in the same way; the message says what to fix."""
 
 
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")
@@ -40,14 +40,14 @@ DISK = ("No space left on device", "Disk quota exceeded")
 MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "CUDNN_STATUS_ALLOC_FAILED")
 
 
-def mend_lock(folder: Path) -> None:
-    """Remove DVC's file of who reads and writes what, if a dvc was killed while it wrote that file.
+def remove_broken_lock(folder: Path) -> None:
+    """Remove DVC's rwlock file if dvc was killed while it wrote the file.
 
-    DVC writes it in place and refuses to work on half of it. It only matters to processes that run, and the flows'
-    own lock says that no other run works here.
+    DVC writes it in place, and refuses to work when it is not valid JSON. The file only concerns running processes, and
+    the caller holds the lock of this clone.
     """
     path = folder / ".dvc/tmp/rwlock"
-    for _ in range(3):  # it is empty for a moment whenever a dvc writes it
+    for _ in range(3):  # the file is empty for a moment whenever dvc writes it
         try:
             json.loads(path.read_text(encoding="utf-8"))
             return
@@ -58,17 +58,39 @@ def mend_lock(folder: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def dag(folder: Path) -> list[str]:
+    """`dvc dag --dot`: one line for each stage, then one for each pair of a stage and a stage that reads from it."""
+    return _dvc(folder, "dag", "--dot").lines
+
+
 def status(folder: Path) -> set[str]:
     """The names of the stages whose command, inputs, parameters or outputs changed."""
-    done = _dvc(folder, "status", "--json")
-    found: dict[str, Any] = json.loads(done.lines[-1]) if done.lines else {}
-    return {name.rpartition(":")[2] for name in found}
+    return set(_status(folder))
+
+
+def missing(folder: Path, stages: Iterable[str]) -> dict[str, list[str]]:
+    """The outputs of these stages that are not in the workspace, by stage."""
+    names = list(stages)
+    found = {}
+    for name, changes in _status(folder, *names).items() if names else ():
+        # An entry is {"changed outs": {path: "deleted" | "not in cache" | ...}}, or the string "changed command".
+        outs = [path for change in changes if "changed outs" in change for path in change["changed outs"]]
+        if gone := [path for path in outs if not (folder / path).exists()]:
+            found[name] = gone
+    return found
+
+
+def _status(folder: Path, *names: str) -> dict[str, Any]:
+    done = _dvc(folder, "status", "--json", *names)
+    found: dict[str, Any] = json.loads(done.lines[-1])
+    return found
 
 
 def restore(folder: Path, stage: str, remote: bool) -> str:
-    """Bring what this stage made before of these very inputs and parameters; never run anything.
+    """Restore an earlier result of this stage for exactly these inputs and parameters. Nothing is ever run.
 
-    Returns "unchanged" (it was here), "fetched" (from the run cache, of the remote too if `remote`) or "" (nothing).
+    Returns "unchanged" (the workspace had it), "fetched" (from the run cache, or the remote's if `remote`) or "" (there
+    is none).
     """
     found = _run_cache("fetch" if remote else "find", folder, stage).lines[-1]
     if found == "cached":
@@ -79,17 +101,31 @@ def restore(folder: Path, stage: str, remote: bool) -> str:
     return {"current": "fetched" if remote else "unchanged"}.get(found, "")
 
 
-def pull(folder: Path, names: Iterable[str], remote: bool = True) -> None:
-    """Fetch what these stages made, as the workspace's dvc.lock has it, or what .dvc files name.
+def config(folder: Path) -> dict[str, str]:
+    """DVC's settings by their names, such as "core.remote". Paths are absolute; a user's own settings are included."""
+    return dict(line.split("=", 1) for line in _dvc(folder, "config", "--list").lines)
 
-    Without `remote` out of the cache alone.
+
+def set_config(folder: Path, key: str, value: str) -> None:
+    """Change .dvc/config.local."""
+    _dvc(folder, "config", "--local", key, value)
+
+
+def cache_folder(folder: Path) -> str:
+    return _dvc(folder, "cache", "dir").lines[-1]
+
+
+def pull(folder: Path, names: Iterable[str], remote: bool = True) -> None:
+    """Fetch the outputs of these stages as dvc.lock records them, or the files of .dvc files.
+
+    Without `remote` they come from the local cache only.
     """
     if wanted := list(names):
         _dvc(folder, "pull" if remote else "checkout", "--force", *wanted)
 
 
 def add(folder: Path, paths: Iterable[str], remote: bool) -> None:
-    """`dvc add`: into the cache, each with a .dvc file beside it; and to the remote if `remote`."""
+    """`dvc add` for each path, which writes a .dvc file beside it; with `remote` also `dvc push`."""
     names = list(paths)
     _dvc(folder, "add", *names)
     if remote:
@@ -97,7 +133,7 @@ def add(folder: Path, paths: Iterable[str], remote: bool) -> None:
 
 
 def push(folder: Path, stage: str) -> None:
-    """Send what this stage made, with its entry of the run cache, to the remote."""
+    """Send the outputs of this stage and its run cache entry to the remote."""
     _run_cache("push", folder, stage)
 
 
@@ -108,17 +144,17 @@ def repro(
     on_line: Callable[[str], None],
     on_progress: Callable[[float, str], None],
 ) -> str:
-    """Run one stage; returns "ran", "fetched" (from the run cache) or "unchanged".
+    """Run one stage. Returns "ran", "fetched" (from the run cache) or "unchanged".
 
-    A GPU that is out of memory is tried once more with an allocator that wastes less, since that changes no result. A
-    smaller batch would change it, so that is for a person to decide.
+    If the GPU runs out of memory, the stage is run once more with an allocator that wastes less, which does not change
+    the result. A smaller batch would change it, so that choice is left to a person.
     """
     words = [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage]
     try:
         done = process.run(words, folder, on_line, on_progress, QUIET)
         _check(done, stage)
     except OutOfMemory as error:
-        on_line(f"{error}. Once more with expandable memory segments, which change no result.")
+        on_line(f"{error}. Trying once more with expandable memory segments, which do not change the result.")
         environment = QUIET | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
         done = process.run(words, folder, on_line, on_progress, environment)
         _check(done, stage, last=True)
@@ -140,29 +176,29 @@ def _dvc(folder: Path, *words: str) -> Finished:
 
 
 def _check(done: Finished, what: str, last: bool = False) -> None:
-    """Raise what a failed command deserves.
+    """Turn a failed command into an exception.
 
     Raises:
-        Transient, OutOfMemory, StageFailed: by the text that dvc and the stage printed.
+        Transient, OutOfMemory, StageFailed: depending on what dvc and the stage printed.
     """
     if done.code == 0:
         return
     tail = "\n".join(line for line in done.lines[-25:] if not process.BAR.search(line))
     if any(sign in done.text for sign in DISK):
-        raise StageFailed(f"{what}: the disk is full. Free space, then run again; what is done is kept.\n{tail}")
+        raise StageFailed(f"{what}: the disk is full. Free some space and run again; finished stages are kept.\n{tail}")
     if any(sign in done.text for sign in BUSY):
-        raise Transient(f"{what}: another dvc works on these files.\n{tail}")
+        raise Transient(f"{what}: another dvc process is using these files.\n{tail}")
     if any(sign in done.text for sign in MEMORY):
         if last:
-            raise StageFailed(f"{what}: out of GPU memory twice. Lower the batch size of its section.\n{tail}")
+            raise StageFailed(f"{what}: out of GPU memory twice. Lower its batch size in params.yaml.\n{tail}")
         raise OutOfMemory(f"{what}: out of GPU memory")
     ended = re.search(r"exited with (-?\d+)", done.text)
     if ended and int(ended[1]) == 2:
-        raise StageFailed(f"{what}: the data or the parameters are wrong; nothing is tried again.\n{tail}")
+        raise StageFailed(f"{what}: the data or the parameters are wrong, so there is no retry.\n{tail}")
     if ended and int(ended[1]) in (-9, 137, -15, 143):
-        raise StageFailed(f"{what}: the stage was killed; the next run goes on at its last checkpoint.\n{tail}")
+        raise StageFailed(f"{what}: the stage was killed. The next run resumes from its last checkpoint.\n{tail}")
     if done.code == 137:
-        raise StageFailed(f"{what}: dvc was killed; the next run goes on at the last checkpoint.\n{tail}")
+        raise StageFailed(f"{what}: dvc was killed. The next run resumes from the last checkpoint.\n{tail}")
     if not ended and any(sign in done.text for sign in NETWORK):
-        raise Transient(f"{what}: the remote cannot be reached; what is here stays here.\n{tail}")
+        raise Transient(f"{what}: the remote cannot be reached. Local results are kept.\n{tail}")
     raise StageFailed(f"{what} failed ({done.code}):\n{tail}")

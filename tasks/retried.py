@@ -1,4 +1,4 @@
-"""What is tried again: a busy lock, the network, a lost worker. Data, parameters and code are not."""
+"""What is retried: a busy lock, the network, a lost worker. Bad data, bad parameters and failing code are not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.reproduce import Transient
 
 
-def passes_by_itself(_task: Any, _run: Any, state: Any) -> bool:
+def is_transient(_task: Any, _run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), Transient)
 
 
@@ -17,5 +17,5 @@ RETRIED: dict[str, Any] = {
     "cache_policy": NO_CACHE,
     "retries": 3,
     "retry_delay_seconds": [2, 15, 60],
-    "retry_condition_fn": passes_by_itself,
+    "retry_condition_fn": is_transient,
 }

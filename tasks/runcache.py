@@ -1,112 +1,84 @@
 """One stage and DVC's run cache: `python runcache.py find|fetch|push STAGE`, in a workspace.
 
-find: is there a result of these very inputs and parameters on this machine? fetch: the same, of the remote too, and
-bring it here. Both print "current" (the workspace holds it), "cached" (`dvc repro` will take it from the cache) or
-"absent" as their last line. push: send the result to the remote.
+find: does this machine have a result of exactly these inputs and parameters? fetch: ask the remote as well, and
+download the result. Both put the files in place and print, as their last line, "current" (the workspace had the result
+already), "cached" (`dvc repro` will now take it from the cache) or "absent". push: send the stage's result to the
+remote.
 
-Why not `dvc pull --run-cache` and `dvc push --run-cache`: they carry the whole run cache every time, but not the
-metrics and plots that DVC leaves to git (`cache: false`), without which no stage of another clone is found in it. Here
-the entry of one stage travels with all files that it names.
+The commands `dvc pull --run-cache` and `dvc push --run-cache` do not suffice. They leave out the metrics and plots that
+DVC leaves to git (`cache: false`), and without those a stage is not found in another clone. They also copy every entry
+of the run cache each time; here only entries that the other side lacks are copied.
 
-This runs as a process of its own, so that the flows never import dvc. Some methods of `StageCache` that it uses are
-not public; tests/tasks/test_runcache.py holds them.
+This is a process of its own, so that the flows never import dvc.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from dvc.exceptions import CheckoutError, CollectCacheError, DownloadError, UploadError
+from dvc.exceptions import CheckoutError, DownloadError, UploadError
+from dvc.fs import generic
 from dvc.repo import Repo
-from dvc.stage.cache import _can_hash, _get_stage_hash
+from dvc.stage.cache import RunCacheNotFoundError
 
 
-def find(repo: Repo, stage: Any) -> None:
+def find(repo: Repo, stage: Any, pull: bool = False) -> None:
     with repo.lock:
-        current = not stage.changed()
-    if current:
-        print("current")
-    else:
-        _tell(repo, stage, _key(stage))
+        if not stage.changed():
+            print("current")
+            return
+        try:
+            repo.stage_cache.restore(stage, pull=pull)
+        except RunCacheNotFoundError:
+            print("absent")
+        else:
+            print("cached")
 
 
 def fetch(repo: Repo, stage: Any) -> None:
     with repo.lock:
-        known = not (stage.changed_stage() or stage.changed_deps())
-    if known:
-        try:  # dvc.lock speaks of these inputs: what it names may be in the remote
+        recorded = not (stage.changed_stage() or stage.changed_deps())
+    if recorded:
+        try:  # dvc.lock has these inputs, so what it names may be in the remote
             repo.pull([stage.addressing])
         except (CheckoutError, DownloadError) as error:
-            print(f"not in the remote by dvc.lock: {error}")
-        find(repo, stage)
-        return
-    if key := _key(stage):
-        _fetch_entry(repo, stage, key)
-    _tell(repo, stage, key)
-
-
-def _tell(repo: Repo, stage: Any, key: str | None) -> None:
-    """After `_key`, which writes today's inputs into `stage`: asked now, the stage would say that nothing changed."""
-    cached = _cached(repo, stage) if key else None
-    print("cached" if cached and cached.outs_cached() else "absent")
+            print(f"the remote does not have what dvc.lock names: {error}")
+    _copy_entries(_remote(repo), repo.cache.legacy)
+    find(repo, stage, pull=True)
 
 
 def push(repo: Repo, stage: Any) -> None:
-    """Files first: what the remote's run cache names must be there."""
-    cache, remote = repo.stage_cache, _remote(repo)
-    key = _key(stage)
-    cached = _cached(repo, stage) if key else None
-    if not key or not cached or not cached.outs_cached():  # a frozen stage, which was never run here
-        repo.push([stage.addressing])
-        return
-    for files in cached.get_used_objs().values():
-        failed = repo.cloud.push(files).failed
-        if failed:
-            raise UploadError(len(failed))
-    for name in os.listdir(cache._get_cache_dir(key)):
-        path = remote.fs.join(remote.path, "runs", key[:2], key, name)
-        if not name.endswith(".partial") and not remote.fs.exists(path):
-            remote.fs.makedirs(remote.fs.parent(path), exist_ok=True)
-            remote.fs.put_file(cache._get_cache_path(key, name), path)
+    """Files first: whatever the remote's run cache names must be there."""
+    repo.push([stage.addressing])
+    left_to_git = [out.hash_info for out in stage.outs if not out.use_cache and out.hash_info]
+    if left_to_git and (failed := repo.cloud.push(left_to_git).failed):
+        raise UploadError(len(failed))
+    _copy_entries(repo.cache.legacy, _remote(repo))
 
 
-def _fetch_entry(repo: Repo, stage: Any, key: str) -> None:
-    cache, remote = repo.stage_cache, _remote(repo)
-    folder = remote.fs.join(remote.path, "runs", key[:2], key)
-    if not remote.fs.exists(folder):
-        return
-    for entry in remote.fs.find(folder):
-        local = cache._get_cache_path(key, remote.fs.name(entry))
-        if not os.path.exists(local):
-            os.makedirs(os.path.dirname(local), exist_ok=True)
-            remote.fs.get_file(entry, f"{local}.partial")
-            os.replace(f"{local}.partial", local)
-    cached = _cached(repo, stage)
-    try:
-        for files in cached.get_used_objs().values() if cached else ():
-            repo.cloud.pull(files)
-    except CollectCacheError as error:
-        print(f"the remote names files that it does not have: {error}")
+def _copy_entries(source: Any, target: Any) -> None:
+    """Copy the run cache's entries, small YAML files, that the target lacks."""
+    known = set(_entries(target))
+    for entry in _entries(source):
+        if entry not in known:
+            to = target.fs.join(target.path, "runs", *entry)
+            target.fs.makedirs(target.fs.parent(to), exist_ok=True)
+            generic.copy(source.fs, source.fs.join(source.path, "runs", *entry), target.fs, to)
+
+
+def _entries(store: Any) -> Iterator[tuple[str, ...]]:
+    """(two letters, hash of the inputs, hash of the result) of every entry."""
+    root = store.fs.join(store.path, "runs")
+    for path in store.fs.find(root) if store.fs.exists(root) else ():
+        parts = store.fs.parts(store.fs.relpath(path, root))
+        if len(parts[-1]) == 64:  # else it is being written
+            yield tuple(parts)
 
 
 def _remote(repo: Repo) -> Any:
-    return repo.cloud.get_remote_odb(None, "fetch", hash_name="md5-dos2unix")
-
-
-def _key(stage: Any) -> str | None:
-    """The name of the stage's entry, by the inputs that lie in the workspace; None if it has or can have none."""
-    if not all(dep.exists for dep in stage.deps if dep.protocol == "local" and dep.def_path != "params.yaml"):
-        return None
-    stage.save_deps()
-    return _get_stage_hash(stage) if _can_hash(stage) else None
-
-
-def _cached(repo: Repo, stage: Any) -> Any:
-    """The stage as its newest entry of this machine has it, or None."""
-    entry = repo.stage_cache._load(stage)
-    return repo.stage_cache._create_stage(entry, wdir=stage.wdir) if entry else None
+    return repo.cloud.get_remote_odb(None, "run-cache", hash_name="md5-dos2unix")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""One stage on a worker: its inputs here, its command run, its results away. DVC decides whether it must run."""
+"""One stage on a worker: fetch its inputs, run its command, push its results. DVC decides whether it must run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
 from tasks import reproduce, tracked
-from tasks.graph import before, read_graph
+from tasks.graph import before, find, read_graph
 from tasks.retried import RETRIED
 from tasks.workspace import Place, has_remote, locked, place_here
 
-LEASE = 60.0  # seconds after which the GPU of a worker that was lost is free again
+LEASE = 60.0  # seconds after which the GPU slot of a lost worker is free again
 
 
 @task(name="fetch inputs", **RETRIED)
 def fetch_inputs(folder: Path, name: str) -> None:
-    """Bring what the stages before this one made."""
+    """Fetch the outputs of the stages that this one depends on."""
     graph = read_graph(folder)
     needed = before(graph, [name]) - {name}
     reproduce.pull(folder, [other for other in graph if other in needed and not graph[other].frozen])
@@ -31,7 +31,7 @@ def fetch_inputs(folder: Path, name: str) -> None:
 
 @task(name="reproduce", **RETRIED)
 def run_stage(folder: Path, name: str, gpu: bool, force: bool) -> str:
-    """`dvc repro --single-item`, its output in the log as it comes. The GPU is held from here to the end only."""
+    """`dvc repro --single-item`, with its output in the log. The GPU slot is held only while the command runs."""
     logger = get_run_logger()
     slot = concurrency("gpu", occupy=1, lease_duration=LEASE, strict=True, raise_on_lease_renewal_failure=False)
     with slot if gpu else nullcontext():
@@ -44,13 +44,13 @@ def push_results(folder: Path, name: str) -> None:
 
 
 def work(name: str, place: Place, force: bool) -> str:
-    """Run the stage where `place` says, or in a copy of that workspace; returns "ran", "fetched" or "unchanged"."""
+    """Run the stage in the folder of `place`, or in a copy of it. Returns "ran", "fetched" or "unchanged"."""
     logger = get_run_logger()
     with place_here(place, name) as (folder, carried):
-        stage = read_graph(folder)[name]
-        # A run that lost its parent may still be at it: two at once would both compute the same.
+        stage = find(read_graph(folder), name)
+        # A stage run whose parent is gone may still be at work here; two of them would compute the same result twice.
         lock = folder / f".prefect/{name}.lock"
-        with locked(lock, str(flow_run.name), lambda holder: logger.info("waiting for the stage run %s", holder)):
+        with locked(lock, str(flow_run.name), lambda holder: logger.info("waiting for stage run %s to end", holder)):
             if carried:
                 tracked.match(folder)
                 fetch_inputs(folder, name)
@@ -61,7 +61,7 @@ def work(name: str, place: Place, force: bool) -> str:
 
 
 def progress(name: str) -> Callable[[float, str], None]:
-    """A function that shows the newest bar of the stage's output as a progress artifact, twice a second at most."""
+    """A function that shows the stage's progress bar as a progress artifact, at most twice a second."""
     artifact: Any = None
     last = 0.0
 

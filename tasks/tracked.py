@@ -1,7 +1,7 @@
-"""Files that DVC tracks one by one, each with a .dvc file beside it: pairs taken in, models promoted.
+"""Files that no stage makes, tracked by DVC with a .dvc file each: ingested pairs and promoted models.
 
-No stage makes them, so nothing but these .dvc files tells a copy of the workspace, or a worker of another clone, that
-they exist. A run keeps what its clone has before it does anything else, and what its gate promoted after that.
+Only the .dvc files tell a copy of the workspace, or a worker of another clone, that these files exist. A run adds its
+clone's files to DVC before it does anything else, and adds a model after it was promoted.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ KEPT = (*INPUTS, "models/lpo-*/")
 
 
 def keep(folder: Path) -> None:
-    """Give the cache, and the remote if there is one, what lies there; fetch what only its .dvc file names.
+    """Add the files that are here to DVC (and the remote, if there is one); fetch those of which only the .dvc is here.
 
     Raises:
-        StageFailed: if a file is neither here nor in the cache or the remote.
+        StageFailed: if a file is neither here, nor in the cache, nor in the remote.
     """
     if missing := [path for pattern in INPUTS for path in notes(folder, pattern) if not path.with_suffix("").exists()]:
         _fetch(folder, missing)
@@ -31,7 +31,7 @@ def keep(folder: Path) -> None:
 
 
 def match(folder: Path) -> None:
-    """Give a copy of a workspace the inputs that its .dvc files name, and no others."""
+    """Make the inputs in a copy of a workspace exactly those that its .dvc files name."""
     named = [path for pattern in INPUTS for path in notes(folder, pattern)]
     for path in (path for pattern in INPUTS for path in folder.glob(pattern)):
         if path.with_name(f"{path.name}.dvc") not in named:
@@ -41,7 +41,7 @@ def match(folder: Path) -> None:
 
 
 def notes(folder: Path, pattern: str) -> list[Path]:
-    """The .dvc files of a pattern."""
+    """The .dvc files of the files that match a pattern."""
     return sorted(folder.glob(f"{pattern}.dvc"))
 
 

@@ -1,17 +1,18 @@
 """Where a run works: in the clone itself, or in a git worktree under .prefect/workspaces.
 
-A run without overrides works in the clone, as `dvc repro` by hand does. A run with overrides works in a worktree that
-has the clone's files, uncommitted changes included, and its own params.yaml: the clone's params.yaml and results stay
-as they are, and since DVC's cache is shared, taking the override over later costs no computation. A worker of another
-clone rebuilds the workspace of the run from what it is sent: a commit, and a patch on top of it.
+A run without overrides works in the clone, as `dvc repro` does. A run with overrides works in a worktree that has the
+clone's files, uncommitted changes included, and a params.yaml of its own, so the clone's parameters and results stay as
+they are. The worktree shares DVC's cache: writing the same values into the clone's params.yaml later costs no
+computation. A worker of another clone rebuilds the workspace from what it is sent: a commit, and a patch on top of it.
 """
 
 from __future__ import annotations
 
 import base64
-import configparser
 import fcntl
+import functools
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,22 +29,23 @@ from lpo.config.presets import merge
 from lpo.config.reader import parse_yaml
 from lpo.errors import LpoError
 from lpo.files import key_of, write_text
+from tasks import reproduce
 from tasks.process import STOP, Stopped
 
 ROOT = Path(__file__).resolve().parents[1]  # the clone that this worker belongs to
 STATE = ROOT / ".prefect"
-KEPT = 5  # worktrees of runs with overrides; the cache keeps what the others made
+KEPT = 5  # worktrees of runs with overrides; the results of older ones stay in DVC's cache
 LARGEST_PATCH = 400_000  # bytes; Prefect takes 512 KiB of parameters
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run works, and how a worker of another clone makes the same there."""
+    """Where a run works, and what a worker of another clone needs to rebuild that workspace."""
 
     clone: str  # host:folder of the clone whose worker runs the flow
-    folder: str  # where it works on that host: the clone, or a worktree of it
+    folder: str  # where it works on that host: the clone or one of its worktrees
     commit: str
-    patch: str  # on top of the commit; compressed, base64; "" where no remote could carry the files anyway
+    patch: str  # on top of the commit; compressed, base64. Both are "" without a remote, which must carry the files.
 
 
 def here() -> str:
@@ -51,15 +53,15 @@ def here() -> str:
 
 
 def has_remote() -> bool:
-    """Whether the clone's .dvc/config or .dvc/config.local names a default remote."""
-    return bool(_dvc_config().get("core", "remote", fallback=""))
+    """Whether DVC has a default remote."""
+    return "core.remote" in _dvc_config(ROOT)
 
 
 def place_of(folder: Path) -> Place:
-    """What a worker must know to run a stage of the run that works in `folder`.
+    """What a worker needs to run a stage of the run that works in `folder`.
 
     Raises:
-        LpoError: if what is not committed is too much to send along.
+        LpoError: if the uncommitted changes are too large to send.
     """
     if not has_remote():
         return Place(here(), str(folder), "", "")
@@ -67,26 +69,28 @@ def place_of(folder: Path) -> Place:
     packed = base64.b64encode(zlib.compress(patch)).decode()
     if len(packed) > LARGEST_PATCH:
         raise LpoError(
-            f"{len(packed)} bytes of uncommitted changes are too many to send to workers", str(folder), "commit them"
+            f"the uncommitted changes are too large to send to workers: {len(packed)} bytes, at most {LARGEST_PATCH}",
+            str(folder),
+            "commit them",
         )
     return Place(here(), str(folder), commit, packed)
 
 
 @contextmanager
 def place_here(place: Place, stage: str) -> Iterator[tuple[Path, bool]]:
-    """(folder, whether files must be fetched and sent): the run's own folder, or a worktree that is its copy.
+    """The run's own folder, or a worktree that is a copy of it; and whether it is a copy, which fetches its inputs.
 
     Raises:
-        LpoError: if this is another clone and there is no remote to carry files.
+        LpoError: if this is another clone and there is no remote to carry the files.
     """
     if place.clone == here():
         yield Path(place.folder), False
         return
     if not (has_remote() and place.commit):
         raise LpoError(
-            f"the run works in {place.clone}, this worker in {here()}, and no DVC remote carries files between them",
+            f"the run works in {place.clone}, this worker in {here()}, and they share no DVC remote",
             ".dvc/config",
-            "set one (dvc remote add --default NAME URL) in both, or stop this worker",
+            "dvc remote add --default NAME URL in both clones, or stop this worker",
         )
     folder = STATE / "workspaces" / f"stage-{stage}"
     with locked(STATE / f"workspaces/stage-{stage}.lock", stage, lambda holder: None):
@@ -95,18 +99,18 @@ def place_here(place: Place, stage: str) -> Iterator[tuple[Path, bool]]:
 
 
 def overridden(params: str, changes: Sequence[str]) -> str:
-    """The text of params.yaml with `changes`, each "section.key=value" as `dvc exp run -S` takes them.
+    """The text of params.yaml with `changes`, each written "section.key=value" as for `dvc exp run -S`.
 
     Raises:
-        LpoError: if one is not of that form.
-        ConfigError: if params.yaml would not be valid with them.
+        LpoError: if a change is written in another way.
+        ConfigError: if params.yaml is not valid with the changes.
     """
     tree: dict[str, Any] = {}
     for change in changes:
         path, equals, value = change.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
-            raise LpoError(f"not an override: {change!r}", "parameter params", "write section.key=value")
+            raise LpoError(f"{change!r} is not an override", "parameter params", "write section.key=value")
         node = tree
         for key in keys[:-1]:
             node = node.setdefault(key, {})
@@ -120,11 +124,11 @@ def overridden(params: str, changes: Sequence[str]) -> str:
 
 @contextmanager
 def locked(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock file `path`; the system frees it when this process ends, in whatever way.
+    """Hold the lock file `path`. The operating system frees it when this process ends, however it ends.
 
     Args:
-        holder: who holds it, for those who wait.
-        waiting: called once, with the holder's name, if somebody else has it.
+        holder: the name that others see while they wait.
+        waiting: called once, with the holder's name, if another process has the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -147,7 +151,7 @@ def locked(path: Path, holder: str, waiting: Callable[[str], None]) -> Iterator[
 
 
 def run_workspace(changes: Sequence[str]) -> Path:
-    """The folder that a run with these overrides works in: the clone if they change nothing."""
+    """The folder in which a run with these overrides works. It is the clone if they change nothing."""
     params = (ROOT / "params.yaml").read_text(encoding="utf-8")
     text = overridden(params, changes)
     if text == params:
@@ -162,10 +166,10 @@ def run_workspace(changes: Sequence[str]) -> Path:
 
 
 def snapshot(folder: Path) -> tuple[str, bytes]:
-    """(commit, patch): what the folder holds, changed and new files included, ignored ones not."""
+    """(commit, patch): the state of the folder with changed and new files, but without ignored ones."""
     commit = git(folder, "rev-parse", "HEAD").decode().strip()
     index = Path(git(folder, "rev-parse", "--absolute-git-dir").decode().strip()) / "lpo-index"
-    shutil.copyfile(index.with_name("index"), index)  # so that the index of the user stays as it is
+    shutil.copyfile(index.with_name("index"), index)  # so that the user's index stays as it is
     try:
         environment = {"GIT_INDEX_FILE": str(index)}
         git(folder, "add", "--all", environment=environment)
@@ -175,15 +179,15 @@ def snapshot(folder: Path) -> tuple[str, bytes]:
 
 
 def checkout(folder: Path, commit: str, patch: bytes) -> None:
-    """Make `folder` a worktree of the clone that holds `patch` on top of `commit`; what DVC has there stays.
+    """Make `folder` a worktree of the clone with `patch` on top of `commit`. DVC's files there stay.
 
     Raises:
-        LpoError: if the clone has no such commit and its origin has none either.
+        LpoError: if neither the clone nor its origin has the commit.
     """
     if not _has(commit):
         git(ROOT, "fetch", "--quiet", "--all")
     if not _has(commit):
-        raise LpoError(f"this clone does not know the commit {commit[:12]}", str(ROOT), "push it, then run again")
+        raise LpoError(f"this clone does not have the commit {commit[:12]}", str(ROOT), "push it, then run again")
     if (folder / ".git").exists():
         git(folder, "checkout", "--quiet", "--force", "--detach", commit)
         git(folder, "clean", "--quiet", "--force", "-d")
@@ -198,28 +202,23 @@ def checkout(folder: Path, commit: str, patch: bytes) -> None:
     checkpoints.mkdir(exist_ok=True)
     link = folder / ".checkpoints"
     if not link.is_symlink():
-        link.symlink_to(checkpoints)  # a checkpoint is found by what it was made of, wherever the run works
+        link.symlink_to(checkpoints)  # a checkpoint is found by what it was made from, wherever the run works
 
 
 def _share_cache(folder: Path) -> None:
-    """Write the worktree's .dvc/config.local: the clone's own, its cache, and addresses that hold from here."""
-    config = _dvc_config()
-    for section in config.sections():
-        url = config[section].get("url", "")
-        if section.startswith("'remote") and url and "://" not in url:
-            config[section]["url"] = str((ROOT / ".dvc" / url).resolve())
-    if "cache" not in config:
-        config["cache"] = {}
-    cache = config["cache"].get("dir", "cache")
-    config["cache"].update({"dir": str((ROOT / ".dvc" / cache).resolve()), "type": "reflink,hardlink,copy"})
-    with (folder / ".dvc/config.local").open("w", encoding="utf-8") as file:
-        config.write(file)
+    """Give the worktree the clone's local DVC configuration and cache. Paths become absolute."""
+    config, local = _dvc_config(ROOT), ROOT / ".dvc/config.local"
+    if local.exists():
+        shutil.copy(local, folder / ".dvc/config.local")
+    shared = {key: url for key, url in config.items() if re.fullmatch(r"remote\..*\.url", key) and "://" not in url}
+    shared |= {"cache.dir": reproduce.cache_folder(ROOT), "cache.type": "reflink,hardlink,copy"}
+    for key, value in shared.items():
+        reproduce.set_config(folder, key, value)
 
 
-def _dvc_config() -> configparser.ConfigParser:
-    config = configparser.ConfigParser(interpolation=None)
-    config.read([ROOT / ".dvc/config", ROOT / ".dvc/config.local"], encoding="utf-8")
-    return config
+@functools.cache
+def _dvc_config(root: Path) -> dict[str, str]:
+    return reproduce.config(root)
 
 
 def git(folder: Path, *words: str, stdin: bytes = b"", environment: dict[str, str] | None = None) -> bytes:
@@ -233,7 +232,7 @@ def git(folder: Path, *words: str, stdin: bytes = b"", environment: dict[str, st
     )
     if done.returncode:
         message = done.stderr.decode(errors="replace").strip()
-        raise LpoError(f"git {words[0]} failed: {message}", str(folder), "mend the clone, then run again")
+        raise LpoError(f"git {words[0]} failed: {message}", str(folder), "repair the clone, then run again")
     return done.stdout
 
 

@@ -1,4 +1,4 @@
-"""A wheel installs lpo and nothing else at the top level; an editable install finds flows and tasks of its clone too."""
+"""A wheel installs lpo and nothing else at the top level; an editable install also finds flows and tasks."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a run refuses before anything starts, without a server."""
+"""Mistakes that end a run before anything starts. No server is needed."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_the_selected_stages_are_asked_for_on_the_server(server: list[list[str]]
     [
         ({"from": "lrn"}, [], False, "no stage 'lrn'"),
         ({}, ["tune.bta=3"], False, "unknown key"),
-        ({}, ["tune.beta=3"], True, "with overrides is not supported"),
+        ({}, ["tune.beta=3"], True, "cannot be combined with overrides"),
         ({"until": "tune"}, [], True, "promote needs the stage evaluate"),
     ],
 )
@@ -47,14 +48,16 @@ def test_a_misspelt_bound_is_refused() -> None:
         Stages.model_validate({"form": "reward"})
 
 
-def test_files_of_stages_that_are_left_out_must_be_there(
-    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_outputs_of_stages_that_are_left_out_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "has_remote", lambda: False)
-    graph = read_graph(repository)
-    with pytest.raises(LpoError, match=r"data/reward \(stage reward\)"):
-        check_inputs(graph, ["tune"], tmp_path)
-    for stage in graph.values():
-        for out in stage.outs:
-            (tmp_path / out).mkdir(parents=True, exist_ok=True)
-    check_inputs(graph, ["tune"], tmp_path)
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {a: {cmd: x, outs: [one]}, b: {cmd: x, deps: [one], outs: [two]}, c: {cmd: x, deps: [two], outs: [d]}}"
+    )
+    for words in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(words, cwd=tmp_path, check=True)
+    graph = read_graph(tmp_path)
+    with pytest.raises(LpoError, match=r"missing: one \(stage a\), two \(stage b\)"):
+        check_inputs(graph, ["c"], tmp_path)
+    (tmp_path / "one").touch()
+    (tmp_path / "two").touch()
+    check_inputs(graph, ["c"], tmp_path)

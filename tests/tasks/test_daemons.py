@@ -1,4 +1,4 @@
-"""Processes by their .pid files: started, known again, stopped, never mistaken for another."""
+"""Background processes by their .pid files: started, found again, stopped, never mistaken for another process."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_port_of_another_program_is_told_with_a_way_out(monkeypatch: pytest.Mo
         port = other.getsockname()[1]
         with pytest.raises(LpoError) as caught:
             service.start_server(f"http://127.0.0.1:{port}/api", port, environment())
-    assert f"port {port} is in use" in str(caught.value) and "PREFECT_API_URL=http://127.0.0.1:" in str(caught.value)
+    assert f"port {port} is used" in str(caught.value) and "PREFECT_API_URL=http://127.0.0.1:" in str(caught.value)
 
 
 def test_a_half_dead_server_is_stopped_before_it_is_started_again(
@@ -81,4 +81,4 @@ def test_a_half_dead_server_is_stopped_before_it_is_started_again(
     port = daemons.free_port()
     service.start_server(f"http://127.0.0.1:{port}/api", port, environment())
     assert started == ["server"] and daemons.start_time(half_dead) is None
-    assert "runs but does not answer" in capsys.readouterr().out
+    assert "does not answer; restarting" in capsys.readouterr().out

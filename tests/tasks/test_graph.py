@@ -1,13 +1,16 @@
-"""The stages and their order come out of dvc.yaml alone."""
+"""The stages and their order, as DVC reports them."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lpo.errors import LpoError
-from tasks.graph import after, before, read_graph, select
+from tasks import process, reproduce
+from tasks.graph import Stage, after, before, read_graph, select
+from tasks.reproduce import StageFailed
 
 DIAMOND = """
 stages:
@@ -16,71 +19,77 @@ stages:
   c: {cmd: x, deps: [data/a], outs: [{c: {persist: true}}]}
   a: {cmd: x, outs: [data/a], metrics: [{metrics/a.json: {cache: false}}], frozen: true}
 """
+GRAPH = {  # of DIAMOND
+    "a": Stage("a", gpu=False, frozen=True, upstream=()),
+    "b": Stage("b", gpu=True, frozen=False, upstream=("a",)),
+    "c": Stage("c", gpu=False, frozen=False, upstream=("a",)),
+    "report": Stage("report", gpu=False, frozen=False, upstream=("a", "b", "c")),
+}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "dvc.yaml").write_text(DIAMOND)
+    """A DVC project without stages."""
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    done = process.run([*reproduce.DVC, "init", "-q"], tmp_path)
+    assert done.code == 0, done.text
     return tmp_path
 
 
-def test_a_stage_waits_for_what_makes_what_it_reads(folder: Path) -> None:
-    """Inside an output (b), the whole (c), a folder that holds one (report reads metrics)."""
+def test_a_stage_waits_for_the_stages_that_make_what_it_reads(folder: Path) -> None:
+    """A file inside an output (b), a whole output (c), a folder that contains one (report reads metrics)."""
+    (folder / "dvc.yaml").write_text(DIAMOND)
     graph = read_graph(folder)
-    assert {name: set(stage.upstream) for name, stage in graph.items()} == {
-        "a": set(), "b": {"a"}, "c": {"a"}, "report": {"a", "b", "c"},
-    }  # fmt: skip
+    assert {name: (set(s.upstream), s.queue, s.frozen) for name, s in graph.items()} == {
+        name: (set(s.upstream), s.queue, s.frozen) for name, s in GRAPH.items()
+    }
     assert list(graph)[0] == "a" and list(graph)[-1] == "report"
 
 
-def test_gpu_and_frozen_are_read(folder: Path) -> None:
-    graph = read_graph(folder)
-    assert {name: stage.queue for name, stage in graph.items()} == {"a": "cpu", "b": "gpu", "c": "cpu", "report": "cpu"}
-    assert [name for name, stage in graph.items() if stage.frozen] == ["a"]
-
-
-def test_from_and_until(folder: Path) -> None:
-    graph = read_graph(folder)
-    assert set(select(graph, None, None)) == {"a", "b", "c", "report"}
-    assert set(select(graph, "b", None)) == {"b", "report"}
-    assert set(select(graph, None, "b")) == {"a", "b"}
-    assert select(graph, "b", "b") == ["b"]
-    assert before(graph, ["c"]) == {"a", "c"} and after(graph, ["c"]) == {"c", "report"}
+def test_from_and_until() -> None:
+    assert set(select(GRAPH, None, None)) == {"a", "b", "c", "report"}
+    assert set(select(GRAPH, "b", None)) == {"b", "report"}
+    assert set(select(GRAPH, None, "b")) == {"a", "b"}
+    assert select(GRAPH, "b", "b") == ["b"]
+    assert before(GRAPH, ["c"]) == {"a", "c"} and after(GRAPH, ["c"]) == {"c", "report"}
 
 
 @pytest.mark.parametrize(
     ("first", "until", "words"),
     [("raport", None, "did you mean report?"), (None, "z", "use one of"), ("report", "a", "does not come after")],
 )
-def test_what_is_not_there_is_refused(folder: Path, first: str | None, until: str | None, words: str) -> None:
+def test_unknown_or_unordered_bounds_are_refused(first: str | None, until: str | None, words: str) -> None:
     with pytest.raises(LpoError, match=words.replace("?", r"\?")):
-        select(read_graph(folder), first, until)
+        select(GRAPH, first, until)
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("stages: {a: {foreach: [1], do: {cmd: x}}}", "foreach"),
-        ("stages: {a: {cmd: x, deps: [b], outs: [a]}, b: {cmd: x, deps: [a], outs: [b]}}", "wait for each other: a, b"),
-        ("{}", "no stages"),
-    ],
-)
-def test_files_that_are_not_supported_are_refused(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "dvc.yaml").write_text(text)
-    with pytest.raises(LpoError, match=words):
-        read_graph(tmp_path)
+def test_what_dvc_refuses_is_refused_in_its_words(folder: Path) -> None:
+    with pytest.raises(LpoError, match="no dvc.yaml"):
+        read_graph(folder)
+    (folder / "dvc.yaml").write_text("stages: {a: {cmd: x, deps: [b], outs: [a]}, b: {cmd: x, deps: [a], outs: [b]}}")
+    with pytest.raises(StageFailed, match="both a dependency and an output in stages: a, b"):
+        read_graph(folder)
+
+
+def test_templates_and_loops_are_dvcs_to_fill(folder: Path) -> None:
+    (folder / "params.yaml").write_text("tune: {reward: r}")
+    (folder / "dvc.yaml").write_text(
+        """
+stages:
+  a: {cmd: x, outs: [r]}
+  b:
+    foreach: [1, 2]
+    do: {cmd: "x ${item}", deps: ["${tune.reward}"], outs: ["b${item}"], meta: {gpu: true}}
+"""
+    )
+    graph = read_graph(folder)
+    assert {name: (s.upstream, s.gpu) for name, s in graph.items()} == {
+        "a": ((), False), "b@1": (("a",), True), "b@2": (("a",), True),
+    }  # fmt: skip
 
 
 def test_the_stages_of_the_repository(repository: Path) -> None:
     graph = read_graph(repository)
     assert {name for name, stage in graph.items() if stage.gpu} == {"reward", "tune", "evaluate"}
+    assert {name for name, stage in graph.items() if stage.frozen} == {"base"}
     assert set(graph["tune"].upstream) == {"base", "dataset", "filter", "encode", "reward"}
-
-
-def test_templates_are_filled_from_the_parameters(tmp_path: Path) -> None:
-    (tmp_path / "dvc.yaml").write_text('stages: {a: {cmd: x, outs: [r]}, b: {cmd: x, deps: ["${tune.reward}"]}}')
-    (tmp_path / "params.yaml").write_text("tune: {reward: r}")
-    assert read_graph(tmp_path)["b"].upstream == ("a",)
-    (tmp_path / "params.yaml").write_text("tune: {}")
-    with pytest.raises(LpoError, match="tune.reward"):
-        read_graph(tmp_path)

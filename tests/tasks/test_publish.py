@@ -1,4 +1,4 @@
-"""The summary by hand; a message that cannot be sent is no failure."""
+"""The summary, and notifications that never fail a run."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     rate = {"value": 0.7, "low": 0.65, "high": 0.75}
     (tmp_path / "metrics/evaluate.json").write_text(json.dumps({"win_rate": {"overall": rate}}))
-    outcomes = {"reward": Outcome("ran", 12.34), "tune": Outcome("failed", 0.0, "no pairs")}
+    outcomes = {"reward": Outcome("ran", 12.34), "tune": Outcome("failed", message="no pairs")}
     decision = {"promoted": False, "reason": "not surely better", "name": "m7"}
     assert summary(outcomes, tmp_path, decision).splitlines()[:14] == [
-        "| tuned model wins over its base | win rate | 95 % interval |",
+        "| tuned model against its base | win rate | 95 % interval |",
         "| --- | --- | --- |",
         "| overall | 70.0% | 65.0% to 75.0% |",
         "",
-        "| stage | | minutes |",
+        "| stage | result | minutes |",
         "| --- | --- | --- |",
         "| reward | ran | 12.3 |",
-        "| tune | failed | 0.0 |",
+        "| tune | failed |  |",
         "",
         "**tune failed.** no pairs",
         "",
         "**m7 was not promoted:** not surely better",
         "",
-        f"This run has overrides. Its files are in `{tmp_path}`; the clone's own are as they were.",
+        f"This run has overrides. Its files are in `{tmp_path}`; those of the clone did not change.",
     ]
 
 
@@ -76,4 +76,4 @@ def test_a_message_that_cannot_be_sent_is_a_warning(
     logging.getLogger("prefect").propagate = True
     with caplog.at_level(logging.WARNING):
         notify("run: failed", "why")
-    assert "nobody could be told" in caplog.text
+    assert "the notification was not sent" in caplog.text

@@ -1,4 +1,4 @@
-"""One stage's result to a remote and back into a clone whose dvc.lock knows nothing of it: a folder, and S3."""
+"""One stage's result goes to a remote and into a clone whose dvc.lock does not record it: a folder, and S3."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def project(folder: Path, *remote: str) -> Path:
-    """A repository of one stage, with a default remote."""
+    """A repository with one stage and a default remote."""
     folder.mkdir()
     (folder / "in").write_text("text\n")
     (folder / "dvc.yaml").write_text(STAGE.replace("{log}", str(folder.parent / "log")))
@@ -50,7 +50,7 @@ def repro(folder: Path) -> str:
 
 
 def through(tmp_path: Path, *remote: str) -> None:
-    """The whole way: run and push in one clone, fetch in another; the command ran once."""
+    """Run and push in one clone, fetch in another. The command runs once."""
     one, other = project(tmp_path / "one", *remote), project(tmp_path / "other", *remote)
     assert repro(one) == "ran" and reproduce.status(one) == set()
     assert reproduce.restore(other, "double", remote=False) == ""
@@ -68,7 +68,7 @@ def test_through_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_result_that_lies_there_is_not_that_of_changed_inputs(tmp_path: Path, remote: bool) -> None:
+def test_a_result_of_other_inputs_is_not_restored(tmp_path: Path, remote: bool) -> None:
     one = project(tmp_path / "one", f"remote add --default store {tmp_path / 'remote'}")
     assert repro(one) == "ran"
     reproduce.push(one, "double")
@@ -79,7 +79,7 @@ def test_a_result_that_lies_there_is_not_that_of_changed_inputs(tmp_path: Path, 
     assert reproduce.restore(one, "double", remote) == "fetched" and (one / "out/text").read_text() == "text\ntext\n"
 
 
-def test_an_entry_of_other_inputs_is_not_taken(tmp_path: Path) -> None:
+def test_an_entry_of_other_inputs_is_not_fetched(tmp_path: Path) -> None:
     remote = f"remote add --default store {tmp_path / 'remote'}"
     one, other = project(tmp_path / "one", remote), project(tmp_path / "other", remote)
     repro(one)
@@ -90,7 +90,7 @@ def test_an_entry_of_other_inputs_is_not_taken(tmp_path: Path) -> None:
 
 
 def test_a_committed_lock_is_enough(tmp_path: Path) -> None:
-    """A clone that has dvc.lock and the committed metrics fetches what they name, run cache or not."""
+    """A clone with dvc.lock and the committed metrics fetches what they name, without any run cache entry."""
     remote = f"remote add --default store {tmp_path / 'remote'}"
     one, other = project(tmp_path / "one", remote), project(tmp_path / "other", remote)
     repro(one)
@@ -101,9 +101,7 @@ def test_a_committed_lock_is_enough(tmp_path: Path) -> None:
     assert (other / "out/text").exists() and (tmp_path / "log").read_text() == "ran\n"
 
 
-def test_a_remote_that_nobody_reaches_is_told_and_costs_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreachable_remote_is_reported_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in KEYS.items():
         monkeypatch.setenv(key, value)
     address = f"http://127.0.0.1:{free_port()}"
@@ -111,7 +109,7 @@ def test_a_remote_that_nobody_reaches_is_told_and_costs_nothing(
         tmp_path / "one", "remote add --default store s3://bucket", f"remote modify store endpointurl {address}"
     )
     assert repro(folder) == "ran"
-    with pytest.raises(Transient, match="the remote cannot be reached; what is here stays here"):
+    with pytest.raises(Transient, match="the remote cannot be reached. Local results are kept"):
         reproduce.push(folder, "double")
     assert (folder / "out/text").exists() and reproduce.status(folder) == set()
 

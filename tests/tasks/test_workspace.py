@@ -1,4 +1,4 @@
-"""Overrides, copies of a workspace, and locks that end with their holder."""
+"""Overrides, copies of a workspace, and locks that end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_wrong_overrides_are_refused_all_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         overridden(PARAMS.read_text(), ["tune.bta=1", "reward.steps=-1", "nonsense.x=1"])
     assert len(caught.value.mistakes) == 3
-    with pytest.raises(LpoError, match="not an override"):
+    with pytest.raises(LpoError, match="is not an override"):
         overridden(PARAMS.read_text(), ["tune.beta"])
 
 
@@ -125,19 +125,19 @@ def test_without_a_remote_another_clone_is_refused(clone: Path) -> None:
     (clone / ".dvc/config").write_text("")
     assert place_of(clone).commit == ""
     place = place_here(Place("x:/y", "/y", "", ""), "reward")
-    with pytest.raises(LpoError, match="no DVC remote carries files"), place:
+    with pytest.raises(LpoError, match="they share no DVC remote"), place:
         pass
 
 
 def test_a_commit_that_nobody_has_is_refused(clone: Path) -> None:
-    with pytest.raises(LpoError, match="does not know the commit"):
+    with pytest.raises(LpoError, match="does not have the commit"):
         checkout(clone / ".prefect/workspaces/copy", "0" * 40, b"")
 
 
 def test_too_large_a_patch_is_refused(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "LARGEST_PATCH", 10)
     (clone / "code.py").write_text("two\n")
-    with pytest.raises(LpoError, match="too many to send"):
+    with pytest.raises(LpoError, match="too large to send"):
         place_of(clone)
 
 
