@@ -22,6 +22,7 @@ from lpo.cli_groups import PARAMS, Force, ParamsFile, data, models
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
 from lpo.outputs import check_file, check_folder
+from lpo.paths import share_sources
 from lpo.preflight import require
 
 app = typer.Typer(
@@ -204,6 +205,7 @@ for tool in (tools.generate, tools.export, tools.preset, tools.doctor, tools.sum
 
 def timed(stage: str, params: Params) -> None:
     """Run lpo/stages/STAGE.py if the check before the work passes, and keep its time for `lpo doctor`."""
+    share_sources()
     gc.disable()  # torch and diffusers make a million objects that stay: to look through them is a tenth of the import
     try:
         module = importlib.import_module(f"lpo.stages.{stage}")
