@@ -26,8 +26,8 @@ def without_wandb(params: Params) -> Params:
     return replace(params, tracking=replace(params.tracking, wandb="disabled"))
 
 
-def tracker_of(run_name: str, params: Params) -> Tracker:
-    return Tracker(run_name, params.tracking, asdict(params))
+def tracker_of(run_name: str, params: Params, folder: Path | None = None) -> Tracker:
+    return Tracker(run_name, params.tracking, asdict(params), folder)
 
 
 def git(*args: str) -> str:
@@ -91,6 +91,80 @@ def test_random_states_are_those_of_a_run_without_trackers(params: Params) -> No
     assert tracked == plain
 
 
+def rows(project: Path, name: str) -> list[tuple[int, float]]:
+    """What DVCLive has of a metric."""
+    table = (project / f"dvclive/reward/plots/metrics/reward/{name}.tsv").read_text().splitlines()[1:]
+    return [(int(step), float(value)) for step, value in (row.split("\t") for row in table)]
+
+
+def train(tracker: Tracker, start: int, end: int) -> None:
+    """Log a loss at every step of [start, end), and then an accuracy at every third; each depends on the step alone."""
+    for step in range(start, end):
+        tracker.log(step, {"reward/loss": 1.0 / (step + 1)})
+        if step % 3 == 0:
+            tracker.log(step, {"reward/accuracy": step / 100})
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """In the place of wandb: the arguments of every run that is started, with what it logs under `rows`."""
+    runs: list[dict[str, Any]] = []
+
+    def init(**arguments: Any) -> Any:
+        runs.append(arguments | {"rows": []})
+        logged = runs[-1]["rows"]
+        return types.SimpleNamespace(
+            log=lambda values, step: logged.append((step, values)), finish=lambda exit_code: None
+        )
+
+    module: Any = types.SimpleNamespace(init=init, Settings=lambda **settings: settings, Image=lambda picture: picture)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return runs
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_resumed_training_continues_its_curves_without_a_second_copy(
+    params: Params, project: Path, wandb: list[dict[str, Any]], killed: bool
+) -> None:
+    """Interrupted at step 7, between its loss and its accuracy or not, and resumed from a checkpoint at step 4."""
+    checkpoints = project / ".checkpoints/reward/key"
+    checkpoints.mkdir(parents=True)
+    first = tracker_of("reward", params, checkpoints)
+    if killed:
+        first.__enter__()  # SIGKILL: nothing is closed
+        train(first, 0, 8)
+    else:
+        with pytest.raises(KeyboardInterrupt), first:
+            train(first, 0, 8)
+            raise KeyboardInterrupt
+    with tracker_of("reward", params, checkpoints) as tracker:
+        train(tracker, 4, 12)
+    assert rows(project, "loss") == [(step, pytest.approx(1.0 / (step + 1))) for step in range(12)]
+    assert rows(project, "accuracy") == [(step, pytest.approx(step / 100)) for step in (0, 3, 6, 9)]
+    one, two = wandb
+    assert one["id"] == two["id"] and two["rows"][0][0] == 7, "step 7 may not have been sent completely"
+    with tracker_of("reward", params, checkpoints) as tracker:  # finished, and run again: it repeats its last steps
+        train(tracker, 10, 12)
+    assert len(rows(project, "loss")) == 12 and wandb[2]["rows"] == []
+
+
+def test_another_training_has_curves_of_its_own(params: Params, project: Path, wandb: list[dict[str, Any]]) -> None:
+    for key in ("one", "two"):
+        checkpoints = project / ".checkpoints/reward" / key
+        checkpoints.mkdir(parents=True)
+        with tracker_of("reward", params, checkpoints) as tracker:
+            train(tracker, 0, 5 if key == "one" else 3)
+    assert len(rows(project, "loss")) == 3
+    assert wandb[0]["id"] != wandb[1]["id"]
+
+
+def test_wandb_resumes_a_run_only_online(params: Params, project: Path, wandb: list[dict[str, Any]]) -> None:
+    for mode in ("offline", "online"):
+        with tracker_of("reward", replace(params, tracking=replace(params.tracking, wandb=mode)), project):
+            pass
+    assert [run["resume"] for run in wandb] == [None, "allow"] and wandb[0]["id"] == wandb[1]["id"]
+
+
 def broken_live(monkeypatch: pytest.MonkeyPatch, fails_in: str) -> list[str]:
     """In the place of DVCLive: one that raises in a method, and draws random numbers in all."""
     calls: list[str] = []
@@ -141,7 +215,7 @@ def test_a_tracker_that_fails_is_told_once_dropped_and_harms_nothing(
         for step in range(3):
             tracker.log(step, {"loss": 1.0})
     assert calls == expected
-    assert capsys.readouterr().err == "warning: dvclive failed and records no more of this run: the disk is full\n"
+    assert capsys.readouterr().err == "warning: dvclive failed and no longer records this run: the disk is full\n"
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 

@@ -39,7 +39,8 @@ def train(params: Params) -> None:
     model = reward_model(params, data.latents)
     trainer = RewardTrainer(model, data.latents, config, params.seed)
     if config.pretrained is None:
-        with Tracker("reward", params.tracking, asdict(params)) if distributed.is_first() else nullcontext() as tracker:
+        tracked = Tracker("reward", params.tracking, asdict(params), folder)
+        with tracked if distributed.is_first() else nullcontext() as tracker:
             trainer.run(data.pairs["train"], data.pairs["validation"], folder, tracker)
     else:
         trainer.best_accuracy = float(np.nanmean(trainer.accuracy(data.pairs["validation"])))

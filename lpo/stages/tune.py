@@ -54,7 +54,8 @@ def tune(params: Params) -> None:
     validate = Validation(
         family, trainer.reward, scorers, held_out, params.evaluate.sampler, params.score.batch_size, config.guard
     )
-    with Tracker("tune", params.tracking, asdict(params)) if distributed.is_first() else nullcontext() as tracker:
+    tracked = Tracker("tune", params.tracking, asdict(params), folder)
+    with tracked if distributed.is_first() else nullcontext() as tracker:
 
         def validated() -> dict[str, float]:
             figures = validate()

@@ -37,7 +37,7 @@ def run(params: Params) -> None:
         model = published(config.pretrained, config.clip, family, config.guidance_scale, config.tokenizer)
     trainer = RewardTrainer(model, data.latents, config, params.seed)
     if config.pretrained is None:
-        with Tracker("spm", params.tracking, asdict(params)) as tracker:
+        with Tracker("spm", params.tracking, asdict(params), folder) as tracker:
             trainer.run(data.pairs["train"], data.pairs["validation"], folder, tracker)
     else:
         trainer.best_accuracy = float(np.nanmean(trainer.accuracy(data.pairs["validation"])))
