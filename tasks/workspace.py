@@ -169,7 +169,8 @@ def snapshot(folder: Path) -> tuple[str, bytes]:
     """(commit, patch): the state of the folder with changed and new files, but without ignored ones."""
     commit = git(folder, "rev-parse", "HEAD").decode().strip()
     index = Path(git(folder, "rev-parse", "--absolute-git-dir").decode().strip()) / "lpo-index"
-    shutil.copyfile(index.with_name("index"), index)  # so that the user's index stays as it is
+    # A copy, so that the user's index stays as it is. With its time, by which git knows which files it must read again.
+    shutil.copy2(index.with_name("index"), index)
     try:
         environment = {"GIT_INDEX_FILE": str(index)}
         git(folder, "add", "--all", environment=environment)
