@@ -72,13 +72,22 @@ def sides_of(config: Evaluate, model: Model, promoted: Path | None) -> list[Side
     tuned = tuned_side(config.tuned, scale, model)
     sides = [Side("base_matched", scale), Side("base", config.base_guidance_scale), tuned]
     if promoted is not None and (other := Side("promoted", scale, lora=promoted)).key != tuned.key:
-        try:
-            lora.check(promoted, model)
-        except LpoError as error:
-            what = f"the promoted model cannot be compared: {error.what}"
-            raise LpoError(what, error.where, "lpo models rollback base, if the base model was changed") from error
+        check_promoted(promoted, model)
         sides.append(other)
     return sides
+
+
+def check_promoted(folder: Path, model: Model) -> None:
+    """The promoted LoRA must still fit the model: after a change of preset it does not.
+
+    Raises:
+        LpoError: with what does not fit.
+    """
+    try:
+        lora.check(folder, model)
+    except LpoError as error:
+        what = f"the promoted model cannot be compared: {error.what}"
+        raise LpoError(what, error.where, "lpo models rollback base, if the base model was changed") from error
 
 
 def tuned_side(source: str, guidance_scale: float, model: Model) -> Side:
@@ -90,12 +99,17 @@ def tuned_side(source: str, guidance_scale: float, model: Model) -> Side:
     path = Path(source)
     if source.endswith(".safetensors"):
         path = path if path.exists() else file_of(*split_source(source))
-    elif not (path.is_dir() or path == paths.TUNED) or (path / "config.json").exists():
+    elif path != paths.TUNED and (not path.is_dir() or is_denoiser(path)):
         root, inside = split_source(source)
         file_of(root, f"{inside}/config.json".lstrip("/"))
         return Side("tuned", guidance_scale, denoiser=source)
     lora.check(path, model)
     return Side("tuned", guidance_scale, lora=path)
+
+
+def is_denoiser(folder: Path) -> bool:
+    """A folder of diffusers has a config.json; a LoRA has none, unless its training left one beside it."""
+    return (folder / "config.json").is_file() and not (folder / lora_files.FILE).is_file()
 
 
 def identity(config: Evaluate, model: Model, device: str, rows: pd.DataFrame) -> dict[str, Any]:

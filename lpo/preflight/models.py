@@ -16,10 +16,13 @@ from lpo.doctor.memory import META, configured
 from lpo.emoji.scenes import CANVAS
 from lpo.errors import LpoError
 from lpo.evaluate.prompt_files import HUB
+from lpo.evaluate.sides import check_promoted, is_denoiser
 from lpo.families import load_family, lora
 from lpo.families.latent_space import check_same, load_codec
 from lpo.families.parts import either, local
 from lpo.preflight.files import missing
+from lpo.registry.ledger import PROMOTED
+from lpo.registry.ledger import WEIGHTS as WEIGHTS_IN_USE
 from lpo.scorers.judges import sources_of
 from lpo.stages.dataset import REPOSITORIES
 
@@ -195,9 +198,15 @@ def tuned(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
         place = source.rsplit("/", 1)[0] if source.endswith(".safetensors") else source
         yield from missing(place, pattern, where)
         return
-    denoiser = (Path(source) / "config.json").is_file() and not (Path(source) / lora.lora_files.FILE).is_file()
-    if not denoiser and is_here(params.model):
+    if not is_denoiser(Path(source)) and is_here(params.model):
         lora.check(Path(source), configured(params.model))
+
+
+def promoted(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """The promoted LoRA, which evaluate compares with the tuned one, must still fit the model."""
+    yield from ()
+    if (PROMOTED / WEIGHTS_IN_USE).exists() and is_here(params.model):
+        check_promoted(PROMOTED, configured(params.model))
 
 
 def judges(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:

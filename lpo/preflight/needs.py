@@ -23,7 +23,8 @@ NEEDS: dict[str, tuple[Need, ...]] = {
         models.base, models.steps, models.policy_reward, models.scorer_files, data.scorers, data.validation_prompts,
     ),
     "evaluate": (
-        models.base, models.steps, models.tuned, models.judges, models.evaluation_prompt_file, data.evaluation_prompts,
+        models.base, models.steps, models.tuned, models.promoted, models.judges, models.evaluation_prompt_file,
+        data.evaluation_prompts,
     ),
     "report": (),
 }  # fmt: skip

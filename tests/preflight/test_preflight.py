@@ -172,6 +172,14 @@ def test_a_lora_of_another_model_is_told_before_the_trainings(world: Path, param
     assert len(found) == 1 and "to_q" in str(found[0]) and "(2, 16)" in str(found[0])
 
 
+def test_a_promoted_lora_of_another_model_is_told_before_the_trainings(world: Path, params: Params) -> None:
+    (world / "models").mkdir()
+    lora(world / "models/promoted")
+    (found,) = mistakes(params, "dataset")
+    assert found.what.startswith("the promoted model cannot be compared") and "(2, 16)" in found.what
+    assert found.remedy.startswith("lpo models rollback base")
+
+
 def test_prompts_that_the_judge_cannot_read_are_told(world: Path, params: Params) -> None:
     Path("prompts.txt").write_text("a photograph of my hat\n" + "\n".join(f"a car {i}" for i in range(900)))
     found = texts(mistakes(changed(params, evaluate__prompts_file="prompts.txt"), "dataset"))
