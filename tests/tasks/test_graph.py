@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def test_what_dvc_refuses_is_refused_in_its_words(folder: Path) -> None:
     with pytest.raises(LpoError, match="no dvc.yaml"):
         read_graph(folder)
     (folder / "dvc.yaml").write_text("stages: {a: {cmd: x, deps: [b], outs: [a]}, b: {cmd: x, deps: [a], outs: [b]}}")
-    with pytest.raises(StageFailed, match="both a dependency and an output in stages: a, b"):
+    with pytest.raises(StageFailed, match="both a dependency and an output in stages: (a, b|b, a)"):
         read_graph(folder)
 
 
@@ -88,8 +89,10 @@ stages:
     }  # fmt: skip
 
 
-def test_the_stages_of_the_repository(repository: Path) -> None:
-    graph = read_graph(repository)
+def test_the_stages_of_the_repository(folder: Path, repository: Path) -> None:
+    for name in ("dvc.yaml", "params.yaml"):
+        shutil.copy(repository / name, folder)
+    graph = read_graph(folder)
     assert {name for name, stage in graph.items() if stage.gpu} == {"reward", "tune", "evaluate"}
     assert {name for name, stage in graph.items() if stage.frozen} == {"base"}
     assert set(graph["tune"].upstream) == {"base", "dataset", "filter", "encode", "reward"}
