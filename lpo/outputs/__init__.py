@@ -54,7 +54,7 @@ def check_file(path: Path, command: str, suffixes: Sequence[str] = (), force: bo
     if status is not None and status.st_size and not force and not wrote(real, command):
         what = f"there is a file that `{command}` did not write, or that was changed since"
         raise LpoError(what, str(path), "name another file, or add --force to replace this one")
-    _check_writable(real.parent, real, path)
+    check_writable(real.parent, real, path)
 
 
 def check_folder(path: Path, command: str) -> None:
@@ -66,11 +66,11 @@ def check_folder(path: Path, command: str) -> None:
     status, real = _look(path)
     check_project(path, real)
     if status is None:
-        _check_writable(real.parent, real, path)
+        check_writable(real.parent, real, path)
         return
     if not stat.S_ISDIR(status.st_mode):
         raise LpoError("this is no folder, and the result is one", str(path), "name a new or an empty folder")
-    _check_writable(real, real, path)
+    check_writable(real, real, path)
     if others := foreign(real, command):
         count = "1 entry" if len(others) == 1 else f"{len(others)} entries"
         what = f"the folder has {count} that `{command}` did not write, or that changed since, such as {others[0]}"
@@ -80,7 +80,7 @@ def check_folder(path: Path, command: str) -> None:
     if os.path.ismount(real) or Path.cwd().is_relative_to(real):
         what = "the folder holds an earlier result, and is a mount point or the working directory"
         raise LpoError(what, str(path), "empty the folder, or name one inside it")
-    _check_writable(real.parent, real, path)
+    check_writable(real.parent, real, path)
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def edit_text(path: Path, text: str) -> None:
     status, real = _look(path)
     if status is None or not stat.S_ISREG(status.st_mode):
         raise LpoError("this is no plain file, so it cannot be changed", str(path), "name a file")
-    _check_writable(real.parent, real, path)
+    check_writable(real.parent, real, path)
     handle, name = tempfile.mkstemp(".partial", f".{real.name[:40]}.", real.parent)
     partial = Path(name)
     try:
@@ -189,7 +189,7 @@ def _is_stream(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) or stat.S_ISFIFO(status.st_mode)
 
 
-def _check_writable(folder: Path, real: Path, path: Path) -> None:
+def check_writable(folder: Path, real: Path, path: Path) -> None:
     """Check that `real`, which the user called `path`, can be made in `folder`, which need not exist yet."""
     while not os.path.lexists(folder):
         folder = folder.parent

@@ -24,7 +24,9 @@ TIMEOUT = 20  # seconds that the hub may take to list a repository
 OFFLINE = "allow the hub with HF_HUB_OFFLINE=0, or name a folder that holds the model"
 
 
-def missing(source: str, wanted: Sequence[str], where: str, repo_type: str = "model") -> Iterator[LpoError]:
+def missing(
+    source: str, wanted: Sequence[str], where: str, repo_type: str = "model", revision: str | None = None
+) -> Iterator[LpoError]:
     """What is wrong with a source: it is nowhere, or lacks files that match the patterns `wanted`.
 
     Args:
@@ -47,7 +49,7 @@ def missing(source: str, wanted: Sequence[str], where: str, repo_type: str = "mo
         return
     else:
         try:
-            names = listed(root, repo_type)
+            names = list(listed(root, repo_type, revision))
         except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
             said = refusal(error, f"the hub does not list {root}: {str(error).splitlines()[0]}", root)
             yield LpoError(said.what, where, said.remedy)
@@ -75,9 +77,9 @@ def cached(repository: str, repo_type: str = "model") -> list[str]:
 
 
 @cache
-def listed(repository: str, repo_type: str = "model") -> list[str]:
-    """The files that the hub lists of a repository."""
+def listed(repository: str, repo_type: str = "model", revision: str | None = None) -> dict[str, int]:
+    """The files that the hub lists of a repository, with their sizes."""
     hub = HfApi()
     ask = hub.dataset_info if repo_type == "dataset" else hub.model_info
-    info = ask(repository, timeout=TIMEOUT)
-    return [item.rfilename for item in info.siblings or []]
+    info = ask(repository, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    return {item.rfilename: item.size or 0 for item in info.siblings or []}

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from lpo.config import Params
-from lpo.data.download import missing_bytes
+from lpo.data.download import MANIFEST, SUFFIXES, missing_bytes
 from lpo.doctor.downloads import downloads
 from lpo.doctor.memory import Need, needs
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import key_of
+from lpo.outputs import check_writable
+from lpo.preflight.files import listed
 from lpo.stages.dataset import DOWNLOADS, REPOSITORIES
 
 WRITTEN = 3e9  # bytes that a run of the small world writes, twice over: data/ and DVC's cache
@@ -78,6 +81,15 @@ def memory(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
             yield LpoError(what, f"stage {stage}", remedy)
 
 
+def outputs(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """The folders that the stages write to can be written."""
+    for folder in (Path("data"), Path("metrics"), Path("plots"), Path(".checkpoints")):
+        try:
+            check_writable(folder, folder, folder)
+        except LpoError as error:
+            yield error
+
+
 def disk(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     """Room for the downloads of models and pairs, and for what the stages write."""
     written, fetched = disk_needed(params)
@@ -105,9 +117,16 @@ def pairs_to_load(params: Params) -> tuple[int, str]:
     config = params.dataset
     if config.source not in REPOSITORIES or config.path is not None:
         return 0, ""
-    name = REPOSITORIES[config.source]
-    found = missing_bytes(DOWNLOADS / config.source, name, config.revision)
-    return LISTED.get(name, 0) if found is None else found, name
+    name, folder = REPOSITORIES[config.source], DOWNLOADS / config.source
+    if (folder / MANIFEST).exists():
+        return missing_bytes(folder, name, config.revision) or 0, name
+    if constants.HF_HUB_OFFLINE:
+        return LISTED.get(name, 0), name
+    try:
+        sizes = listed(name, "dataset", config.revision)
+    except (HfHubHTTPError, OSError, ValueError):  # models.data_set says so
+        return 0, name
+    return sum(size for file, size in sizes.items() if file.endswith(SUFFIXES)), name
 
 
 def size(count: float) -> str:

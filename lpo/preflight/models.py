@@ -100,7 +100,8 @@ def data_set(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     config = params.dataset
     if config.source in REPOSITORIES and config.path is None and not (paths.SOURCES / config.source).is_dir():
         name = REPOSITORIES[config.source]
-        yield from missing(name, ["*.parquet|*.json"], f"params.yaml: dataset.source: {config.source}", "dataset")
+        where = f"params.yaml: dataset.source: {config.source}"
+        yield from missing(name, ["*.parquet|*.json"], where, "dataset", config.revision)
     yield from prompt_file("dataset.prompts", config.prompts)
 
 
@@ -162,7 +163,7 @@ def reward_sources(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
         source = config.text_projection
         yield from missing(source, TRANSFORMERS, f"{where}.text_projection: {source}")
     if config.pretrained is not None:
-        found = ["state_dict.pt|config.json", "unet/config.json|transformer/config.json"]
+        found = ["state_dict.pt|config.json"]  # published, or ours
         yield from missing(config.pretrained, found, f"{where}.pretrained: {config.pretrained}")
 
 

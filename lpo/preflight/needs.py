@@ -28,7 +28,7 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     ),
     "report": (),
 }  # fmt: skip
-EVERY: tuple[Need, ...] = (data.inputs, machine.device, machine.memory, machine.disk)
+EVERY: tuple[Need, ...] = (data.inputs, machine.device, machine.memory, machine.disk, machine.outputs)
 
 
 def of_chain(chain: Sequence[str]) -> list[Need]:

@@ -276,3 +276,10 @@ def test_a_source_that_changed_is_told(world: Path, imported: Callable[..., Para
     params = imported(["a cat", "a car"])
     (world / "data/sources/mine/validation-00000.parquet").unlink()
     assert "it is not what was imported" in texts(mistakes(params, "dataset"))
+
+
+def test_folders_that_cannot_be_written_are_told(world: Path, params: Params) -> None:
+    (world / "metrics").write_text("a file in the place of the folder")
+    (world / ".checkpoints").symlink_to("/proc/self")
+    found = texts(mistakes(params, "dataset"))
+    assert "metrics is not a folder" in found and "nothing can be written to the folder .checkpoints" in found
