@@ -32,8 +32,8 @@ settings.register_profile("lpo", derandomize=True, deadline=None, database=None)
 settings.load_profile("lpo")
 
 LONGEST = (
-    "test_prefect.py", "test_prefect_kill.py", "test_sharded_stages.py", "test_processes.py", "test_benchmarks.py",
-    "test_kill.py",
+    "test_prefect.py", "test_prefect_kill.py", "test_prefect_nights.py", "test_sharded_stages.py", "test_processes.py",
+    "test_benchmarks.py", "test_kill.py",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from support.workspace import ENVIRONMENT
 from lpo.paths import share_sources
 from tasks import workspace
 
+pytestmark = pytest.mark.slow
 READS = "from lpo.paths import share_sources; share_sources(); print(open('data/sources/mine/pairs').read())"
 
 

@@ -62,6 +62,7 @@ def outcomes(found: dict[str, Stage], changed: set[str], force: bool = False) ->
     return answer
 
 
+@pytest.mark.prefect
 def test_independent_stages_run_together_and_a_failure_stops_only_what_depends_on_it(ran: list[str]) -> None:
     found = outcomes(graph(frozen=(), a=("frozen",), b=("a",), c=("a",), d=("b",), e=("d",), f=("c",)), {"a"})
     assert {name: outcome.how for name, outcome in found.items()} == {
@@ -71,6 +72,7 @@ def test_independent_stages_run_together_and_a_failure_stops_only_what_depends_o
     assert ran == ["a", "c", "f"]
 
 
+@pytest.mark.prefect
 def test_a_stage_runs_if_it_or_a_stage_before_it_changed(ran: list[str]) -> None:
     found = outcomes(graph(a=(), x=("a",), y=("x",)), {"x"})
     assert {name: outcome.how for name, outcome in found.items()} == {"a": "unchanged", "x": "ran", "y": "ran"}

@@ -16,6 +16,7 @@ import pytest
 from tasks import process, reproduce
 from tasks.reproduce import Transient
 
+pytestmark = pytest.mark.slow
 STAGE = """
 stages:
   double:
