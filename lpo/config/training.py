@@ -74,8 +74,15 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Nft:
+    mixing: Positive
+    old_decay: Decay
+    reward_timesteps: tuple[ZeroOrMore, ZeroOrMore, ZeroOrMore]
+
+
+@dataclass(frozen=True)
 class Tune:
-    method: Literal["lpo", "spo", "diffusion_dpo", "grpo"]
+    method: Literal["lpo", "spo", "diffusion_dpo", "grpo", "nft"]
     reward: str
     prompts: Count
     prompts_per_rollout: Count
@@ -90,6 +97,7 @@ class Tune:
     timestep_weights: Literal["none", "balanced"]
     beta: Positive
     clip_epsilon: Annotated[float, Range(above=0, below=1)]
+    nft: Nft
     logprob_reduction: Literal["mean", "sum"]
     lora_rank: Count
     learning_rate: Positive

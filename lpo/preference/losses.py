@@ -5,6 +5,7 @@
     Thurstone       1 - sqrt(label_0 p) - sqrt(label_1 (1 - p)),  p = Phi(d / sqrt(2 s_u^2)),  s_u^2 = 2 s(t)^2 + c
     Diffusion-DPO   -log sigmoid(-beta / 2 ((mse_w - mse_l)_theta - (mse_w - mse_l)_ref))
     GRPO            -min(r A, clamp(r, 1 -+ eps) A) + beta KL,  r = p_theta / p_sampling
+    Diffusion-NFT   r |x0(v+) - x0|^2 / w+ + (1 - r) |x0(v-) - x0|^2 / w-,  v+ and v- on either side of the old model
 
 A loss is (loss, statistics): loss (B,) carries gradients to the policy, statistics are detached tensors of its shape,
 so that the caller can average them by timestep.
@@ -162,6 +163,63 @@ def grpo_loss(
     with torch.no_grad():
         clipped = (clamped * advantages < ratio * advantages).to(loss.dtype)
     return loss, {"clipped": clipped, "ratio": ratio.detach(), "kl": kl.detach()}
+
+
+def optimality(rewards: torch.Tensor) -> torch.Tensor:
+    """r in [0, 1] of K finished pictures for each of B prompts, (B, K): 1/2 + clip(A / 2, -1, 1) / 2.
+
+    A = (reward - mean of the prompt) / std of those differences over all B K pictures. 1/2 where all are equal.
+    """
+    wide = _wide(rewards)
+    centred = wide - wide.mean(dim=1, keepdim=True)
+    std = centred.square().mean().sqrt()
+    return 0.5 + (centred / std.clamp_min(torch.finfo(wide.dtype).tiny) / 2).clamp(-1, 1) / 2
+
+
+def nft_loss(
+    prediction: torch.Tensor,
+    reference: torch.Tensor,
+    old: torch.Tensor,
+    target: torch.Tensor,
+    slope: torch.Tensor,
+    r: torch.Tensor,
+    mixing: float,
+    beta: float,
+) -> tuple[torch.Tensor, Statistics]:
+    """Diffusion-NFT on finished latents (arXiv 2509.16117), for any prediction type.
+
+        v+ = (1 - b) old + b prediction,  v- = (1 + b) old - b prediction
+        loss = (r |e+|^2 / w+ + (1 - r) |e-|^2 / w-) / b + beta |prediction - reference|^2
+        e = x0(v) - x0 = slope (v - target),  w = mean |e|, without gradient
+
+    |.|^2 is a mean over dimensions. A good picture (r = 1) draws the prediction towards itself, a bad one (r = 0) the
+    mirror image of the prediction, which pushes the prediction away.
+
+    Args:
+        prediction, reference, old: outputs of the policy, of the base and of the old adapter, (B, ...).
+        target: the output that would give the finished latent, x0(target) = x0. slope: d x0 / d output, (B,).
+        r: `optimality`, (B,). mixing: b. beta: weight of the distance from the base.
+
+    Returns:
+        loss (B,), and statistics: correct (1 where the policy moved from old to the side that r asks for, 0.5 where it
+        did not move or r is 1/2), distance (|prediction - reference|^2).
+    """
+    _same_shape(prediction, reference, old, target)
+    _same_shape(slope, r)
+    column = (len(r), *(1 for _ in prediction.shape[1:]))
+    now, before, scale = _wide(prediction), _wide(old) - _wide(target), _wide(slope).view(column)
+    step = now - _wide(target) - before
+
+    def error(sign: int) -> torch.Tensor:
+        e = (scale * (before + sign * mixing * step)).flatten(1)
+        return e.square().mean(1) / e.detach().abs().mean(1).clamp_min(1e-5)
+
+    distance = (now - _wide(reference)).square().flatten(1).mean(1)
+    loss = (r * error(1) + (1 - r) * error(-1)) / mixing + beta * distance
+    with torch.no_grad():
+        nearer = before.square().flatten(1).mean(1) - (before + step).square().flatten(1).mean(1)
+        statistics = {"correct": _correct(nearer * (r - 0.5)), "distance": distance.detach()}
+    return loss, statistics
 
 
 def _correct(margin: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,11 @@ METHODS = {  # of tune.method: its name, and what it does
         "The adapter learned from stored pairs to denoise the chosen image better than the rejected one "
         "(Diffusion-DPO, arXiv 2311.12908).",
     ),
+    "nft": (
+        "Diffusion-NFT",
+        "A reward model that reads noisy latents scored finished latents in groups of one prompt, and the adapter "
+        "learned to denoise towards the better ones and away from the worse ones (Diffusion-NFT, arXiv 2509.16117).",
+    ),
 }
 
 

@@ -5,12 +5,14 @@
     spo             as lpo            as lpo; the reward sees decoded pictures
     grpo            the whole group   -min(r A, clamp(r) A) + beta KL, r against the policy that sampled
     diffusion_dpo   (stored pairs)    -log sigmoid(-beta / 2 ((mse_w - mse_l)_theta - (mse_w - mse_l)_ref))
+    nft             (finished)        r |x0(v+) - x0|^2 / w+ + (1 - r) |x0(v-) - x0|^2 / w- + beta |v - v_ref|^2
 
     select(scores (B, K), limit) -> Selected
-    loss(log_policy (N, M), log_reference (N, M), batch of N, config) -> loss (N,), {clipped (N,), correct (N,)}
+    loss(policy, reference, batch of N, config) -> loss (N,), {clipped (N,), correct (N,)}
 
-Rollout, trainer and checkpoint are the same for all. `log_policy` and `log_reference` are log densities of x_s, and
-for stored pairs the negative error of the noise prediction, which bounds a log density from below up to a constant.
+Trainer and checkpoint are the same for all. `policy` and `reference` are log densities (N, M) of x_s. For stored pairs
+they are the negative error of the noise prediction, which bounds a log density from below up to a constant. For
+finished latents they are the outputs of the model, (N, C, h, w).
 `clipped` is the share of a row's ratios that the clamp holds; `correct` is 1 where the policy raised the best one more
 than the worst one, 0.5 where equally. The formulas and their sources are in lpo/preference/losses.py.
 """
@@ -18,14 +20,21 @@ than the worst one, 0.5 where equally. The formulas and their sources are in lpo
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from lpo.config import Tune
-from lpo.preference.losses import Statistics, diffusion_dpo_loss, group_advantages, grpo_loss, lpo_loss
+from lpo.preference.losses import (
+    Statistics,
+    diffusion_dpo_loss,
+    group_advantages,
+    grpo_loss,
+    lpo_loss,
+    nft_loss,
+)
 from lpo.preference.selection import select_best_worst
-from lpo.train.policy.steps import Steps
+from lpo.train.policy.steps import Finished, Steps
 
 
 class Selected(NamedTuple):
@@ -42,8 +51,9 @@ Loss = Callable[[torch.Tensor, torch.Tensor, Any, Tune], tuple[torch.Tensor, Sta
 
 
 class Method(NamedTuple):
-    """select is None where nothing is sampled: the method learns from stored pairs."""
+    """What is learnt from (lpo/train/steps.py), and how; select where it is steps."""
 
+    batch: Literal["steps", "pairs", "finished"]
     select: Select | None
     loss: Loss
 
@@ -91,9 +101,20 @@ def stored_pair_loss(
     return loss, found | {"clipped": torch.zeros_like(found["correct"])}
 
 
+def finished_loss(
+    prediction: torch.Tensor, reference: torch.Tensor, batch: Finished, config: Tune
+) -> tuple[torch.Tensor, Statistics]:
+    """Diffusion-NFT, see `nft_loss`; nothing is clamped."""
+    loss, found = nft_loss(
+        prediction, reference, batch.old, batch.target, batch.slope, batch.r, config.nft.mixing, config.beta
+    )
+    return loss, found | {"clipped": torch.zeros_like(found["correct"])}
+
+
 METHODS: dict[str, Method] = {
-    "lpo": Method(best_and_worst, pair_loss),
-    "spo": Method(best_and_worst, pair_loss),
-    "grpo": Method(whole_group, group_loss),
-    "diffusion_dpo": Method(None, stored_pair_loss),
+    "lpo": Method("steps", best_and_worst, pair_loss),
+    "spo": Method("steps", best_and_worst, pair_loss),
+    "grpo": Method("steps", whole_group, group_loss),
+    "diffusion_dpo": Method("pairs", None, stored_pair_loss),
+    "nft": Method("finished", None, finished_loss),
 }

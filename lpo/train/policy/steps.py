@@ -1,6 +1,7 @@
-"""What a trainer learns from: steps of the sampler with the candidates that were chosen, or noised stored pairs.
+"""What a trainer learns from: steps of the sampler with the candidates that were chosen, noised stored pairs, or
+noised finished latents.
 
-Both are indexed by rows, and both have `t` (N,) and `prompt` (N,), the rows of the conditioning that belongs to them.
+All are indexed by rows, and have `t` (N,) and `prompt` (N,), the rows of the conditioning that belongs to them.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from typing import TypeVar
 
 import torch
 
-Batch = TypeVar("Batch", "Steps", "NoisyPairs")
+Batch = TypeVar("Batch", "Steps", "NoisyPairs", "Finished")
 
 
-def length(batch: Steps | NoisyPairs) -> int:
+def length(batch: Steps | NoisyPairs | Finished) -> int:
     return len(batch.t)
 
 
@@ -68,5 +69,30 @@ class NoisyPairs:
     __getitem__ = take
 
 
-def concatenate(parts: list[Steps]) -> Steps:
-    return Steps(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Steps)))
+@dataclass(frozen=True)
+class Finished:
+    """N finished latents, noised: x_t (N, C, h, w) at t (N,).
+
+    old: (N, C, h, w), the output of the adapter that drew them. target: (N, C, h, w), the output that would give the
+    latent back, and slope (N,), d x0 / d output. r: (N,), how good the latent is among those of its prompt, 0 to 1.
+    """
+
+    x_t: torch.Tensor
+    old: torch.Tensor
+    target: torch.Tensor
+    slope: torch.Tensor
+    r: torch.Tensor
+    t: torch.Tensor
+    prompt: torch.Tensor
+
+    __len__ = length
+    __getitem__ = take
+
+    def to(self, device: torch.device) -> Finished:
+        return Finished(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+def concatenate(parts: list[Batch]) -> Batch:
+    """The rows of all parts, in their order."""
+    kind = type(parts[0])
+    return kind(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(kind)))

@@ -1,4 +1,6 @@
-"""Training of the policy, a LoRA: rollouts or stored pairs, the loss of the method (methods.py), AdamW.
+"""Training of the policy, a LoRA, by the loss of a method (methods.py), with AdamW.
+
+It learns from steps of rollouts, from stored pairs, or from finished latents (steps.py).
 
     lpo:  L = w(t) (-log sigmoid(beta (log r_w - log r_l))),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
 
@@ -32,14 +34,17 @@ from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
 from lpo.train.common.loop import adamw, apply_gradients, check_number, update_ema
 from lpo.train.policy import overoptimisation
+from lpo.train.policy.finished import State, finished, follow
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.offline import StoredPairs, draw
 from lpo.train.policy.rollout import StepStatistics, idle, log_probs, mean_gain, rollout
-from lpo.train.policy.steps import NoisyPairs, Steps
+from lpo.train.policy.steps import Finished, NoisyPairs, Steps
 
 log = logging.getLogger(__name__)
 
 BASE_VALUE = 0.0  # of `validate`, at the base itself
+
+Batch = Steps | NoisyPairs | Finished
 
 
 class PolicyTrainer:
@@ -62,7 +67,10 @@ class PolicyTrainer:
         self.history: list[dict[str, Any]] = []
         self.null = family.null()
         self.transition = family.transition(config.eta).to(family.device)
-        balanced = config.timestep_weights == "balanced" and self.method.select is not None
+        self.old: State | None = None  # the slow adapter that draws what nft learns from
+        if self.method.batch == "finished":
+            self.old = {k: v.clone() for k, v in self.ema.items()}
+        balanced = config.timestep_weights == "balanced" and self.method.batch == "steps"
         self.mean_gain = mean_gain(family, config) if balanced else None
 
     @property
@@ -74,17 +82,20 @@ class PolicyTrainer:
         """Whether the guard ended the training before its prompts were used up."""
         return self.config.guard.action == "stop" and bool(self.history) and "warnings" in self.history[-1]
 
-    def log_probs(self, batch: Steps | NoisyPairs, conditioning: Conditioning) -> torch.Tensor:
+    def log_probs(self, batch: Batch, conditioning: Conditioning) -> torch.Tensor:
         """log p (N, M) of what was chosen under the model as it stands, from one forward (guided, for steps).
 
         Of stored pairs: minus the mean squared error of the noise prediction, (N, 2), without guidance.
         """
-        return self.densities(batch, conditioning)[0]
+        return self.outputs(batch, conditioning)[0]
 
-    def densities(
-        self, batch: Steps | NoisyPairs, conditioning: Conditioning
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`log_probs`, and for steps the mean of x_s in standard deviations of the step, (N, C, h, w)."""
+    def outputs(self, batch: Batch, conditioning: Conditioning) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What the method's loss compares, of the model as it stands: `log_probs`, or predictions at finished latents.
+
+        Beside it for steps the mean of x_s in standard deviations of the step, (N, C, h, w).
+        """
+        if isinstance(batch, Finished):
+            return self.family.predict(batch.x_t, batch.t, conditioning), None
         if isinstance(batch, NoisyPairs):
             return -self.noise_errors(batch, conditioning), None
         scale = self.config.guidance_scale
@@ -99,9 +110,7 @@ class PolicyTrainer:
         error = noise.float().view(batch.x_t.shape) - batch.noise[:, None]
         return error.square().flatten(2).mean(2)
 
-    def loss(
-        self, batch: Steps | NoisyPairs, conditioning: Conditioning
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, batch: Batch, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The method's loss of N rows, (N,), with its statistics; `conditioning` is theirs, row by row.
 
         Losses of steps are weighted by `timestep_weights`. A further statistic of steps is their drift, the distance
@@ -109,8 +118,8 @@ class PolicyTrainer:
         divergence in nats.
         """
         with torch.no_grad(), self.family.reference():
-            reference, base_mean = self.densities(batch, conditioning)
-        policy, mean = self.densities(batch, conditioning)
+            reference, base_mean = self.outputs(batch, conditioning)
+        policy, mean = self.outputs(batch, conditioning)
         loss, statistics = self.method.loss(policy, reference, batch, self.config)
         if mean is not None and base_mean is not None:
             statistics["drift"] = (mean - base_mean).flatten(1).norm(dim=1)
@@ -118,9 +127,7 @@ class PolicyTrainer:
             loss = loss * self.mean_gain / step_gain(self.transition, batch.t, batch.s)
         return loss, statistics
 
-    def learn(
-        self, batch: Steps | NoisyPairs, conditioning: Conditioning
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def learn(self, batch: Batch, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One optimiser step on N pairs; their losses (N,) and statistics, detached. `conditioning` is the rollout's.
 
         The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive.
@@ -145,9 +152,7 @@ class PolicyTrainer:
         check_number(float(joined["loss"].sum()), "loss", where, "tune")
         return joined.pop("loss"), joined
 
-    def update(
-        self, pairs: Steps | NoisyPairs, conditioning: Conditioning, generator: torch.Generator
-    ) -> dict[str, Any]:
+    def update(self, pairs: Batch, conditioning: Conditioning, generator: torch.Generator) -> dict[str, Any]:
         """One pass over the rows of a rollout in minibatches; statistics, also by timestep."""
         losses: list[torch.Tensor] = []
         rows_of_t: list[dict[str, torch.Tensor]] = []
@@ -167,13 +172,17 @@ class PolicyTrainer:
 
     def collect(
         self, prompts: list[str], r: int, generator: torch.Generator
-    ) -> tuple[Steps | NoisyPairs, Conditioning, list[StepStatistics], int]:
+    ) -> tuple[Batch, Conditioning, list[StepStatistics], int]:
         """What rollout r learns from, its conditioning, statistics by step, and how many prompts it took."""
-        if self.method.select is None:
+        if self.method.batch == "pairs":
             assert self.pairs is not None, f"{self.config.method} learns from stored pairs"
             rows = self.rows_of(len(self.pairs), r)
             return *draw(self.family, self.pairs, rows, self.config, generator), [], len(rows)
         batch = [prompts[i] for i in self.rows_of(len(prompts), r)]
+        if self.old is not None:
+            made = finished(self.family, self.reward, self.old, batch, self.config, generator)
+            return *made, [], len(batch)
+        assert self.method.select is not None
         found = rollout(self.family, self.reward, self.method.select, batch, self.config, generator)
         return *found, len(batch)
 
@@ -211,6 +220,8 @@ class PolicyTrainer:
             entry: dict[str, Any] = {"rollout": r + 1, "prompts": used, "pairs": len(pairs)}
             with away(idle(self.family, self.reward), self.family.device):
                 learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
+            if self.old is not None:
+                self.old = follow(self.old, self.trained, self.config.nft.old_decay)
             entry |= learned | {"by_timestep": _by_timestep(seen, learned["by_timestep"])}
             entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1) if seen else 1.0
             last = r + 1 == self.rollouts
@@ -254,6 +265,7 @@ class PolicyTrainer:
 
     def save(self, folder: Path, done: int) -> None:
         states = {"lora": self.family.lora_state(), "ema": self.ema, "best": self.best}
+        states |= {} if self.old is None else {"old": self.old}
         meta = {"history": self.history, "best_value": self.best_value, "updates": self.updates}
         checkpoint.save_training(folder, done, self.optimizer, states, meta)
 
@@ -263,6 +275,7 @@ class PolicyTrainer:
             return 0
         self.family.load_lora_state(found.state("lora"))
         self.ema, self.best = found.state("ema"), found.state("best")
+        self.old = None if self.old is None else found.state("old")
         meta = found.meta
         self.history, self.best_value, self.updates = meta["history"], meta["best_value"], meta["updates"]
         return found.step

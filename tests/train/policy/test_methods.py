@@ -9,9 +9,18 @@ import torch
 
 from lpo import random
 from lpo.config import load_params
-from lpo.train.policy.methods import METHODS, best_and_worst, group_loss, pair_loss, stored_pair_loss, whole_group
+from lpo.preference.losses import optimality
+from lpo.train.policy.methods import (
+    METHODS,
+    best_and_worst,
+    finished_loss,
+    group_loss,
+    pair_loss,
+    stored_pair_loss,
+    whole_group,
+)
 from lpo.train.policy.rollout import rollout
-from lpo.train.policy.steps import Steps
+from lpo.train.policy.steps import Finished, Steps
 from lpo.train.policy.trainer import PolicyTrainer
 
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
@@ -106,7 +115,74 @@ def test_stored_pair_loss_by_hand(config) -> None:
     assert found["correct"].item() == 1 and found["clipped"].item() == 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+def latents_of(old: torch.Tensor, target: torch.Tensor, slope: torch.Tensor, r: torch.Tensor) -> Finished:
+    t = torch.zeros(len(r), dtype=torch.long)
+    return Finished(old, old, target, slope, r, t, t)
+
+
+def test_finished_loss_by_hand(config) -> None:
+    """Two pixels, slope 2, target 0, old (1, 1), prediction (2, 1), b 1, r 3/4; the base says (1, 1), beta 0.1.
+
+    v+ = prediction: e+ = (4, 2), |e+|^2 = 10, w+ = 3.
+    v- = 2 old - prediction = (0, 1): e- = (0, 2), |e-|^2 = 2, w- = 1.
+    |prediction - base|^2 = 1/2.
+    """
+    numbers = torch.tensor([[2.0, 1.0], [1.0, 1.0], [0.0, 0.0]], dtype=torch.float64).view(3, 1, 1, 1, 2)
+    prediction, old, target = numbers
+    batch = latents_of(old, target, torch.tensor([2.0], dtype=torch.float64), torch.tensor([0.75], dtype=torch.float64))
+    loss, found = finished_loss(prediction, old, batch, replace(config, beta=0.1))
+    assert loss.item() == pytest.approx(0.75 * 10 / 3 + 0.25 * 2 / 1 + 0.1 * 0.5)
+    assert found["distance"].item() == 0.5 and found["correct"].item() == 0  # it moved away from a good latent
+    # b 1/2: v+ = (1.5, 1), e+ = (3, 2), 6.5 / 2.5; v- = (0.5, 1), e- = (1, 2), 2.5 / 1.5; all over b.
+    half = replace(config, beta=0.1, nft=replace(config.nft, mixing=0.5))
+    assert finished_loss(prediction, old, batch, half)[0].item() == pytest.approx(
+        (0.75 * 6.5 / 2.5 + 0.25 * 2.5 / 1.5) / 0.5 + 0.05
+    )
+
+
+def test_a_good_latent_attracts_and_a_bad_one_repels(config) -> None:
+    """At prediction = old the gradient is that of r - (1 - r): towards the target at r 1, away at 0, none at 1/2."""
+    old, target = torch.ones(3, 1, 1, 2), torch.zeros(3, 1, 1, 2)
+    prediction = old.clone().requires_grad_()
+    batch = latents_of(old, target, torch.ones(3), torch.tensor([1.0, 0.5, 0.0]))
+    finished_loss(prediction, old, batch, config)[0].sum().backward()
+    assert prediction.grad is not None
+    torch.testing.assert_close(prediction.grad.flatten(1), torch.tensor([[1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]]))
+
+
+def test_optimality_by_hand() -> None:
+    """Scores (0, 4) and (1, 1): differences -2, 2, 0, 0 from their prompts' means, std sqrt(2) over all four."""
+    found = optimality(torch.tensor([[0.0, 4.0], [1.0, 1.0]]))
+    shift = math.sqrt(2) / 2 / 2
+    torch.testing.assert_close(found, torch.tensor([[0.5 - shift, 0.5 + shift], [0.5, 0.5]]))
+    assert optimality(torch.zeros(2, 3)).tolist() == [[0.5] * 3] * 2
+
+
+def test_finished_gradcheck(config) -> None:
+    """w is detached, so the loss is compared at w held fixed: divided by what it is where the gradient is taken."""
+    generator = torch.Generator().manual_seed(0)
+    prediction, reference, old, target = torch.randn(4, 3, 2, 2, 2, generator=generator, dtype=torch.float64)
+    slope, r = torch.rand(2, 3, generator=generator, dtype=torch.float64) + 0.1
+    prediction.requires_grad_()
+    r = r.clamp(max=1)
+
+    def fixed(x: torch.Tensor) -> torch.Tensor:
+        def part(v: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+            e, w = ((slope.view(3, 1, 1, 1) * (y - target)).flatten(1) for y in (v, at))
+            return e.square().mean(1) / w.abs().mean(1)
+
+        now = prediction.detach()
+        return r * part(x, now) + (1 - r) * part(2 * old - x, 2 * old - now) + 0.3 * (x - reference).square().flatten(
+            1
+        ).mean(1)
+
+    loss, _ = finished_loss(prediction, reference, latents_of(old, target, slope, r), replace(config, beta=0.3))
+    torch.testing.assert_close(loss, fixed(prediction))
+    found, expected = (torch.autograd.grad(x.sum(), prediction)[0] for x in (loss, fixed(prediction)))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "nft"])
 def test_gradcheck(name, config) -> None:
     generator = torch.Generator().manual_seed(0)
     width = 4 if name == "grpo" else 2

@@ -1,0 +1,129 @@
+"""Groups of finished latents for Diffusion-NFT (arXiv 2509.16117): the reward scores them without decoding.
+
+    x_0^k ~ the old adapter, without guidance, k = 1..K      R_k = mean over t' of S(p, add_noise(x_0^k, eps', t'), t')
+    r_k from R_k among those of the prompt (`optimality`)    x_t = add_noise(x_0^k, eps, t),  t ~ U over the range
+
+The old adapter follows the trained one slowly (`follow`). It holds the training back: every implicit policy of the loss
+lies near it. A "prompt" gives about as many rows as it has steps in the methods that learn from steps: each of its K
+latents is noised round(steps / K) times, at least once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from lpo.config import Tune
+from lpo.families.conditioning import Conditioning
+from lpo.families.family import Family
+from lpo.families.parts import away
+from lpo.preference.losses import optimality
+from lpo.preference.selection import check_finite
+from lpo.rewards.protocol import Reward
+from lpo.train.common import distributed
+from lpo.train.policy.rollout import consecutive, idle
+from lpo.train.policy.steps import Finished, concatenate
+
+State = dict[str, torch.Tensor]
+
+
+@contextmanager
+def adapter(family: Family, state: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, the adapter has these weights."""
+    current = {k: v.detach().clone() for k, v in family.lora_state().items()}
+    family.load_lora_state(dict(state))
+    try:
+        yield
+    finally:
+        family.load_lora_state(current)
+
+
+def follow(old: State, current: Mapping[str, torch.Tensor], decay: float) -> State:
+    """decay old + (1 - decay) current."""
+    return {k: torch.lerp(current[k].detach(), value, decay) for k, value in old.items()}
+
+
+@torch.no_grad()
+def finished(
+    family: Family, reward: Reward, old: State, prompts: list[str], config: Tune, generator: torch.Generator
+) -> tuple[Finished, Conditioning]:
+    """K finished latents of each prompt by the old adapter, scored and noised, and the prompts' conditioning.
+
+    All noise is `generator`'s, on the host, and each of several processes keeps the numbers of its own prompts.
+
+    Raises:
+        LpoError: if a score is NaN or infinite.
+    """
+    mine, k, device = distributed.share(torch.arange(len(prompts))), config.num_candidates, family.device
+    parts = consecutive(len(mine) * k, k * config.micro_batch_size, distributed.largest_share(len(prompts)) * k)
+    conditioning = family.encode_prompts(prompts)
+    text = conditioning[mine.to(device).repeat_interleave(k)]
+    with adapter(family, old), away(idle(family, reward), device):
+        x_0 = _sample(family, text, len(prompts), mine, parts, config, generator)
+        scores = _scores(family, reward, x_0, [prompts[i] for i in mine.tolist()], parts, config, generator)
+        scores = torch.cat(distributed.gathered(scores.view(len(mine), k).cpu()))
+        check_finite(scores)
+        r = optimality(scores)[mine].flatten().to(device)
+        rows = _noised(family, x_0, r, text, mine, len(prompts), config, generator)
+    if distributed.count() > 1:
+        rows = concatenate(distributed.gathered(rows.to(torch.device("cpu")))).to(device)
+    return rows, conditioning
+
+
+def _mine(shape: tuple[int, ...], mine: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise (prompts, K, ...) of all prompts; the rows of the prompts `mine`, flat."""
+    return torch.randn(shape, generator=generator)[mine].flatten(0, 1)
+
+
+def _sample(
+    family: Family, text: Conditioning, count: int, mine: torch.Tensor, parts: list[slice], config: Tune,
+    generator: torch.Generator,
+) -> torch.Tensor:  # fmt: skip
+    shape, transition = (count, config.num_candidates, *family.latent_shape), family.transition(config.eta)
+    transition = transition.to(family.device)
+    x = _mine(shape, mine, generator).to(family.device, family.dtype)
+    for now, after in zip(*(times.tolist() for times in family.steps(config.num_inference_steps)), strict=True):
+        t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
+        prediction = torch.cat([family.predict(x[p], t[p], text[p]) for p in parts])
+        mean, std = transition.mean_std(prediction, x, t, s)
+        x = (mean + std * _mine(shape, mine, generator).to(family.device, mean.dtype)).to(family.dtype)
+    return x
+
+
+def _scores(
+    family: Family, reward: Reward, x_0: torch.Tensor, prompts: list[str], parts: list[slice], config: Tune,
+    generator: torch.Generator,
+) -> torch.Tensor:  # fmt: skip
+    text, null = reward.encode_prompts(prompts), reward.encode_prompts([""])
+    text = text[torch.arange(len(prompts), device=family.device).repeat_interleave(config.num_candidates)]
+    transition, found = family.transition(config.eta).to(family.device), []
+    for at in config.nft.reward_timesteps:
+        t = torch.full((len(x_0),), at, device=family.device)
+        noise = torch.randn(x_0.shape[1:], generator=generator).to(x_0.device, x_0.dtype)  # the same for all
+        noisy = transition.add_noise(x_0, noise.expand_as(x_0), t)
+        found.append(torch.cat([reward.score(noisy[p], t[p], text[p], null) for p in parts]))
+    return torch.stack(found).mean(0)
+
+
+def _noised(
+    family: Family, x_0: torch.Tensor, r: torch.Tensor, text: Conditioning, mine: torch.Tensor, count: int,
+    config: Tune, generator: torch.Generator,
+) -> Finished:  # fmt: skip
+    """Every latent at several timesteps, with the old adapter's output there."""
+    k, device, transition = config.num_candidates, family.device, family.transition(config.eta).to(family.device)
+    times = max(1, round(config.num_inference_steps / k))
+    low, high = max(config.timestep_range[0], 1), min(config.timestep_range[1], transition.num_train_timesteps)
+    t = torch.randint(low, high, (count, k * times), generator=generator)[mine].flatten().to(device)
+    noise = _mine((count, k * times, *family.latent_shape), mine, generator).to(device, x_0.dtype)
+    which = torch.arange(len(x_0), device=device).repeat_interleave(times)
+    x_t = transition.add_noise(x_0[which], noise, t)
+    size, longest = config.micro_batch_size, distributed.largest_share(count) * k * times
+    old = torch.cat([family.predict(x_t[p], t[p], text[which[p]]) for p in consecutive(len(t), size, longest)]).float()
+    zero = torch.zeros_like(old)
+    offset, _ = transition.pred_x0_eps(zero, x_t.float(), t)  # x0 = offset + slope output
+    slope = transition.pred_x0_eps(torch.ones_like(old), zero, t)[0].flatten(1)[:, 0]
+    target = (x_0[which].float() - offset) / slope.view(-1, *(1 for _ in offset.shape[1:]))
+    prompt = mine.to(device).repeat_interleave(k * times)
+    return Finished(x_t, old, target, slope, r[which], t, prompt)
