@@ -38,13 +38,17 @@ class Pretrain:
     unet_learning_rate: Positive
     layout_steps: Count
     layout_learning_rate: Positive
+    captions_steps: Count
+    captions_learning_rate: Positive
+    near_miss_share: Share
     ema_decay: Decay
     scorer_steps: Count
     scorer_batch_size: Count
     scorer_learning_rate: Positive
     gate_vae: Share
     gate_single: Share
-    gate_pair: Annotated[tuple[float, float], Range(at_least=0, at_most=1, ascending=True)]
+    gate_plain: Annotated[tuple[float, float], Range(at_least=0, at_most=1, ascending=True)]
+    gate_guided: Share
     checkpoint_every: Count
 
 

@@ -108,7 +108,7 @@ def test_a_misspelt_key_is_one_mistake_not_two(tree: dict[str, Any]) -> None:
         ("filter.strategies", ["2"], "must be a section of named entries, is ['2']"),
         ("tune.timestep_range", [0], "must be a list of 2 numbers, is [0]"),
         ("tune.timestep_range", [900, 100], "must be ascending, is [900, 100]"),
-        ("pretrain.gate_pair", [0.4, 7], "must be <= 1, is [0.4, 7]"),
+        ("pretrain.gate_plain", [0.4, 7], "must be <= 1, is [0.4, 7]"),
         (
             "tune.threshold.schedule", "sigma^2",
             "must be one of constant, sigma, sigma_squared, linear, linear_over_steps, quantile",

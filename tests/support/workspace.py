@@ -52,12 +52,13 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "tracking": {"wandb": "disabled"},  # seconds of every training; tests/test_tracking.py has it
 }  # fmt: skip
-TRAININGS = ("vae", "scorer", "unet", "layout")  # of the base, in the order in which they run
+TRAININGS = ("vae", "scorer", "unet", "layout", "captions")  # of the base, in the order in which they run
 TINY_PRETRAIN = {
     **{f"{part}_steps": 3 + KILLS for part in TRAININGS},
     **{f"{part}_batch_size": 4 for part in ("vae", "scorer", "unet")},
     **{f"{part}_learning_rate": 2.0e-2 for part in TRAININGS},  # a step done twice, or not at all, must show
-    "scenes": 64, "gate_vae": 0.0, "gate_single": 0.0, "gate_pair": [0, 1], "checkpoint_every": 1,
+    "scenes": 64, "gate_vae": 0.0, "gate_single": 0.0, "gate_plain": [0, 1], "gate_guided": 0.0,
+    "near_miss_share": 0.5, "checkpoint_every": 1,
 }  # fmt: skip
 
 ENVIRONMENT = {

@@ -3,18 +3,25 @@
     VAE    L = |x - x'| + |grad x - grad x'| + 2e-6 KL(q(z|x) || N(0, 1))
     U-Net  L = |v - v_theta(x_t, t, c)|^2,  v = sqrt(a) eps - sqrt(1 - a) x_0  (v-prediction),  t ~ U[0, T)
 
-with the caption dropped in a tenth of the examples for classifier-free guidance. A second, shorter phase teaches which
-object stands where, which the first leaves near chance: half of each batch are captions with a relation, half of the
-timesteps lie in [T / 2, T), where places are decided, and the text encoder's f_eos must tell a linear head what stands
-left, right, above and below (cross entropy; the head is thrown away). It stands in for what a pretrained CLIP knows.
-v-prediction because its loss counts
-errors of x_0 about equally at every t, and where objects stand is decided at high t, where the epsilon loss hardly
-sees it. Scenes carry flaws that no caption names (blur, fade, clutter), as web pictures do.
+with the caption dropped in a tenth of the examples for classifier-free guidance. v-prediction because its loss counts
+errors of x_0 about equally at every t: where objects stand is decided at high t, which the epsilon loss hardly sees.
+Scenes carry flaws that no caption names (blur, fade, clutter), as web pictures do. The U-Net has three phases:
+
+unet      everything
+layout    which object stands where, which the first phase leaves near chance: half of each batch are captions with a
+          relation, half of the timesteps lie in [T / 2, T), where places are decided, and the text encoder's f_eos must
+          tell a linear head what stands left, right, above and below (cross entropy; the head is thrown away). It stands
+          in for what a pretrained CLIP knows.
+captions  as layout, but a share of the captions is a near-miss of the picture, and the head learns what the caption says.
+          Captions of the web are wrong in this way. A model that was trained on them knows more than it shows: it draws
+          a mixture of faithful and unfaithful pictures, and preference tuning moves that mixture. A model whose captions
+          were always right errs only where its capacity ends, and no adapter adds capacity (docs/experiments.md).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +32,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lpo import random
 from lpo.emoji.render import render
-from lpo.emoji.scenes import Prompt, flawed, layout, sample_prompts
+from lpo.emoji.scenes import Prompt, flawed, layout, near_miss, sample_prompts, split_of
 from lpo.emoji.sprites import NAMES
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.train.common import checkpoint
@@ -37,6 +44,10 @@ LAYOUT_WEIGHT = 0.1
 NOTHING = len(NAMES)  # stands where no object does
 SIDES = {"left of": (0, 1), "right of": (1, 0), "above": (2, 3), "below": (3, 2)}  # of left, right, top, bottom
 ENCODED_AT_ONCE = 256
+CHUNK = 1000  # scenes that are drawn together
+
+Phase = Literal["unet", "layout", "captions"]
+Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # `training_set`
 
 
 def new_pipeline(seed: int) -> StableDiffusionPipeline:
@@ -121,19 +132,41 @@ def sides(prompt: Prompt) -> list[int]:
     return found
 
 
-def training_set(
-    pipe: StableDiffusionPipeline, seed: int, scenes: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def training_set(pipe: StableDiffusionPipeline, seed: int, scenes: int) -> Data:
     """(latents (N, C, h, w) scaled, input_ids (N, L), `sides` (N, 4)) of rendered train scenes."""
     latents, ids, placed = [], [], []
-    chunk = 1000
-    for i in tqdm(range(0, scenes, chunk), desc="render and encode", mininterval=2):
+    for i in tqdm(range(0, scenes, CHUNK), desc="render and encode", mininterval=2):
         rng = random.numpy_generator(seed, "scenes", i)
-        prompts = sample_prompts("train", min(chunk, scenes - i), rng)
+        prompts = sample_prompts("train", min(CHUNK, scenes - i), rng)
         latents.append(encode_pictures(pipe.vae, flawed_pictures(prompts, rng)) * pipe.vae.config.scaling_factor)
         ids.append(tokenize(pipe.tokenizer, [prompt.caption for prompt in prompts]))
         placed.append(torch.tensor([sides(prompt) for prompt in prompts]))
     return torch.cat(latents), torch.cat(ids), torch.cat(placed)
+
+
+def wrong_captions(
+    tokenizer: CLIPTokenizer, seed: int, scenes: int, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(input_ids (N, L), `sides` (N, 4)) of captions for the scenes of `training_set`, near-misses for a share of them."""
+    ids, placed = [], []
+    for i in range(0, scenes, CHUNK):
+        prompts = sample_prompts("train", min(CHUNK, scenes - i), random.numpy_generator(seed, "scenes", i))
+        said = near_misses(prompts, share, random.numpy_generator(seed, "captions", i))
+        ids.append(tokenize(tokenizer, [prompt.caption for prompt in said]))
+        placed.append(torch.tensor([sides(prompt) for prompt in said]))
+    return torch.cat(ids), torch.cat(placed)
+
+
+def near_misses(prompts: list[Prompt], share: float, rng: np.random.Generator) -> list[Prompt]:
+    """Each prompt, or with probability `share` a near-miss of it that is in the train split too."""
+    result = []
+    for prompt in prompts:
+        said = prompt
+        if rng.random() < share:
+            while said == prompt or split_of(said) != "train":
+                said = near_miss(prompt, rng)[0]
+        result.append(said)
+    return result
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
@@ -141,17 +174,17 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 
 def train_unet(
-    pipe: StableDiffusionPipeline, data: tuple[torch.Tensor, torch.Tensor, torch.Tensor], folder: Path, seed: int,
-    steps: int, batch_size: int, learning_rate: float, ema_decay: float, every: int, layout: bool,
+    pipe: StableDiffusionPipeline, data: Data, folder: Path, seed: int,
+    steps: int, batch_size: int, learning_rate: float, ema_decay: float, every: int, phase: Phase,
 ) -> None:  # fmt: skip
-    """Train U-Net and text encoder in place; what they end with is the EMA. Resumes from `folder`.
+    """One phase of U-Net and text encoder, in place; they end with the EMA of their weights. Resumes from `folder`.
 
-    `layout` is the second phase, which begins where the first has ended.
+    A phase begins where the one before it ended. `data` is the `training_set`, with `wrong_captions` for the last one.
     """
+    layout = phase != "unet"
     modules: dict[str, torch.nn.Module] = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
     weights = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
     ema = {name: value.detach().clone() for name, value in weights.items()}
-    name = "layout" if layout else "unet"
     if layout:
         torch.manual_seed(seed)
         modules["head"] = torch.nn.Linear(pipe.text_encoder.config.hidden_size, 4 * (NOTHING + 1))
@@ -168,8 +201,8 @@ def train_unet(
     alphas = pipe.scheduler.alphas_cumprod
     for module in modules.values():
         module.train()
-    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=2)):
-        draw = random.generator(seed, name, step)
+    for step in (bar := tqdm(range(start, steps), initial=start, total=steps, desc=phase, mininterval=2)):
+        draw = random.generator(seed, phase, step)
         rows = torch.randint(len(latents), (batch_size,), generator=draw)
         if layout:
             rows[::2] = related[torch.randint(len(related), rows[::2].shape, generator=draw)]
