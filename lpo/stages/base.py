@@ -114,7 +114,8 @@ def by_guidance(family: Family, seed: int, count: int = 400) -> dict[str, float]
     captions, seeds = [prompt.caption for prompt in prompts], list(range(count))
     result = {}
     for scale in GUIDANCE_SCALES:
-        pictures = generate(family, captions, seeds, STEPS, scale, 1.0, 100, f"gate at guidance {scale:g}")
+        settings = SamplerSettings(STEPS, scale, 1.0, 100)
+        pictures = generate(family, captions, seeds, settings, f"gate at guidance {scale:g}")
         result[f"{scale:g}"] = float(np.mean([verdict.all_correct for verdict in judge(pictures, prompts)]))
     return result
 

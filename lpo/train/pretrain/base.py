@@ -8,13 +8,13 @@ errors of x_0 about equally at every t: where objects stand is decided at high t
 Scenes carry flaws that no caption names (blur, fade, clutter), as web pictures do. The U-Net has three phases:
 
 unet      everything
-layout    which object stands where, which the first phase leaves near chance: half of each batch are captions with a
+layout    which object stands where, which the first phase leaves near chance. Half of each batch are captions with a
           relation, half of the timesteps lie in [T / 2, T), where places are decided, and the text encoder's f_eos must
-          tell a linear head what stands left, right, above and below (cross entropy; the head is thrown away). It stands
-          in for what a pretrained CLIP knows.
-captions  as layout, but a share of the captions is a near-miss of the picture, and the head learns what the caption says.
+          tell a linear head what stands left, right, above and below (cross entropy; the head is thrown away). This
+          stands in for what a pretrained CLIP knows.
+captions  as layout, but a share of the captions is a near-miss of the image, and the head learns what the caption says.
           Captions of the web are wrong in this way. A model that was trained on them knows more than it shows: it draws
-          a mixture of faithful and unfaithful pictures, and preference tuning moves that mixture. A model whose captions
+          a mixture of faithful and unfaithful images, and preference tuning moves that mixture. A model whose captions
           were always right errs only where its capacity ends, and no adapter adds capacity (docs/experiments.md).
 """
 

@@ -10,7 +10,7 @@ import torch
 from lpo import random
 from lpo.config import load_params
 from lpo.errors import LpoError
-from lpo.train import inputs
+from lpo.train.policy import load
 from lpo.train.policy.finished import adapter, finished, follow
 from lpo.train.policy.trainer import PolicyTrainer
 
@@ -132,6 +132,6 @@ def test_an_update_moves_towards_the_better_latents(tiny, tiny_reward, config):
 
 
 def test_guidance_is_refused(tiny, config, monkeypatch):
-    monkeypatch.setattr(inputs, "load_reward", lambda *args: SimpleNamespace(space="latent"))
+    monkeypatch.setattr(load, "load_reward", lambda *args: SimpleNamespace(space="latent"))
     with pytest.raises(LpoError, match="without guidance"):
-        inputs.policy_trainer(tiny, replace(config, guidance_scale=3.0), 0, False)
+        load.policy_trainer(tiny, replace(config, guidance_scale=3.0), 0, False)
