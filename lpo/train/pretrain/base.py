@@ -147,7 +147,7 @@ def training_set(pipe: StableDiffusionPipeline, seed: int, scenes: int) -> Data:
 def wrong_captions(
     tokenizer: CLIPTokenizer, seed: int, scenes: int, share: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(input_ids (N, L), `sides` (N, 4)) of captions for the scenes of `training_set`, near-misses for a share of them."""
+    """(input_ids (N, L), `sides` (N, 4)) for the scenes of `training_set`; a share of the captions are near-misses."""
     ids, placed = [], []
     for i in range(0, scenes, CHUNK):
         prompts = sample_prompts("train", min(CHUNK, scenes - i), random.numpy_generator(seed, "scenes", i))
