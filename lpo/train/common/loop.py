@@ -58,23 +58,23 @@ def apply_gradients(
     """
     optimizer.param_groups[0]["lr"] = learning_rate
     norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm or math.inf)
-    check_number(float(norm), "gradient", where, section)
+    check_number(norm, "gradient", where, section)
     optimizer.step()
 
 
-def check_number(value: float, name: str, where: str, section: str) -> None:
-    """Stop a training at a number that is none.
+def check_number(value: torch.Tensor | float, name: str, where: str, section: str) -> None:
+    """Stop a training at a number that is none; on the meta device there are no numbers.
 
     Raises:
         NotFinite: with the step and the likely causes.
     """
-    if math.isfinite(value):
+    if (isinstance(value, torch.Tensor) and value.is_meta) or math.isfinite(value):
         return
     causes = (
         f"lower {section}.learning_rate; clip gradients ({section}.max_grad_norm: 1.0); set {section}.dtype or "
         "model.dtype to bf16 or fp32, where half precision overflows. The last good checkpoint is kept"
     )
-    raise NotFinite(f"the training diverged: its {name} is {value}", where, causes)
+    raise NotFinite(f"the training diverged: its {name} is {float(value)}", where, causes)
 
 
 @torch.no_grad()

@@ -149,7 +149,7 @@ class PolicyTrainer:
             on_host = [{k: v.cpu() for k, v in s.items()} for s in seen]
             seen = [s for part in distributed.gathered(on_host) for s in part]
         joined = {k: torch.cat([s[k] for s in seen]) for k in seen[0]}
-        check_number(float(joined["loss"].sum()), "loss", where, "tune")
+        check_number(joined["loss"].sum(), "loss", where, "tune")
         return joined.pop("loss"), joined
 
     def update(self, pairs: Batch, conditioning: Conditioning, generator: torch.Generator) -> dict[str, Any]:
