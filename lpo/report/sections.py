@@ -193,8 +193,10 @@ def tuning(lpo: Json | None, history: Sequence[Json] | None) -> str:
     else:
         bodies.append(missing("validation in metrics/tune.json", "tune"))
     if lpo is not None:
-        rest = {key: value for key, value in lpo.items() if key != "validation"}
+        rest = {key: value for key, value in lpo.items() if key not in ("validation", "warnings")}
         bodies += [heading("Totals"), table(["figure", "value"], flat(rest))]
+        if lpo.get("warnings"):
+            bodies += [heading("Warnings"), *(text(warning) for warning in lpo["warnings"])]
     return section("tuning", "Tuning", *bodies)
 
 

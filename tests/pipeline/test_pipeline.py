@@ -259,6 +259,12 @@ def test_score_plots_the_reward_of_a_picture_by_timestep(
     assert Image.open(plot).format == "PNG"
 
 
+def test_dvc_shows_the_headline_figures_in_a_terminal(finished: Path) -> None:
+    lines = dvc(finished, "metrics", "show").splitlines()
+    assert lines[-1].split()[0] == "metrics.json" and len(lines[-1].split()) == 6
+    assert max(map(len, lines)) <= 80
+
+
 def test_summary_prints_the_figures(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished)
     result = CliRunner().invoke(cli.app, ["summary"], catch_exceptions=False)

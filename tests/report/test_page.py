@@ -256,6 +256,12 @@ def test_titles_do_not_overlap_and_stay_on_the_page(layout, draw):
         assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
+def test_warnings_of_the_tuning_are_sentences(quick):
+    found = metrics()
+    found["tune"]["warnings"] = [f"rollout 2: drift {HOSTILE}"]
+    assert f"<h3>Warnings</h3>\n<p>rollout 2: drift {escape(HOSTILE)}</p>" in render_report(context(metrics=found))
+
+
 def test_labels_with_dollar_signs_are_text():
     rows = [("$x^$ and $", {"value": 0.4, "low": 0.3, "high": 0.5})]
     assert plots.forest(rows) != plots.forest([("", rows[0][1])])
