@@ -40,6 +40,8 @@ def import_pairs(
         LpoError: if a table is damaged or lacks a column, or a split gets no pairs. What `out` held before stays, and
             the rows that were left out are in data/refused/import.parquet.
     """
+    if images is not None and not images.is_dir():
+        raise LpoError("there is no such folder of images", str(images), "name the folder that image paths start from")
     share, must_differ = params.dataset.held_out_share, params.dataset.are_different == "required"
     opened = []
     for table in tables:

@@ -334,6 +334,8 @@ def test_rows_of_a_table_that_cannot_be_pairs_are_left_out_with_their_reasons(pr
 def test_a_table_without_its_columns_or_damaged_is_refused_at_once(project: Path) -> None:
     with pytest.raises(LpoError, match=r"no column for jpg_0 \(jpg_0\), .*it has prompt, first, second, preferred"):
         import_table(project, table(), columns={})
+    with pytest.raises(LpoError, match="no such folder of images"):
+        import_table(project, table(), images=project / "nowhere")
     with pytest.raises(LpoError, match="no column capiton"):
         import_table(project, table(), columns={"capiton": "prompt"})
     import_table(project, table(), "parquet")
@@ -483,7 +485,7 @@ def test_an_import_that_is_refused_leaves_its_bad_rows_in_a_table(project: Path)
     with pytest.raises(LpoError, match="no pairs for train, validation, test") as caught:
         import_table(project, table().assign(preferred="maybe"))
     assert "data/refused/import.parquet" in caught.value.where and "mine.csv row 0" in caught.value.where
-    assert "held_out_share" in caught.value.remedy
+    assert caught.value.remedy == "correct these rows"  # no share would help
     assert refused("import")["row"].tolist() == list(range(30)) and set(refused("import")["file"]) == {"mine.csv"}
     assert not Path("data/sources/mine").exists()
     import_table(project, table())
@@ -550,3 +552,43 @@ def test_prompts_of_any_kind_of_file_and_what_is_left_out_of_them(project: Path)
         ["mine.jsonl", 1, "prompt: empty"],
         ["mine.jsonl", 3, "prompt: unreadable: the text holds half a character (a lone surrogate)"],
     ]
+
+
+def test_hostile_items_of_hpdv2_neither_hang_nor_stop_the_others(project: Path) -> None:
+    train = [hpd_item(i) for i in range(40)]
+    train[1] = hpd_item(1, prompt="half \ud83d a character")
+    train[2] = hpd_item(2, human_preference=[10**400, 0])
+    train[3] = hpd_item(3, image_path=["pipe.png", "3b.jpg"])
+    train[4] = hpd_item(4, image_path=["loop.png", "4b.jpg"])
+    train[5] = hpd_item(5, image_path=["nul\x00.png", "5b.jpg"])
+    publish_hpd(project / "hpd", [hpd_item(i) for i in range(40)])
+    text = json.dumps(train)
+    Path("hpd/train.json").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    with tarfile.open("hpd/train.tar.gz") as tar:
+        tar.extractall("hpd", filter="data")
+    os.mkfifo("hpd/train/pipe.png")
+    Path("hpd/train/loop.png").symlink_to("loop.png")
+    dataset.run(params(source="hpdv2", path="hpd", held_out_share=0.2))
+    reasons = dict(zip(left_out()["ranking_id"], left_out()["reason"], strict=True))
+    assert reasons.keys() == {1, 2, 3, 4, 5}
+    for number, words in enumerate(("lone surrogate", "too large", "not a plain file", "loop", "null byte"), 1):
+        assert words in reasons[number].lower(), reasons[number]
+    Path("hpd/train.json").write_bytes(b'[{"prompt": "caf\xe9"}]')
+    with pytest.raises(LpoError, match="not UTF-8"):
+        dataset.run(params(source="hpdv2", path="hpd"))
+
+
+def test_a_caption_that_is_no_utf8_is_left_out_of_a_shard(project: Path) -> None:
+    import pyarrow as pa
+
+    publish(project / "source")
+    path = Path("source/data/train-00000-of-00002-0a.parquet")
+    whole = pq.read_table(path)
+    raw = [b"\xff\xfe" if i == 2 else f"train prompt {i // 2}".encode() for i in range(6)]
+    ends = [0, *(sum(map(len, raw[: i + 1])) for i in range(6))]
+    buffers = [pa.py_buffer(b"".join(end.to_bytes(4, "little") for end in ends)), pa.py_buffer(b"".join(raw))]
+    broken = pa.StringArray.from_buffers(6, *buffers)
+    pq.write_table(whole.set_column(whole.schema.get_field_index("caption"), "caption", broken), path)
+    dataset.run(params(source="pickapic", path="source"))
+    assert left_out()[["row", "reason"]].values.tolist() == [[2, "the text is not UTF-8"]]
+    assert (pairs()["split"] == "train").sum() == 11

@@ -109,7 +109,9 @@ def finish(
     if empty:
         reasons = ", ".join(f"{count} rows: {reason}" for reason, count in counts["left"].items()) or "nothing"
         what = f"the source has no pairs for {', '.join(empty)}; left out: {reasons}"
-        remedy = "correct these rows, or raise dataset.held_out_share in params.yaml where the source names no split"
+        remedy = "correct these rows"
+        if len(empty) < len(SPLITS):
+            remedy += ", or raise dataset.held_out_share in params.yaml if the source does not name the splits"
         refused.refuse(stage, rows, what, remedy)
     write_parquet(left, rows)
     refused.forget(stage)
