@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 import yaml
+from safetensors.numpy import load_file
 
 from lpo import paths
 from lpo.config import Params
@@ -25,6 +26,7 @@ from lpo.registry.ledger import (
     BUSY,
     LOCK,
     PROMOTED,
+    WEIGHTS,
     append,
     collect,
     in_use,
@@ -58,7 +60,8 @@ def run(params: Params) -> None:
         else:
             stages = locked()
             figures = json.loads(FIGURES.read_text())
-            reasons = _rolled_back(name, records) or objections(figures, params.promote, params.evaluate.judges)
+            reasons = _rolled_back(name, records) or _untouched()
+            reasons = reasons or objections(figures, params.promote, params.evaluate.judges)
             event = "refused" if reasons else "promoted"
             reason = "; ".join(reasons) or "the gate holds"
             decision = {"promoted": not reasons, "reason": reason, "name": name}
@@ -133,6 +136,13 @@ def revision() -> dict[str, Any]:
 
 def _git(*words: str) -> str:
     return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
+
+
+def _untouched() -> list[str]:
+    """Why an adapter that changes nothing is not promoted. The stage tune leaves one if no validation improved."""
+    halves = [value for key, value in load_file(CANDIDATE / WEIGHTS).items() if key.endswith("lora_B.weight")]
+    changes = not halves or any(bool(value.any()) for value in halves)
+    return [] if changes else ["the adapter changes nothing, so the model is the base"]
 
 
 def _rolled_back(name: str, records: list[dict[str, Any]]) -> list[str]:

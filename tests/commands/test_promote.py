@@ -216,6 +216,18 @@ def test_weights_that_were_changed_are_not_taken_into_use(decide: Any) -> None:
         ledger.rollback(None)
 
 
+def test_an_adapter_that_changes_nothing_is_refused(decide: Any) -> None:
+    """tune leaves one where no validation was better than the base; a lenient gate must not let it through."""
+    train(1.0)
+    state = {"unet.a.lora_A.weight": np.ones(3, np.float32), "unet.a.lora_B.weight": np.zeros(3, np.float32)}
+    save_file(state, Path("data/tuned") / WEIGHTS)
+    write_figures(0.9)
+    assert decide()["reason"] == "the adapter changes nothing, so the model is the base"
+    save_file(state | {"unet.a.lora_B.weight": np.ones(3, np.float32)}, Path("data/tuned") / WEIGHTS)
+    write_figures(0.9)
+    assert decide()["promoted"]
+
+
 def test_old_models_are_collected_and_their_lines_stay(decide: Any, capsys: pytest.CaptureFixture[str]) -> None:
     text = Path("params.yaml").read_text()
     assert "  keep: 5" in text
