@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from lpo.errors import LpoError
+
+if TYPE_CHECKING:
+    import torch
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # each further format is one more decoder that hostile bytes can reach
 MAX_PIXELS = 4096 * 4096  # a few kilobytes can claim far more, and decoding them would fill the memory
@@ -132,3 +136,15 @@ def _orientation(picture: Image.Image) -> int:
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else picture
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8."""
+    return ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def to_tensor(pictures: np.ndarray) -> torch.Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in [-1, 1], the inverse of `to_uint8`."""
+    import torch  # half of this file's users read no tensors
+
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -12,10 +12,11 @@ from lpo.config import Params, SamplerSettings
 from lpo.errors import LpoError
 from lpo.families import load_family
 from lpo.families.family import Family
+from lpo.images import to_uint8
 from lpo.outputs import output_file
 from lpo.registry.ledger import folder_of
 from lpo.rewards.load import load_reward
-from lpo.sampling.generate import generate, to_uint8
+from lpo.sampling.generate import generate
 from lpo.sampling.search import Search, search
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}

@@ -134,7 +134,7 @@ def _take(files: list[Fetched], inbox: Inbox, params: Params) -> list[dict[str, 
         raise LpoError(what, ", ".join(missing), "run `dvc repro dataset`, or pull it, first")
     pairs, prompts = read_pairs(SOURCES[0]), pd.read_parquet(SOURCES[1])
     held_out = plain_captions(prompts["split"], prompts["prompt"]) | plain_captions(pairs["split"], pairs["caption"])
-    found, limits = set(found_keys(pairs)), limits_of(params)
+    found, limits = set(found_keys(pairs)), limits_of(params.model.path, params.filter, params.dataset)
     reports = []
     for file in files:
         known = Known(held_out, found, collected_ids(except_for=file.path.name))

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.families import load_family
-from lpo.images import decode_rgb, image_problem
+from lpo.images import decode_rgb, image_problem, to_tensor
 from lpo.outputs import output_file
 from lpo.random import generator
 from lpo.rewards import lrm
-from lpo.sampling.generate import to_tensor
 
 DRAWS = 16  # of the noise at every timestep
 POINTS = 20

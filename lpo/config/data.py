@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from lpo.config.ranges import Count, Decay, Guidance, NotNegative, Positive, Share, ZeroOrMore
 from lpo.config.reader import Range
-from lpo.config.sampler import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,8 @@ class Dataset:
         return self.alignment_weight, self.aesthetic_weight
 
     @property
-    def sampler(self) -> SamplerSettings:
-        """Settings of the pictures that the base draws for pairs."""
-        return SamplerSettings(self.num_inference_steps, self.guidance_scale, 1.0, self.batch_size)
+    def prompts_by_split(self) -> dict[str, int]:
+        return {"train": self.train_prompts, "validation": self.validation_prompts, "test": self.test_prompts}
 
 
 @dataclass(frozen=True)

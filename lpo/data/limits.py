@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lpo.config import Params
+from lpo.config import Dataset, Filter
 from lpo.data.tokens import Tokens, token_counter
 
 
@@ -32,7 +32,7 @@ class Limits:
         return f"{text}; {cut}. The model is {self.tokens.model}"
 
 
-def limits_of(params: Params) -> Limits:
-    """Raises LpoError if the model has no tokenizer."""
-    tokens = token_counter(params.model.path, params.filter.max_tokens)
-    return Limits(tokens, params.filter.long_captions == "cut", params.dataset.are_different == "required")
+def limits_of(model: str, config: Filter, dataset: Dataset) -> Limits:
+    """The limits for a model, a folder or a hub id. Raises LpoError if it has no tokenizer."""
+    tokens = token_counter(model, config.max_tokens)
+    return Limits(tokens, config.long_captions == "cut", dataset.are_different == "required")

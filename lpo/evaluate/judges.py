@@ -31,7 +31,7 @@ from lpo.evaluate.reward_judge import load_reward_judge
 from lpo.families import device_of, load_family
 from lpo.files import file_hash, folder_hash
 from lpo.hub import file_of
-from lpo.sampling.generate import to_tensor
+from lpo.images import to_tensor
 from lpo.scorers.judges import Scorer, load_judge, sources_of
 from lpo.scorers.published import load_scorers
 

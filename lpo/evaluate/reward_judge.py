@@ -16,9 +16,9 @@ from lpo.config import Model
 from lpo.errors import LpoError
 from lpo.families import codec_of, latent_space_of, load_family
 from lpo.families.latent_space import Codec, check_same, space_of
+from lpo.images import to_tensor
 from lpo.rewards import lrm
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.sampling.generate import to_tensor
 
 CLEAN = 1  # the timestep at which the reward reads a finished picture
 

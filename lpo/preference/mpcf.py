@@ -65,8 +65,12 @@ def mpcf(
         strict: the gap of a win-lose pair must be above its margin, as in the released code; the paper writes >=.
 
     Returns:
-        keep (bool) and reason (str) with the index of `gaps`. reason names every score that failed, such as
-        "mpcf: aesthetic -0.71 < -0.5; vqa -0.02 < 0" or "mpcf: tie |clip| 0.05 > 0.03", and is "" for kept pairs.
+        A frame with the index of `gaps`:
+        keep    bool
+        reason  every score that failed, such as "mpcf: aesthetic -0.71 < -0.5; vqa -0.02 < 0" or
+                "mpcf: tie |clip| 0.05 > 0.03"; "" for kept pairs
+        failed_aesthetic, failed_clip, failed_vqa   bool: the win-lose pair breaks this rule
+        failed_tie                                  bool: the tie breaks any rule
 
     Raises:
         ValueError: if the two indices differ (a join by position is how gaps land on other pairs).
@@ -79,16 +83,21 @@ def mpcf(
         raise LpoError(f"{len(unknown)} pairs have a NaN gap: rows {_first(unknown)}", "gaps", "mend the scores")
     tie = is_tie.to_numpy(bool)
     reasons: list[list[str]] = [[] for _ in range(len(gaps))]
+    failures = {f"failed_{name}": np.zeros(len(gaps), bool) for name in [*SCORES, "tie"]}
     for name in SCORES if margins is not None else []:
         gap, least, most = gaps[name].to_numpy(float), margins[name], ties[name]  # type: ignore[index]
-        failed, sign = (gap <= least, "<=") if strict else (gap < least, "<")
-        for i in np.flatnonzero(np.where(tie, np.abs(gap) > most, failed)):
+        low, sign = (gap <= least, "<=") if strict else (gap < least, "<")
+        wrong = np.where(tie, np.abs(gap) > most, low)
+        failures[f"failed_{name}"] = wrong & ~tie
+        failures["failed_tie"] |= wrong & tie
+        for i in np.flatnonzero(wrong):
             reasons[i].append(
                 f"tie |{name}| {abs(gap[i]):.4g} > {most:g}" if tie[i] else f"{name} {gap[i]:.4g} {sign} {least:g}"
             )
     reason = ["mpcf: " + "; ".join(failed) if failed else "" for failed in reasons]
     keep = np.array([not failed for failed in reasons], dtype=bool)
-    return pd.DataFrame({"keep": keep, "reason": pd.Series(reason, index=gaps.index, dtype=str)}, index=gaps.index)
+    decided = {"keep": keep, "reason": pd.Series(reason, index=gaps.index, dtype=str)}
+    return pd.DataFrame(decided | failures, index=gaps.index)
 
 
 def _first(values: object) -> str:

@@ -14,14 +14,15 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from lpo.config import Params
 from lpo.data.download import MANIFEST, SUFFIXES, missing_bytes
+from lpo.data.sources.choose import REPOSITORIES
 from lpo.doctor.downloads import downloads
 from lpo.doctor.memory import Need, needs
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import key_of
 from lpo.outputs import check_writable
+from lpo.paths import SOURCES
 from lpo.preflight.files import listed
-from lpo.stages.dataset import DOWNLOADS, REPOSITORIES
 
 WRITTEN = 3e9  # bytes that a run of the small world writes, twice over: data/ and DVC's cache
 SMALL = 100e6  # bytes of a base model with which no machine that runs torch is short of memory
@@ -117,7 +118,7 @@ def pairs_to_load(params: Params) -> tuple[int, str]:
     config = params.dataset
     if config.source not in REPOSITORIES or config.path is not None:
         return 0, ""
-    name, folder = REPOSITORIES[config.source], DOWNLOADS / config.source
+    name, folder = REPOSITORIES[config.source], SOURCES / config.source
     if (folder / MANIFEST).exists():
         return missing_bytes(folder, name, config.revision) or 0, name
     if constants.HF_HUB_OFFLINE:

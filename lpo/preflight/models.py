@@ -12,6 +12,7 @@ import torch
 
 from lpo import paths
 from lpo.config import Model, Params
+from lpo.data.sources.choose import REPOSITORIES
 from lpo.doctor.memory import META, configured
 from lpo.emoji.scenes import CANVAS
 from lpo.errors import LpoError
@@ -24,7 +25,6 @@ from lpo.preflight.files import missing
 from lpo.registry.ledger import PROMOTED
 from lpo.registry.ledger import WEIGHTS as WEIGHTS_IN_USE
 from lpo.scorers.judges import sources_of
-from lpo.stages.dataset import REPOSITORIES
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of diffusers' parts: a pickle is not read
 DIFFUSERS = ("config.json", "|".join(WEIGHTS))

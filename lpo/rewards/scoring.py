@@ -27,6 +27,7 @@ from PIL import Image
 from lpo.errors import LpoError
 from lpo.families import DTYPES, LOADERS, parts, settle
 from lpo.families.latent_space import Codec, check_same, load_codec
+from lpo.images import to_tensor
 from lpo.random import generator
 from lpo.rewards import lrm
 from lpo.rewards.ensemble import ensemble_score
@@ -115,7 +116,7 @@ class Reward:
         """Clean latents (N, C, h, w) of unit scale: the VAE's mean of each image, resized to the model's square."""
         side = self.model.backbone.pixels
         pixels = [np.array(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)) for image in images]
-        batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        batch = to_tensor(np.stack(pixels))
         return self.codec.scale(self.codec.encode(batch).chunk(2, dim=1)[0])
 
 

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from lpo.config import SamplerSettings
 from lpo.errors import NotFinite
 from lpo.families.family import Family
+from lpo.images import to_uint8
 
 
 @torch.no_grad()
@@ -55,13 +56,3 @@ def generate(
         latents = sample(family, prompts[part], seeds[part], settings)
         pictures.append(to_uint8(family.decode(latents)))
     return np.concatenate(pictures)
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """(N, 3, H, W) in [-1, 1] -> (N, H, W, 3) uint8."""
-    return ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-
-
-def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1], the inverse of `to_uint8`."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1

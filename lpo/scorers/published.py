@@ -14,6 +14,7 @@ from PIL import Image
 
 from lpo.config import Score
 from lpo.families import DTYPES
+from lpo.images import to_uint8
 from lpo.scorers import aesthetic, clip_score, embedded, vqa
 
 
@@ -38,8 +39,7 @@ class Published:
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:
     """(N, 3, H, W) in [-1, 1] as pictures."""
-    arrays = ((images.float().cpu() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(array) for array in arrays]
+    return [Image.fromarray(array) for array in to_uint8(images)]
 
 
 def load_scorers(config: Score, device: torch.device) -> Published | embedded.Scorers:

@@ -18,7 +18,8 @@ from lpo.errors import LpoError
 from lpo.families import sd, settle
 from lpo.families.family import Family
 from lpo.files import atomic_folder, file_hash, write_json
-from lpo.sampling.generate import generate, to_uint8
+from lpo.images import to_uint8
+from lpo.sampling.generate import generate
 from lpo.scorers.embedded import Scorers
 from lpo.train.pretrain.base import (
     Data,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -15,10 +14,8 @@ from lpo.data.schema import iter_images
 from lpo.families import codec_of, latent_space_of, load_family
 from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder
-from lpo.images import decode_rgb
-from lpo.sampling.generate import to_tensor
-
-PAIRS, KEPT = (Path("data/pairs"), Path("data/collected")), Path("data/filtered/kept.parquet")
+from lpo.images import decode_rgb, to_tensor
+from lpo.paths import COLLECTED, KEPT, LATENTS, PAIRS
 
 
 def run(params: Params) -> None:
@@ -39,11 +36,11 @@ def run(params: Params) -> None:
     pixel_art = params.dataset.source == "simulated"
 
     def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
-        for uids, data in iter_images(PAIRS, wanted, params.encode.batch_size, "encode"):
+        for uids, data in iter_images((PAIRS, COLLECTED), wanted, params.encode.batch_size, "encode"):
             yield uids, codec.encode(to_tensor(decode_rgb(data, size, pixel_art)))
 
     captions = sorted(set(kept["caption"]))
-    with atomic_folder("data/latents") as folder:
+    with atomic_folder(LATENTS) as folder:
         write_moments(folder, batches(), params.encode.shard_size)
         write_captions(folder, captions)
         write_space(folder, space)

@@ -24,9 +24,9 @@ from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.families.family import Family
 from lpo.files import write_parquet
+from lpo.images import to_uint8
 from lpo.paths import KEPT, LATENTS
 from lpo.preference.mpcf import SCORES
-from lpo.sampling.generate import to_uint8
 
 OUT = Path("studies/flips.parquet")
 TIMESTEPS = (0, 100, 200, 300, 400, 500, 600, 700, 800, 900)

@@ -22,9 +22,9 @@ from lpo.config import Params
 from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.files import write_parquet
+from lpo.images import to_uint8
 from lpo.paths import PROMPTS
 from lpo.rewards.load import load_reward
-from lpo.sampling.generate import to_uint8
 from lpo.sampling.search import Search, search
 
 OUT = Path("studies/verifier.parquet")

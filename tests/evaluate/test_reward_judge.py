@@ -15,8 +15,8 @@ from lpo.config import Model, load_params
 from lpo.errors import LpoError
 from lpo.evaluate.reward_judge import CLEAN, load_reward_judge, reward_of
 from lpo.families import load_family
+from lpo.images import to_tensor
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.sampling.generate import to_tensor
 
 PICTURES = [photo(seed, 32, 32) for seed in range(3)]
 PROMPTS = ["a cat", "two dogs at night", "a star on grass"]

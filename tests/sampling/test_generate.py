@@ -4,7 +4,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from lpo.config import SamplerSettings
-from lpo.sampling.generate import generate, sample, to_tensor, to_uint8
+from lpo.images import to_tensor, to_uint8
+from lpo.sampling.generate import generate, sample
 
 SETTINGS = SamplerSettings(3, 3.0, 1.0, 1)
 PROMPTS = ["a cat", "two dogs at night", "a star on grass"]

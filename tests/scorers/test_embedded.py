@@ -17,7 +17,7 @@ def pictures(captions, flaws=False):
 
     from lpo.emoji.render import render
     from lpo.emoji.scenes import flawed, layout, parse
-    from lpo.sampling.generate import to_tensor
+    from lpo.images import to_tensor
 
     rng = np.random.default_rng(0)
     scenes = [layout(parse(caption), rng) for caption in captions]

@@ -21,6 +21,7 @@ from lpo.commands import imports as data_stage
 from lpo.config import Params, load_params
 from lpo.data import schema
 from lpo.data.captions import split_of_caption
+from lpo.data.download import Store
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
 from lpo.files import folder_hash
@@ -157,8 +158,8 @@ def test_a_stopped_import_goes_on_where_it_was_and_ends_the_same(
     damaged.write_bytes(good)
     os.utime(damaged, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     read: list[str] = []
-    get = dataset.Store.get
-    monkeypatch.setattr(dataset.Store, "get", lambda self, name: (read.append(name), get(self, name))[1])
+    get = Store.get
+    monkeypatch.setattr(Store, "get", lambda self, name: (read.append(name), get(self, name))[1])
     dataset.run(params(source="pickapic", path="source"))
     assert folder_hash("data") == whole
     shards = [name for name in read if "unique" not in name]

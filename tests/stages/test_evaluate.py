@@ -26,9 +26,9 @@ from lpo.evaluate import sides
 from lpo.evaluate.reward_judge import load_reward_judge
 from lpo.evaluate.sides import Side
 from lpo.families.sd import SD
+from lpo.images import to_tensor
 from lpo.registry.ledger import PROMOTED, name_of
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.sampling.generate import to_tensor
 from lpo.scorers import embedded
 from lpo.stages import evaluate, report
 

@@ -20,9 +20,8 @@ from lpo.config import Params, load_params
 from lpo.data.latents import Latents
 from lpo.errors import LpoError
 from lpo.families import load_family
-from lpo.images import decode_rgb
+from lpo.images import decode_rgb, to_tensor
 from lpo.rewards import lrm as rewards
-from lpo.sampling.generate import to_tensor
 from lpo.stages import encode, reward, tune
 
 CAPTIONS = ["a cat", "two dogs", "a star on grass"]

@@ -107,7 +107,7 @@ def fill_images(folder: Path, rng: random.Random) -> list[str]:
 def rows(rng: random.Random, names: list[str], number: int) -> list[dict[str, Any]]:
     """Rows of one table: mostly right, each with a chance of something else."""
     good = names[:16]
-    made = []
+    made: list[dict[str, Any]] = []
     for row in range(rng.randrange(25)):
         odd = rng.random() < 0.35
         if made and rng.random() < 0.03:

@@ -7,8 +7,9 @@ import torch
 
 from lpo.config import Guard, SamplerSettings
 from lpo.families.family import Family
+from lpo.images import to_tensor, to_uint8
 from lpo.rewards.protocol import Reward
-from lpo.sampling.generate import sample, to_tensor, to_uint8
+from lpo.sampling.generate import sample
 from lpo.scorers.embedded import Scorers
 from lpo.scorers.published import Published
 from lpo.train.common import distributed

@@ -35,6 +35,7 @@ from lpo.emoji.render import render
 from lpo.emoji.scenes import Prompt, flawed, layout, near_miss, sample_prompts, split_of
 from lpo.emoji.sprites import NAMES
 from lpo.emoji.vocabulary import make_tokenizer
+from lpo.images import to_tensor
 from lpo.train.common import checkpoint
 from lpo.train.common.loop import cosine, optimizer_step, update_ema
 
@@ -85,7 +86,7 @@ def new_pipeline(seed: int) -> StableDiffusionPipeline:
 def flawed_pictures(prompts: list[Prompt], rng: np.random.Generator) -> torch.Tensor:
     """Rendered scenes with flaws, (N, 3, 32, 32) in [-1, 1]."""
     scenes = [flawed(layout(prompt, rng), rng) for prompt in prompts]
-    return torch.from_numpy(render(scenes, rng)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return to_tensor(render(scenes, rng))
 
 
 def train_vae(

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from lpo import random
 from lpo.emoji.render import render
 from lpo.emoji.scenes import Scene, flawed, layout, near_miss, sample_prompts
+from lpo.images import to_tensor
 from lpo.scorers.embedded import Scorers
 from lpo.train.common import checkpoint
 from lpo.train.common.loop import cosine, optimizer_step
@@ -32,7 +33,7 @@ def batch(n: int, rng: np.random.Generator) -> tuple[list[str], torch.Tensor, to
     prompts = sample_prompts("train", n, rng)
     wrong = [near_miss(prompt, rng)[0] for prompt in prompts]
     scenes = [flawed(layout(prompt, rng), rng) for prompt in [*prompts, *wrong]]
-    pictures = torch.from_numpy(render(scenes, rng)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pictures = to_tensor(render(scenes, rng))
     return [p.caption for p in prompts], pictures[:n], pictures[n:], torch.tensor([quality(s) for s in scenes])
 
 
