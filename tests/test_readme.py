@@ -67,6 +67,14 @@ def test_the_python_of_the_readme_runs_as_it_stands(
     assert Path("best.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_test_reads_what_a_run_rewrites() -> None:
+    """`make run` and then `make test` is green with any parameters and data: no test reads their results here."""
+    products = r"(metrics|plots|data/(?!base|scorers|README|sources\.json|collected/\.gitignore)\w)"
+    reads = re.compile(rf'\b(ROOT|REPOSITORY|repository)\s*/\s*f?"{products}', re.IGNORECASE)
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert [path.name for path in files if reads.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_the_table_quotes_the_committed_figures() -> None:
     figures = json.loads((ROOT / "docs/figures.json").read_text())
     block = README.partition("<!-- figures -->\n")[2].partition("<!-- /figures -->")[0]
