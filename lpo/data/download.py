@@ -3,7 +3,7 @@
     store = open_store("data/sources/pickapic", "yuvalkirstain/pickapic_v1", "main")
     path = store.get("data/train-00000-of-00645-b66ac786bf6fb553.parquet")
 
-A download goes on where a killed one stopped (an HTTP range into `.NAME.partial`), holds one chunk in memory, shows
+A download resumes where a killed one stopped (an HTTP range into `.NAME.partial`), holds one chunk in memory, shows
 its progress, and becomes the file only when its size, and its SHA-256 where the hub knows it, are right. What the hub
 listed at the first call is kept in manifest.json, so that a name means the same bytes to the end.
 """
@@ -161,7 +161,7 @@ def _download(store: Store, name: str, path: Path) -> None:
             os.fsync(file.fileno())
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError, HTTPError) as error:
         raise LpoError(
-            f"the download stopped: {_first(error)}", url, f"run it again, it goes on; or {OFFLINE}"
+            f"the download stopped: {_first(error)}", url, f"run it again to resume; or {OFFLINE}"
         ) from error
     partial.replace(path)
     problem = store._check(name, path)

@@ -7,7 +7,7 @@ A pair is its caption, its two images and its labels, whatever else a file says 
 
     image_k_uid = hash(bytes of image k, caption)      ranking_id = hash(caption, uids and labels, the lower uid first)
 
-Ids of different files collide (many count from zero), so both are made anew, from contents alone; the image with the
+Ids of different files collide (many count from zero), so both are derived from contents alone; the image with the
 lower uid becomes image 0. Equal pairs are therefore equal rows, in whatever file and whatever order they came, and
 being there already is a look-up of the ranking_id.
 """

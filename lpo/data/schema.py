@@ -245,7 +245,7 @@ def _read(path: Path, columns: dict[str, pa.DataType]) -> pd.DataFrame:
     with _readable(path):
         file = pq.ParquetFile(path)
         table = file.read(columns=[name for name in columns if name in file.schema_arrow.names])
-        table.validate(full=True)  # text that is no UTF-8 is found here, with the name of the file
+        table.validate(full=True)  # finds text that is not UTF-8 while the file is known
         for name in columns.keys() - set(table.column_names):
             table = table.append_column(name, pa.nulls(len(table)))
         frame: pd.DataFrame = table.select(list(columns)).cast(pa.schema(columns)).to_pandas(types_mapper=NULLABLE.get)

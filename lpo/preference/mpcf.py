@@ -80,7 +80,7 @@ def mpcf(
         raise ValueError("gaps and is_tie must share one index")
     unknown = gaps.index[gaps[SCORES].isna().any(axis=1)]
     if len(unknown):
-        raise LpoError(f"{len(unknown)} pairs have a NaN gap: rows {_first(unknown)}", "gaps", "mend the scores")
+        raise LpoError(f"{len(unknown)} pairs have a NaN gap: rows {_first(unknown)}", "gaps", "correct the scores")
     tie = is_tie.to_numpy(bool)
     reasons: list[list[str]] = [[] for _ in range(len(gaps))]
     failures = {f"failed_{name}": np.zeros(len(gaps), bool) for name in [*SCORES, "tie"]}

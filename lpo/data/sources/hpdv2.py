@@ -69,7 +69,7 @@ def _items(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8-sig") as file:
         text, at, end = file.read(CHUNK).lstrip(), 1, False
         if not text.startswith("["):
-            raise LpoError("the file is no JSON array", str(path), "download it again")
+            raise LpoError("the file is not a JSON array", str(path), "download it again")
         while True:
             while at < len(text) and text[at] in " \t\r\n,":
                 at += 1

@@ -60,7 +60,7 @@ def open_pairs(path: Path, images: Path, columns: Mapping[str, str], split: str 
         columns: our name -> the file's name, where they differ.
 
     Raises:
-        LpoError: if the file is no table, or lacks what must be there.
+        LpoError: if the file is not a table, or lacks what must be there.
     """
     table = open_table(path)
     known = [*NEEDED, *DERIVED, *FLAGS, *SIDES]
