@@ -131,17 +131,25 @@ def prepare(client: SyncPrefectClient) -> None:
 
 
 def deploy(client: SyncPrefectClient, environment: dict[str, str]) -> None:
-    """Create or update the deployments of prefect.yaml. `prefect deploy` resumes those that are paused; undo that."""
-    paused = [deployment.id for deployment in client.read_deployments() if deployment.paused]
+    """Create or update the deployments of prefect.yaml, and keep paused what is paused.
+
+    `prefect deploy` resumes a paused deployment, and a paused schedule that has no slug yet.
+    """
+    known = client.read_deployments()
+    paused = [deployment.id for deployment in known if deployment.paused]
+    unscheduled = [found.id for found in known if found.schedules and not any(s.active for s in found.schedules)]
     done = subprocess.run(
         ["prefect", "--no-prompt", "deploy", "--all"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
+    for deployment in paused:
+        client.pause_deployment(deployment)
+    for deployment in unscheduled:
+        for schedule in client.read_deployment_schedules(deployment):
+            client.update_deployment_schedule(deployment, schedule.id, active=False)
     if done.returncode:
         raise LpoError(
             f"prefect deploy failed:\n{done.stdout[-3000:]}{done.stderr[-2000:]}", "prefect.yaml", "see above"
         )
-    for deployment in paused:
-        client.pause_deployment(deployment)
     print("deployments: lpo/full, lpo/nightly, stage/cpu, stage/gpu")
 
 

@@ -103,7 +103,7 @@ def restore(folder: Path, stage: str, remote: bool) -> str:
 
 def config(folder: Path) -> dict[str, str]:
     """DVC's settings by their names, such as "core.remote". Paths are absolute; a user's own settings are included."""
-    return dict(line.split("=", 1) for line in _dvc(folder, "config", "--list").lines)
+    return dict(line.split("=", 1) for line in _dvc(folder, "config", "--list").lines if "=" in line)
 
 
 def set_config(folder: Path, key: str, value: str) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,11 @@ def test_what_somebody_paused_stays_paused(nights: Service) -> None:
         assert f"prefect deployment schedule resume lpo/nightly {schedule['id']}" in nights.up()
         (schedule,) = nights.get("deployments/name/lpo/nightly")["schedules"]
         assert not schedule["active"]
+        with closing(sqlite3.connect(nights.folder / ".prefect/prefect.db", timeout=60)) as database, database:
+            database.execute("UPDATE deployment_schedule SET slug = NULL")  # as an older prefect.yaml left it
+        assert "none, since the schedule is paused" in nights.up()
+        (schedule,) = nights.get("deployments/name/lpo/nightly")["schedules"]
+        assert not schedule["active"] and schedule["slug"] == "nightly"
         (again,) = nights.filter("automations", automations={"name": {"any_": ["lpo-lost-runs"]}})
         assert again["id"] == automation["id"] and not again["enabled"]
         assert nights.get("work_pools/lpo/queues/gpu")["is_paused"]
@@ -89,7 +96,8 @@ def test_what_somebody_paused_stays_paused(nights: Service) -> None:
         assert "none, since the deployment is paused" in nights.up()
         assert nights.get("deployments/name/lpo/nightly")["paused"]
     finally:
-        change(f"deployments/{deployment['id']}/schedules/{schedule['id']}", active=True)
+        for schedule in nights.get("deployments/name/lpo/nightly")["schedules"]:
+            change(f"deployments/{deployment['id']}/schedules/{schedule['id']}", active=True)
         nights.client.post(f"deployments/{deployment['id']}/resume_deployment").raise_for_status()
         change(f"automations/{automation['id']}", enabled=True)
         change("work_pools/lpo/queues/gpu", is_paused=False)
