@@ -50,6 +50,7 @@ SIZES = {"sd15": 859.5, "sdxl": 2567.5, "sd21": 865.9}
 WIDTHS = {"sd15": (4800, 768, 768), "sd21": (4800, 768, 768), "sdxl": (3520, 1280, 1280), "sd3": (1536, 6144, 1280)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3"])
 def test_a_preset_builds_its_models_and_the_rewards_widths_come_out_of_probing(repository: Path, name: str) -> None:
     params = params_of(repository, name)

@@ -16,6 +16,8 @@ from benchmarks.meters import Flops, peak_bytes
 from benchmarks.models import iteration
 from lpo.random import generator
 
+pytestmark = pytest.mark.slow
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_an_import_holds_few_of_the_images_at_a_time(repository: Path) -> None:
     """12,000 rows with 120 MB of images in one row group: held together they would add at least as much."""

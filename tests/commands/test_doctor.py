@@ -48,6 +48,7 @@ def rows(text: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_all_that_is_downloaded_has_its_size(sd15: dict[str, str]) -> None:
     """Weights of 4 bytes, in millions: SD1.5 859.5 + 123.1 + 83.7; CLIP-L 427.6, at 336 pixels 427.9, its vision tower
     304.0; CLIP-H 986.1, PickScore the same and HPS twice; Flan-T5-XXL with its head 11135.3 and the projector 21.0;
@@ -94,6 +95,7 @@ def test_what_was_loaded_already_is_no_download(project: Path) -> None:
     assert rows(CliRunner().invoke(cli.app, ["doctor"]).stdout)["ymhao/HPDv2"] == "info 7.0 GB of pairs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "said"),
     [("stable-diffusion-v1-5/stable-diffusion-v1-5", None),

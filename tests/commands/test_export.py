@@ -45,6 +45,7 @@ def prediction(family: Any) -> torch.Tensor:
     return family.predict(x, torch.tensor([1, 700]), family.encode_prompts(PROMPTS))
 
 
+@pytest.mark.slow
 def test_the_merged_pipeline_predicts_as_the_model_with_the_lora(params: Params, lora: Path, tmp_path: Path) -> None:
     tuned = load_family(params.model)
     base = prediction(tuned)
@@ -58,6 +59,7 @@ def test_the_merged_pipeline_predicts_as_the_model_with_the_lora(params: Params,
     DiffusionPipeline.from_pretrained(tmp_path / "merged", local_files_only=True, **without)
 
 
+@pytest.mark.slow
 def test_the_single_file_has_the_names_of_other_tools_and_loads_again(
     params: Params, lora: Path, tmp_path: Path
 ) -> None:

@@ -115,6 +115,7 @@ def test_what_came_before_is_a_duplicate_whoever_brings_it(take: Any) -> None:
     assert len(collected()) == 6
 
 
+@pytest.mark.slow
 def test_the_order_of_arrival_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"a": few(4), "b": few(4, 2), "c": few(2, 20)}  # a and b share two pairs
     nights = {"together": ["abc"], "renamed": ["cba"], "one": ["a", "b", "c"], "other": ["c", "b", "a"]}
@@ -157,6 +158,7 @@ def hostile(how: str, frame: pd.DataFrame) -> str:
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     ["truncated", "no parquet", "empty", "damaged inside", "missing column", "words for labels", "test split",
@@ -232,6 +234,7 @@ def test_two_at_once_are_told(take: Any) -> None:
         take()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["write_quarantine", "write_shard", "move", "after move"])
 def test_cut_off_anywhere_nothing_is_lost_and_nothing_doubled(
     take: Any, monkeypatch: pytest.MonkeyPatch, cut: str
@@ -260,6 +263,7 @@ def test_cut_off_anywhere_nothing_is_lost_and_nothing_doubled(
     assert not ingest.WORK.exists()
 
 
+@pytest.mark.slow
 def test_sigkill_after_the_first_of_many_files(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(12):
         few(3, 3 * number).to_parquet(INBOX / f"{number}.parquet", index=False)

@@ -25,6 +25,8 @@ from lpo.registry import ledger
 from lpo.registry.gate import figures_of, margins_of, opponents
 from lpo.stages import evaluate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PROMPTS = 5
 

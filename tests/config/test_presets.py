@@ -22,6 +22,7 @@ def test_there_and_back_is_the_same_file(project: Path, name: str) -> None:
     assert Path("params.yaml").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", PRESETS)
 @pytest.mark.parametrize("second", PRESETS)
 def test_what_stood_before_a_preset_leaves_no_trace_in_the_values(project: Path, first: str, second: str) -> None:

@@ -23,6 +23,8 @@ from lpo.data.tokens import Tokens
 from lpo.errors import LpoError
 from lpo.images import decode_rgb, image_problem
 
+pytestmark = pytest.mark.slow
+
 PICTURES, TABLES, SEED = 300, 240, 16
 SECONDS, MEGABYTES = 120, 700
 

@@ -78,6 +78,7 @@ def test_the_peak_is_what_was_alive_at_once(device: str) -> None:
     assert memory.now == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["tiny_base", "tiny_sdxl_base", "tiny_sd3_t5_base"])
 def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest.FixtureRequest, base: str) -> None:
     params = load_params(repository / "params.yaml")

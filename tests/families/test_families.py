@@ -122,6 +122,7 @@ def test_guided_sampling_is_that_of_the_pipeline(family: Family, pipe: Any) -> N
     torch.testing.assert_close(family.decode(ours), decoded.clamp(-1, 1))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_adapter_off_is_a_frozen_copy_and_the_file_loads_everywhere(
     family: Family, model: Model, base: Path, tmp_path: Path

@@ -209,6 +209,7 @@ for load in (lambda: sd.load("a/b", torch.device("cpu"), torch.float32),
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "said", "words"),
     [
@@ -236,6 +237,7 @@ def test_a_repository_that_the_hub_does_not_give_is_gone_private_or_gated(
     assert out.count("hf auth login") == 2 and out.count("mirror") == 2 and "HF_HUB_OFFLINE" not in out
 
 
+@pytest.mark.slow
 def test_loading_a_model_says_nothing(folder: Path, repository: Path) -> None:
     code = f"import torch\nfrom lpo.families import sd\nsd.load({str(folder)!r}, torch.device('cpu'), torch.float32)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, check=True)

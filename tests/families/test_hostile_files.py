@@ -70,6 +70,7 @@ def test_a_lora(folder: Path, spoil: Spoil, tmp_path: Path) -> None:
     assert not (tmp_path / "harm").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", [lrm.HEADS, f"unet/{UNET}.safetensors", f"text_encoder/{TEXT}.safetensors"])
 def test_a_reward(tiny_reward: lrm.LatentRewardModel, spoil: Spoil, file: str, tmp_path: Path) -> None:
     (tmp_path / "lrm").mkdir()

@@ -103,6 +103,7 @@ WRITERS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("told", ["nowhere", "tensors", "diffusers", "kohya", "peft"])
 def test_every_layer_is_used_with_its_alpha(model: Any, writer: str, told: str, tmp_path: Path) -> None:
@@ -275,6 +276,7 @@ def damaged(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tenso
     return {"weight": torch.ones(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "said"),
     [

@@ -112,6 +112,7 @@ ACTIONS: dict[str, Callable[[Path], None]] = {
 STEP = st.tuples(st.sampled_from([*EXISTING, *NEW]), st.sampled_from(sorted(ACTIONS)))
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.lists(STEP, min_size=1, max_size=4))
 def test_nothing_that_existed_before_is_gone(steps: list[tuple[str, str]]) -> None:

@@ -37,6 +37,8 @@ from support.workspace import (
 from lpo.config import load_params
 from lpo.stages import base
 
+pytestmark = pytest.mark.slow
+
 LONGEST = 0.4  # seconds from a checkpoint to the kill: about a step of these small trainings
 
 

@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from lpo import cli
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [
     "ranking_id", "caption", "jpg_0", "jpg_1", "image_0_uid", "image_1_uid", "label_0", "label_1", "has_label",
     "are_different", "num_example_per_prompt", "best_image_uid", "model_0", "model_1", "category", "difference",

@@ -43,7 +43,9 @@ for (const frame of document.querySelectorAll('iframe')) {
 document.body.textContent = JSON.stringify(found);
 """
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium")
+]  # fmt: skip
 
 
 def measured(page: str, folder: Path, *flags: str) -> dict[str, Any]:

@@ -139,6 +139,7 @@ def test_a_published_folder_scores_as_the_published_model(
     assert {p.suffix for p in (tmp_path / "ours").rglob("*") if p.is_file()} == {".json", ".safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [2.5, torch.tensor([2.5]), torch.tensor(2.5, dtype=torch.float16)])
 def test_the_scale_is_a_number_or_a_tensor_as_published_trainers_write_it(
     folders: tuple[Path, Path, bool], model: Callable[[Path], Model], scale: Any

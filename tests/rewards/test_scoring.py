@@ -81,6 +81,7 @@ def test_mistakes_are_told(folder, tiny_base, tmp_path_factory):
         Reward.load(spm)
 
 
+@pytest.mark.slow
 def test_the_package_exports_it_and_imports_no_torch_until_then():
     assert lpo.Reward is Reward
     program = "import sys, lpo; print('torch' in sys.modules); lpo.Reward; print('torch' in sys.modules)"
@@ -105,6 +106,7 @@ print(sorted({absent!r} & sys.modules.keys()))
 """
 
 
+@pytest.mark.slow
 def test_scoring_and_sampling_need_no_package_of_the_pipeline():
     """What the extras install is not there; the library imports all the same."""
     absent = {"pandas", "pyarrow", "scipy", "matplotlib", "dvc", "dvclive", "great_expectations", "wandb", "prefect"}

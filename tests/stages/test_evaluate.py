@@ -139,6 +139,7 @@ def test_a_killed_evaluation_resumes_at_the_part_where_it_stopped(lab: SD, monke
     assert resumed.equals(whole) and metrics == figures
 
 
+@pytest.mark.slow
 def test_pictures_of_models_that_are_gone_are_forgotten(lab: SD) -> None:
     run()
     before = set(Path(".checkpoints/evaluate").glob("*/*"))

@@ -20,6 +20,8 @@ from lpo.files import write_parquet
 from lpo.scorers import pickscore
 from lpo.stages import evaluate, report
 
+pytestmark = pytest.mark.slow
+
 JUDGES = ("pickscore", "hps_v2", "imagereward")
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi"]
 

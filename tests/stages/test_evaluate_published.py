@@ -20,6 +20,8 @@ from lpo.errors import LpoError
 from lpo.evaluate import sides
 from lpo.stages import evaluate, report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def params(project: Path, tiny_base: Path) -> Params:

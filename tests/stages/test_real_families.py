@@ -24,6 +24,8 @@ from lpo.images import decode_rgb, to_tensor
 from lpo.rewards import lrm as rewards
 from lpo.stages import encode, reward, tune
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ["a cat", "two dogs", "a star on grass"]
 
 

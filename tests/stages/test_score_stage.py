@@ -88,6 +88,7 @@ def test_a_stopped_run_goes_on_with_the_parts_that_are_missing(pairs: Path, monk
     assert seen == UIDS[2:9]  # the parts of test and the first of train are there
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(pairs: Path) -> None:
     score.run(params(processes=1))
     one = scores()

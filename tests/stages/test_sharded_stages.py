@@ -23,6 +23,8 @@ from lpo.stages import reward
 from lpo.stages import tune as stage
 from lpo.train.common import distributed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["sd"])
 def params(trained_inputs: None, request: pytest.FixtureRequest) -> Params:

@@ -49,6 +49,7 @@ def params(trained_inputs, tiny_base, tiny):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lpo", "grpo", "diffusion_dpo"])
 def test_a_method_writes_an_adapter_and_its_history(params, method):
     stage.run(replace(params, tune=replace(params.tune, method=method)))
@@ -98,6 +99,7 @@ def test_a_tuning_that_diverges_at_once_writes_the_untouched_adapter(params, mon
     assert not any(bool(value.any()) for key, value in state.items() if "lora_B" in key or "lora.up" in key)
 
 
+@pytest.mark.slow
 def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
     spm.run(params)
     assert len(list(Path("dvclive").glob("*/plots/metrics/reward/by_timestep/accuracy/t*.tsv"))) == 10
@@ -131,6 +133,7 @@ def test_a_search_says_what_it_found_and_what_it_cost(params):
     assert generate.run(params, "a cat", None, Path("y.png"), 3, 1.0, None, 1, 1) == ""
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
     """Three rollouts fit the prompts; then a clock of no time, which leaves the first snapshot alone."""
     study = replace(params.study, seconds=1e6, snapshots=2, prompts=3)

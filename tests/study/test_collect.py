@@ -105,6 +105,7 @@ def test_comments_that_are_not_there_twice_are_not_written_between() -> None:
         markdown.put("<!-- methods -->", "methods", "part")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["methods", "ablations"])
 def test_the_committed_results_are_those_of_the_committed_evidence(
     name: str, repository: Path, monkeypatch: pytest.MonkeyPatch

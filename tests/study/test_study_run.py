@@ -39,6 +39,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quick", "methods", "ablations"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
@@ -106,6 +107,7 @@ def edited(runner: ModuleType, root: Path, file: str) -> dict[str, bool]:
     return {reward: runner.fingerprint(reward) != before[reward] for reward in runner.REWARDS}
 
 
+@pytest.mark.slow
 def test_a_fingerprint_holds_what_decides_a_cell_and_nothing_else(
     runner: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

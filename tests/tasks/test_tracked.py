@@ -35,6 +35,7 @@ def clone(folder: Path, repository: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_copy_gets_what_the_clone_has_and_loses_what_it_has_not(tmp_path: Path, repository: Path) -> None:
     one, other = clone(tmp_path / "one", repository), clone(tmp_path / "other", repository)
     (one / SHARD).write_text("pairs")
@@ -56,6 +57,7 @@ def test_a_copy_gets_what_the_clone_has_and_loses_what_it_has_not(tmp_path: Path
     assert not (other / WEIGHTS).exists()
 
 
+@pytest.mark.slow
 def test_what_only_a_note_names_is_fetched_or_asked_for(tmp_path: Path, repository: Path) -> None:
     one = clone(tmp_path / "one", repository)
     (one / SHARD).write_text("pairs")

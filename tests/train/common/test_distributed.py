@@ -41,6 +41,7 @@ def tune(base: Path, config: Tune, runs: dict[Path, int]) -> None:
                 (out / "run.json").write_text(json.dumps({"processes": distributed.count(), "pairs": pairs}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lpo", "nft"])
 def test_two_processes_equal_one_and_one_goes_on_where_two_stopped(tiny_base, repository, tmp_path, method):
     """Three prompts by two processes, so that shares are uneven; the second rollout of `resumed` is of one process."""

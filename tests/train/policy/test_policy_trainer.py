@@ -60,6 +60,7 @@ def test_a_last_step_without_noise_makes_no_pair(tiny, tiny_reward, config):
     assert [s.t for s in statistics] == [751, 501, 251] and set(pairs.t.tolist()) == {751, 501, 251}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "expected"), [(1e-4, 1e-4), (None, None), (1e6, None)])
 def test_gradients_are_clipped_to_max_grad_norm(tiny, tiny_reward, config, limit, expected):
     """Gradients as the optimiser took them: their norm is the limit where the loss's own norm is above it."""
@@ -256,6 +257,7 @@ def test_drift_is_how_far_a_step_lies_from_the_bases(tiny, tiny_reward, config):
     assert found["drift"] > 0 and all(row["drift"] > 0 for row in found["by_timestep"].values())
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_batch(tiny, tiny_reward, config):
     """Gradients of one optimiser step, from micro-batches of 1, of 3 (which leaves a rest) and of all."""
     pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
@@ -319,6 +321,7 @@ def run(family, reward, config, folder, stop_after=None):
     return trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [0, 1, 2])
 def test_killed_and_resumed_equals_never_interrupted(tiny, tiny_reward, config, tmp_path, stop):
     families = [copy.deepcopy(tiny) for _ in range(3)]

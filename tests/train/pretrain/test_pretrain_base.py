@@ -1,5 +1,6 @@
 import math
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -53,6 +54,7 @@ def test_wrong_captions_are_near_misses_of_the_same_scenes_within_the_train_spli
     assert placed.tolist() == [sides(prompt) for prompt in said]  # the head learns what the caption says
 
 
+@pytest.mark.slow
 def test_the_second_phase_teaches_the_text_encoder_what_stands_where(tmp_path):
     """The head that it trains on f_eos tells the places of its captions; at its start it guesses among all names."""
     pipe = new_pipeline(0)

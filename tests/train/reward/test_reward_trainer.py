@@ -90,6 +90,7 @@ def test_weights_that_are_no_numbers_are_not_saved_over_good_ones(tiny_base, sto
     assert [file.name for file in tmp_path.glob("step-*")] == ["step-00000003.safetensors"]
 
 
+@pytest.mark.slow
 def test_it_learns_a_preference_that_is_there_and_ties_do_not_count(tiny_base, stored, config, tmp_path):
     latents, frame = stored
     pairs = load_pairs(frame, latents, weighted=True)
@@ -100,6 +101,7 @@ def test_it_learns_a_preference_that_is_there_and_ties_do_not_count(tiny_base, s
     assert np.nanmean(right[:3]) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [4, 7, 11])
 def test_killed_and_resumed_equals_never_interrupted(tiny_base, stored, config, tmp_path, stop):
     latents, frame = stored
@@ -211,6 +213,7 @@ def spm_trainer_of(tiny_base, latents, config, tmp_path):
     return RewardTrainer(model, latents, config, seed=0)
 
 
+@pytest.mark.slow
 def test_the_pixel_reward_learns_in_the_same_trainer_and_resumes_bit_for_bit(
     repository, tiny_base, stored, tmp_path, capsys
 ):
@@ -238,6 +241,7 @@ def test_the_pixel_reward_learns_in_the_same_trainer_and_resumes_bit_for_bit(
     assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in straight.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_thurstone_likelihood_learns_too_and_an_ensemble_judges_finished_pictures(
     tiny_base, stored, config, tmp_path
 ):
