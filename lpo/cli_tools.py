@@ -94,7 +94,7 @@ def export(
 
 
 def preset(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A file in presets/, without .yaml.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A preset, or the path of a .yaml file.")],
     params: ParamsFile = PARAMS,
 ) -> None:
     """Merge a preset into the parameters. Keeps the file's comments, and prints what changed."""

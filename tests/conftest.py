@@ -50,9 +50,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with params.yaml and presets/, made the working directory."""
+    """A folder with params.yaml, made the working directory."""
     shutil.copy(repository / "params.yaml", tmp_path)
-    shutil.copytree(repository / "presets", tmp_path / "presets")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

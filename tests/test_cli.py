@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from lpo import cli
 from lpo.config import Params, load_params
+from lpo.config.presets import PRESETS
 from lpo.errors import LpoError
 
 STAGES = ("base", "dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report")
@@ -120,10 +121,10 @@ def test_a_bug_keeps_its_traceback(project: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> None:
     before = Path("params.yaml").read_text(encoding="utf-8")
-    Path("presets/tiny.yaml").write_text(
+    Path("tiny.yaml").write_text(
         "tune: {beta: 100.0, threshold: {low: 0.4}, timestep_range: [250, 950]}\nreward: {max_grad_norm: null}\n"
     )
-    result = run("preset", "tiny")
+    result = run("preset", "tiny.yaml")
     assert result.exit_code == 0
     assert set(result.stdout.splitlines()) == {
         "tune.beta: 150.0 -> 100.0",
@@ -137,7 +138,7 @@ def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> Non
     assert all(a.partition("#")[2] == b.partition("#")[2] for a, b in changed)
     params = load_params()
     assert (params.tune.beta, params.tune.threshold.low, params.tune.timestep_range) == (100.0, 0.4, (250, 950))
-    assert run("preset", "tiny").stdout == "params.yaml already holds the preset tiny\n"
+    assert run("preset", "tiny.yaml").stdout == "params.yaml already holds the preset tiny.yaml\n"
     assert Path("params.yaml").read_text(encoding="utf-8") == after
 
 
@@ -147,8 +148,8 @@ def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> Non
 )
 def test_a_preset_that_is_not_valid_changes_nothing(project: Path, preset: str) -> None:
     before = Path("params.yaml").read_bytes()
-    Path("presets/bad.yaml").write_text(preset)
-    assert isinstance(run("preset", "bad").exception, LpoError)
+    Path("bad.yaml").write_text(preset)
+    assert isinstance(run("preset", "bad.yaml").exception, LpoError)
     assert Path("params.yaml").read_bytes() == before
 
 
@@ -162,8 +163,8 @@ def test_a_preset_that_is_not_there_is_told_with_the_nearest(
 
 
 def test_every_preset_of_the_repository_loads(project: Path) -> None:
-    presets = sorted(Path("presets").glob("*.yaml"))
-    assert Path("presets/emoji.yaml") in presets
+    presets = sorted(PRESETS.glob("*.yaml"))
+    assert PRESETS / "emoji.yaml" in presets
     default = Path("params.yaml").read_bytes()
     for preset in presets:
         Path("params.yaml").write_bytes(default)

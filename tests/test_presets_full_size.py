@@ -24,7 +24,7 @@ REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl"]
 
 
 def preset_text(repository: Path, name: str) -> str:
-    return (repository / "presets" / f"{name}.yaml").read_text()
+    return (repository / "lpo/presets" / f"{name}.yaml").read_text()
 
 
 def merged(repository: Path, name: str) -> str:

@@ -33,8 +33,12 @@ def build(clone: Path, kind: str) -> zipfile.ZipFile:
 
 
 def test_a_wheel_installs_lpo_alone(clone: Path) -> None:
-    names = {name.partition("/")[0] for name in build(clone, "wheel").namelist()}
+    files = build(clone, "wheel").namelist()
+    names = {name.partition("/")[0] for name in files}
     assert {name for name in names if not name.endswith(".dist-info")} == {"lpo"}
+    assert {"lpo/presets/sd15.yaml", "lpo/emoji/atlas.png", "lpo/emoji/NOTICE"} <= set(files)
+    assert any("lpo/presets/models/THUDM--ImageReward/" in name for name in files)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
 
 
 def test_an_editable_install_puts_the_clone_on_the_path(clone: Path) -> None:

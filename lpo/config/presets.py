@@ -2,6 +2,8 @@
 
     text, changes = merge(params_text, preset_text)
 
+Presets come with the package, in lpo/presets. A file of one's own is named by its path.
+
 The file is edited as text: comments, order, quotes and number formats stay, and a new value is written as the preset
 writes it. So `lpo preset sdxl` followed by `lpo preset emoji` restores every byte.
 """
@@ -20,6 +22,7 @@ from lpo.config.reader import parse_yaml, read_text
 from lpo.errors import LpoError
 from lpo.outputs import edit_text
 
+PRESETS = Path(__file__).resolve().parents[1] / "presets"
 GAP = 3  # spaces before a comment that has no room in its column
 
 
@@ -31,36 +34,39 @@ class Edit(NamedTuple):
     text: str
 
 
-def apply_preset(name: str, params: Path, folder: Path = Path("presets")) -> list[str]:
-    """Merge `folder/NAME.yaml` into the file `params` and return the changes, one line each.
+def apply_preset(name: str, params: Path) -> list[str]:
+    """Merge a preset into the file `params` and return the changes, one line each.
+
+    Args:
+        name: of a preset of the package, or the path of a file that ends in .yaml.
 
     Raises:
         LpoError: if there is no such preset, or if one of the two files is not YAML.
         ConfigError: if the merged file would not be valid; nothing is written then.
     """
-    before, after, changes = _merged(name, params, folder)
+    before, after, changes = _merged(name, params)
     check_params(parse_yaml(after, params), params)
     if after != before:
         edit_text(params, after)
     return changes
 
 
-def _merged(name: str, params: Path, folder: Path) -> tuple[str, str, list[str]]:
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in names:
+def _merged(name: str, params: Path) -> tuple[str, str, list[str]]:
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in names and not name.endswith(".yaml"):
         near = difflib.get_close_matches(name, names, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"use one of: {', '.join(names) or 'there is none here'}"
-        raise LpoError(f"no preset {name!r}", f"{folder}/", remedy)
-    file = folder / f"{name}.yaml"
+        remedy = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}, or the path of a .yaml file"
+        raise LpoError(f"no preset {name!r}", f"{PRESETS}/", remedy)
+    file = PRESETS / f"{name}.yaml" if name in names else Path(name)
     before, preset = read_text(params), read_text(file)
     for text, path in ((before, params), (preset, file)):
         parse_yaml(text, path)
     return before, *merge(before, preset)
 
 
-def with_preset(name: str, params: Path, folder: Path = Path("presets")) -> Params:
+def with_preset(name: str, params: Path) -> Params:
     """The parameters as they would be with the preset merged; nothing is written. Raises as `apply_preset`."""
-    return check_params(parse_yaml(_merged(name, params, folder)[1], params), params)
+    return check_params(parse_yaml(_merged(name, params)[1], params), params)
 
 
 def merge(params: str, preset: str) -> tuple[str, list[str]]:

@@ -49,7 +49,7 @@ class Need:
 
 
 def configured(model: Model) -> Model:
-    """The model with configurations in the place of hub ids, where presets/models has them."""
+    """The model with configurations in the place of hub ids, where lpo/presets/models has them."""
     names = {"path": model.path, "vae": model.vae, "denoiser": model.denoiser}
     return replace(model, **{key: local(source) for key, source in names.items()})  # type: ignore[arg-type]
 

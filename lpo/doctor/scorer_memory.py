@@ -1,7 +1,7 @@
 """Sizes of the published scorers and judges, built from their configurations on the meta device.
 
-A scorer's folder in presets/models says its shapes. Counted in the `score` stage are the weights of all three scorers,
-which are loaded together, and the largest forward of one of them: CLIP-FlanT5 reads 576 patches and the question.
+A scorer's folder in lpo/presets/models says its shapes. The `score` stage loads the weights of all three scorers
+together. To these comes the largest forward of one of them: CLIP-FlanT5 reads 576 patches and the question.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Sized(nn.Module):
 
 
 def config_of(cls: Any, source: str) -> Any:
-    """Raises LpoError for a model that neither presets/models nor the hub's cache knows."""
+    """Raises LpoError for a model that neither lpo/presets/models nor the hub's cache knows."""
     try:
         return cls.from_pretrained(local(source))
     except (OSError, ValueError) as error:

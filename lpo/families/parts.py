@@ -25,7 +25,7 @@ from lpo.errors import LpoError
 diffusers_logging.disable_progress_bar()  # of reading files, which takes seconds; downloads keep theirs
 
 M = TypeVar("M", bound=nn.Module)
-CONFIGURATIONS = Path("presets/models")
+CONFIGURATIONS = Path(__file__).resolve().parents[1] / "presets/models"
 REMEDY = "check model.path; a hub id needs a connection once, or the model in the hub's cache; data/base is `lpo base`"
 
 
@@ -38,7 +38,7 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def local(source: str | None) -> str | None:
-    """A folder of presets/models in the place of a hub id that it knows: configurations without weights."""
+    """A folder of lpo/presets/models in the place of a hub id that it knows: configurations without weights."""
     known = CONFIGURATIONS / str(source).replace("/", "--")
     return str(known) if source and not Path(source).exists() and known.is_dir() else source
 

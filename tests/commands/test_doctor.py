@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lpo import cli
+from lpo.config.presets import PRESETS
 from lpo.preflight import machine
 
 
@@ -22,7 +23,6 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("doctor")
     os.chdir(folder)
     try:
-        (folder / "presets").symlink_to(repository / "presets")
         (folder / "params.yaml").write_text((repository / "params.yaml").read_text())
         (folder / ".checkpoints").mkdir()
         model = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -31,7 +31,7 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         text = (folder / "params.yaml").read_text()
         found = rows(CliRunner().invoke(cli.app, ["doctor", "sd15"]).stdout)
         assert (folder / "params.yaml").read_text() == text
-        assert sorted(p.name for p in folder.iterdir()) == [".checkpoints", "params.yaml", "presets"]
+        assert sorted(p.name for p in folder.iterdir()) == [".checkpoints", "params.yaml"]
     finally:
         os.chdir(before)
     return found
@@ -106,9 +106,10 @@ def test_a_reward_of_other_latents_is_told_before_anything_is_downloaded(
     project: Path, base: str, said: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LRM-1.5 -> SD2.1 is right; a reward of SDXL or SD3 cannot train SD2.1."""
-    preset = Path("presets/sd21.yaml")
-    preset.write_text(preset.read_text().replace("base: stable-diffusion-v1-5/stable-diffusion-v1-5", f"base: {base}"))
+    preset = Path("sd21.yaml")
+    text = (PRESETS / preset).read_text()
+    preset.write_text(text.replace("base: stable-diffusion-v1-5/stable-diffusion-v1-5", f"base: {base}"))
     monkeypatch.setattr(machine, "stage_needs", lambda params: [])  # seconds, and not what this is about
-    out = CliRunner().invoke(cli.app, ["doctor", "sd21"]).stdout
+    out = CliRunner().invoke(cli.app, ["doctor", "sd21.yaml"]).stdout
     assert ("the model makes" in out or "another VAE" in out) == (said is not None)
     assert said is None or said in out

@@ -34,7 +34,7 @@ PROMPTS = 5
 def presets() -> list[str]:
     """One preset for each family and list of judges; other presets differ in nothing that promotion reads."""
     found: dict[tuple[str, ...], str] = {}
-    for path in sorted((ROOT / "presets").glob("*.yaml"), reverse=True):
+    for path in sorted((ROOT / "lpo/presets").glob("*.yaml"), reverse=True):
         preset = yaml.safe_load(path.read_text())
         found[preset["model"]["family"], *preset["evaluate"]["judges"]] = path.stem
     return sorted(found.values())

@@ -10,7 +10,7 @@ import yaml
 from lpo.config.presets import apply_preset, merge
 from lpo.errors import LpoError
 
-PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "presets").glob("*.yaml"))
+PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "lpo/presets").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", PRESETS)

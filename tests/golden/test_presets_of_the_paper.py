@@ -27,7 +27,7 @@ GPUS = 4
 
 @pytest.fixture(params=sorted(REWARDS))
 def preset(request: pytest.FixtureRequest, repository: Path) -> tuple[str, Params]:
-    return request.param, with_preset(request.param, repository / "params.yaml", repository / "presets")
+    return request.param, with_preset(request.param, repository / "params.yaml")
 
 
 def test_the_reward(preset: tuple[str, Params]) -> None:
@@ -75,7 +75,7 @@ SPO = {"spo-sd15": (4, 0.3, 4, 6e-5, 10, 10, 1, 8000, 3e-6), "spo-sdxl": (2, 0.4
 
 @pytest.mark.parametrize("name", SPO)
 def test_spo(name: str, repository: Path) -> None:
-    params = with_preset(name, repository / "params.yaml", repository / "presets")
+    params = with_preset(name, repository / "params.yaml")
     found, reward = params.tune, params.spm
     candidates, limit, rank, rate, drawn, learned, accumulated, steps, reward_rate = SPO[name]
     assert (found.method, found.reward, found.num_candidates) == ("spo", "data/spm", candidates)
@@ -94,5 +94,5 @@ def test_spo(name: str, repository: Path) -> None:
 
 def test_sd3_reads_layer_18_with_frozen_text_encoders(repository: Path) -> None:
     """Appendix B."""
-    params = with_preset("sd3", repository / "params.yaml", repository / "presets")
+    params = with_preset("sd3", repository / "params.yaml")
     assert (params.reward.layer, params.reward.trainable, params.model.flow_step) == (18, "denoiser", "ddim")

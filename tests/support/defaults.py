@@ -13,8 +13,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def default_params() -> str:
-    """The text of params.yaml with presets/emoji.yaml merged; as it comes with the repository, it is params.yaml."""
-    preset = (REPOSITORY / "presets/emoji.yaml").read_text(encoding="utf-8")
+    """The text of params.yaml with the preset emoji merged. A fresh clone has these values already."""
+    preset = (REPOSITORY / "lpo/presets/emoji.yaml").read_text(encoding="utf-8")
     return merge((REPOSITORY / "params.yaml").read_text(encoding="utf-8"), preset)[0]
 
 
