@@ -2,7 +2,7 @@
 
     four guided forwards a pair: winner and loser, each by the policy and by the reference (decisions.md 3)
     the reference is a deep copy of the U-Net, the reward a third, whole one (4)
-    the reward encodes its K B prompts and K B empty ones anew at every step (14)
+    the reward encodes its K B prompts and K B empty ones again at every step (14)
     pairs are taken out at every step; activations are recomputed in backward where the published runs do
 
 It is what this project is measured against. It computes the same numbers, which the benchmark asserts, and shares no

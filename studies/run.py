@@ -84,7 +84,7 @@ def fingerprint(reward: str) -> str:
     """SHA-256 of what decides the results of a cell with this reward, beside its changes.
 
     That is what the stage `cell` names, and the stages that it stands on: code, parameters, and files that no stage
-    makes anew, such as the base. What only draws pages is not among it.
+    makes again, such as the base. What only draws pages is not among it.
     """
     stages: dict[str, Any] = {}
     for name in ("studies/dvc.yaml", "dvc.yaml"):

@@ -87,7 +87,7 @@ def parse_yaml(text: str, path: str | Path) -> dict[str, Any]:
         node = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:
         line = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else str(path)
-        raise LpoError(f"not valid YAML: {error.problem}", line, "mend that line") from error
+        raise LpoError(f"not valid YAML: {error.problem}", line, "fix that line") from error
     if not isinstance(node, dict):
         raise LpoError("the file holds no sections", str(path), "restore params.yaml from the repository")
     return node

@@ -24,7 +24,7 @@ from lpo.families.parts import module, place
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 0.1  # of |a - b| / |a|: rounding and mended releases lie below it, another VAE far above
+TOLERANCE = 0.1  # of |a - b| / |a|: rounding and corrected releases lie below it, another VAE far above
 PROBE_SIDE = 8  # latents
 # What a config.json that leaves them out means: that of SD 1.5 is older than scaling_factor.
 DEFAULTS = {name: field.default for name, field in signature(AutoencoderKL.__init__).parameters.items()}

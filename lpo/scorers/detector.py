@@ -136,5 +136,5 @@ def load(detector: str, clip: str, tasks: Mapping[str, str], device: torch.devic
         try:
             check_task(task, geneval.classes)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise LpoError(f"no task of GenEval: {error!r}", task, "mend that line of evaluate.prompts_file") from error
+            raise LpoError(f"no task of GenEval: {error!r}", task, "fix that line of evaluate.prompts_file") from error
     return geneval

@@ -110,6 +110,6 @@ def load(folder: Path) -> Scorers:
         weights = load_file(folder / "scorers.safetensors")
         scorers = Scorers(CLIPTokenizer.from_pretrained(folder))
     except (OSError, ValueError) as error:
-        raise LpoError(f"no scorers here: {error}", str(folder), "run `lpo base`, or mend score.scorers") from error
+        raise LpoError(f"no scorers here: {error}", str(folder), "run `lpo base`, or correct score.scorers") from error
     scorers.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     return scorers.requires_grad_(False).eval()

@@ -70,7 +70,7 @@ def check_task(text: str, classes: Sequence[str]) -> dict[str, Any]:
         if not isinstance(clause.get("count"), int):
             wrong.append(f"count {clause.get('count')!r}")
     if wrong:
-        raise LpoError(f"GenEval can't ask for {', '.join(wrong)}", text, "mend that line of evaluate.prompts_file")
+        raise LpoError(f"GenEval can't ask for {', '.join(wrong)}", text, "fix that line of evaluate.prompts_file")
     return task
 
 

@@ -68,7 +68,7 @@ class HPS:
 
 
 def cleaned(prompt: str) -> str:
-    """A prompt as OpenCLIP reads it: mended by ftfy, HTML entities undone twice, white space one space, lower case."""
+    """A prompt as OpenCLIP reads it: repaired by ftfy, HTML decoded twice, runs of white space as one, lower case."""
     text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return " ".join(text.split()).lower()
 
