@@ -36,6 +36,7 @@ from support.workspace import (
 
 from lpo.config import load_params
 from lpo.stages import base
+from lpo.train.pretrain import gate
 
 pytestmark = pytest.mark.slow
 
@@ -49,9 +50,9 @@ def pretrain(folder: Path) -> None:
     with folder.with_suffix(".log").open("w") as log:
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
-    several = base.sample_prompts
-    base.all_correct.__defaults__ = (2,)
-    base.sample_prompts = lambda split, count, rng: several(split, 2, rng)
+    several = gate.sample_prompts
+    gate.all_correct.__defaults__ = (2,)
+    gate.sample_prompts = lambda split, count, rng: several(split, 2, rng)
     base.run(load_params())
 
 
