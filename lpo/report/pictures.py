@@ -28,6 +28,7 @@ from lpo.report.plots import picture_uri
 Place = tuple[str, int]  # prompt, seed
 SHEET = {"base_matched": "base", "tuned": "tuned"}  # rows of the contact sheet, from above, and their names
 SHOWN = 128  # pixels: smaller pictures are enlarged to it by a whole number, larger ones stay
+MARKS = {True: ("all right", "#00714f"), False: ("wrong", "#b04500")}  # of an image, by the emoji oracle
 GAP, SIDE, LINE, LINES = 12, 48, 15, 4  # pixels between pictures, for the rows' names and for a line; lines a caption
 
 
@@ -37,14 +38,26 @@ def value_of(results: pd.DataFrame) -> str:
 
 
 def choose(results: pd.DataFrame, count: int, seed: int) -> dict[str, list[Place]]:
-    """Prompts and seeds of {random, best, worst}, at most `count` each."""
+    """Prompts and seeds of {random, changed, best, worst}, at most `count` each.
+
+    changed: drawn at random from those of which exactly one of the two images is right in everything; it is left out
+    where nobody judged that, and where there are none.
+    """
     pairs = paired(results, "tuned", "base_matched")
     places = list(zip(pairs["prompt"], pairs["seed"], strict=True))
     value = value_of(results)
     best = np.argsort(-(pairs[f"{value}_tuned"] - pairs[f"{value}_base"]).to_numpy(float), kind="stable")
     drawn = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:count])
-    chosen = {"random": drawn, "best": best[:count], "worst": best[::-1][:count]}
-    return {name: [places[i] for i in index] for name, index in chosen.items()}
+    changed = _changed(pairs, count, seed)
+    chosen = {"random": drawn, "changed": changed, "best": best[:count], "worst": best[::-1][:count]}
+    return {name: [places[i] for i in index] for name, index in chosen.items() if name != "changed" or len(index)}
+
+
+def _changed(pairs: pd.DataFrame, count: int, seed: int) -> np.ndarray:
+    if "all_correct_tuned" not in pairs:
+        return np.array([], int)
+    found = np.flatnonzero((pairs["all_correct_tuned"] != pairs["all_correct_base"]).to_numpy(bool))
+    return np.sort(np.random.default_rng(seed).permutation(found)[:count])
 
 
 def pictures(results: pd.DataFrame | None, params: Mapping[str, Any]) -> str:
@@ -63,6 +76,8 @@ def pictures(results: pd.DataFrame | None, params: Mapping[str, Any]) -> str:
     value = "utility" if "utility" in results else title_of(value_of(results))
     notes = {
         "random": f"Drawn at random (seed {params['seed']}) from {plain(total)} images.",
+        "changed": f"Drawn at random (seed {params['seed']}) from the prompts on which exactly one of the base at this "
+        "guidance scale and the tuned model has everything right.",
         "best": f"The largest gains in {value} of {plain(total)} images. Selected, so not representative.",
         "worst": f"The largest losses in {value} of {plain(total)} images. Selected, so not representative.",
     }
@@ -102,23 +117,29 @@ def _verdict(row: pd.Series) -> str:
     return f'<span class="{"good" if right else "bad"}">{verdict}</span><br>aesthetics {row["aesthetic"]:.1f}'
 
 
-def contact_sheet(results: pd.DataFrame, n: int, seed: int = 0) -> bytes:
-    """PNG of n prompts that `choose` draws with `seed`: the base above, the tuned model below, the caption under both.
+def contact_sheet(results: pd.DataFrame, places: Sequence[Place]) -> bytes:
+    """PNG of some prompts: the base above, the tuned model below, the caption under both.
 
-    The base has the tuned model's guidance scale. An image of 32 pixels is enlarged four times, pixel by pixel.
+    The base has the tuned model's guidance scale. An image of 32 pixels is enlarged four times, pixel by pixel. Where
+    the emoji oracle judged, a word under each image says whether it is right in everything.
     """
-    rows = results.set_index(["model", "prompt", "seed"])["png"]
-    places = choose(results, n, seed)["random"]
-    shots = [[_enlarged(rows.loc[(model, *place)]) for place in places] for model in SHEET]
+    rows = results.set_index(["model", "prompt", "seed"])
+    shots = [[_enlarged(rows.loc[(model, *place), "png"]) for place in places] for model in SHEET]
     width, height = (max(shot.size[k] for row in shots for shot in row) for k in (0, 1))
     font = ImageFont.load_default(12)
-    below = 2 * (height + GAP) + GAP // 2
+    marks = LINE + 3 if "all_correct" in results else 0
+    below = 2 * (height + marks + GAP) + GAP // 2
     sheet = Image.new("RGB", (SIDE + len(places) * (width + GAP) + GAP, below + LINES * LINE + GAP // 2), "white")
-    for row, name in enumerate(SHEET.values()):
-        top = GAP + row * (height + GAP // 2)
-        ImageDraw.Draw(sheet).text((GAP, top + height // 2), name, fill="black", font=font, anchor="lm")
-        for column, shot in enumerate(shots[row]):
-            sheet.paste(shot, (SIDE + GAP + column * (width + GAP), top))
+    draw = ImageDraw.Draw(sheet)
+    for row, (model, name) in enumerate(SHEET.items()):
+        top = GAP + row * (height + marks + GAP // 2)
+        draw.text((GAP, top + height // 2), name, fill="black", font=font, anchor="lm")
+        for column, (place, shot) in enumerate(zip(places, shots[row], strict=True)):
+            left = SIDE + GAP + column * (width + GAP)
+            sheet.paste(shot, (left, top))
+            if marks:
+                word, ink = MARKS[bool(rows.loc[(model, *place), "all_correct"])]
+                draw.text((left, top + height + 2), word, fill=ink, font=font)
     for column, (prompt, _) in enumerate(places):
         caption = Image.new("RGB", (width, LINES * LINE), "white")  # what is too wide is cut at its edge
         for line, words in enumerate(textwrap.wrap(prompt, width // 6, max_lines=LINES, placeholder=" ...")):

@@ -1,4 +1,4 @@
-"""report: metrics, histories, images, hashes -> data/report/ (page, model card, before_after.png), metrics.json.
+"""report: metrics, histories, images, hashes -> data/report/ (page, model card, two pictures), metrics.json.
 
 Same inputs, same bytes. No clock is read: dates and minutes come from a file that `lpo STAGE` writes (lpo/timings.py).
 Of git, only the last commit that changed code or parameters is shown, so a commit of anything else, such as these
@@ -23,11 +23,11 @@ from lpo.files import atomic_folder, write_bytes, write_json, write_text
 from lpo.report.cards import model_card
 from lpo.report.figures import headline
 from lpo.report.page import Artifact, ReportContext, render_report
-from lpo.report.pictures import contact_sheet
+from lpo.report.pictures import choose, contact_sheet
 
 STAGES = ("base", "dataset", "score", "filter", "encode", "reward", "tune", "evaluate")  # before this one, in order
 CODE = ("lpo", "params.yaml")
-SHEET = 6  # prompts on before_after.png: what is still readable at the width of a page
+SHEET = 6  # prompts on a picture: what is still readable at the width of a page
 PAIRS = 4  # examples of kept, of dropped and of quarantined pairs
 
 
@@ -55,7 +55,10 @@ def run(params: Params) -> None:
         write_text(folder / "index.html", render_report(context))
         write_text(folder / "MODEL_CARD.md", model_card(sections, metrics))
         if context.results is not None:
-            write_bytes(folder / "before_after.png", contact_sheet(context.results, SHEET, params.seed))
+            chosen = choose(context.results, SHEET, params.seed)
+            for name, file in (("random", "before_after.png"), ("changed", "changed.png")):
+                if name in chosen:
+                    write_bytes(folder / file, contact_sheet(context.results, chosen[name]))
     write_json("metrics.json", headline(metrics))
 
 

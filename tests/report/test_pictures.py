@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lpo.report.pictures import choose, contact_sheet
+from lpo.report import pictures
+from lpo.report.pictures import choose
 
 SHADES = {"base": 40, "base_matched": 120, "tuned": 200}
 
@@ -27,6 +28,11 @@ def results(prompts: list[str], size: int = 32) -> pd.DataFrame:
          "png": png(np.full((size, size, 3), colour(i, model), np.uint8))}
         for i, prompt in enumerate(prompts) for model in SHADES
     )  # fmt: skip
+
+
+def contact_sheet(frame: pd.DataFrame, count: int, seed: int = 0) -> bytes:
+    """The sheet of prompts drawn at random, as the stage report draws it."""
+    return pictures.contact_sheet(frame, choose(frame, count, seed)["random"])
 
 
 def opened(sheet: bytes) -> np.ndarray:
@@ -104,3 +110,39 @@ def test_the_draw_depends_on_the_seed_and_equal_inputs_are_equal_bytes():
 def test_fewer_prompts_than_asked_for_are_all_shown():
     sheet = opened(contact_sheet(results(["a cat", "a dog"]), 6))
     assert all(box(sheet, colour(i, "tuned")) for i in range(2))
+
+
+def judged(right: dict[str, list[bool]]) -> pd.DataFrame:
+    """`results` with verdicts, by model and prompt; the base at its usual guidance has everything right."""
+    frame = results(PROMPTS)
+    verdicts = right | {"base": [True] * len(PROMPTS)}
+    return frame.assign(
+        all_correct=[verdicts[model][seed] for model, seed in zip(frame["model"], frame["seed"], strict=True)]
+    )
+
+
+def test_changed_prompts_are_those_on_which_exactly_one_image_is_right():
+    base = [i in (0, 1, 2, 3) for i in range(10)]
+    tuned = [i in (2, 3, 4, 5, 6) for i in range(10)]
+    frame = judged({"base_matched": base, "tuned": tuned})
+    different = {(f"prompt {i}", i) for i in (0, 1, 4, 5, 6)}
+    assert set(choose(frame, 9, seed=1)["changed"]) == different
+    drawn = [tuple(choose(frame, 2, seed=seed)["changed"]) for seed in range(8)]
+    assert all(len(some) == 2 and set(some) <= different for some in drawn) and len(set(drawn)) > 1
+    assert "changed" not in choose(judged({"base_matched": base, "tuned": base}), 9, seed=1)
+    assert "changed" not in choose(results(PROMPTS), 9, seed=1)
+
+
+def test_a_word_under_each_image_says_whether_it_is_right():
+    places = [("prompt 0", 0), ("prompt 1", 1)]
+    inks = {True: (0, 113, 79), False: (176, 69, 0)}
+
+    def words(right: dict[str, list[bool]]) -> list[int]:
+        sheet = opened(pictures.contact_sheet(judged(right), places))
+        return [int((sheet == ink).all(axis=2).sum()) for ink in inks.values()]
+
+    all_right, all_wrong = ({"base_matched": [v] * 10, "tuned": [v] * 10} for v in (True, False))
+    (green, none), (no, red) = words(all_right), words(all_wrong)
+    assert green > 0 and none == 0 and no == 0 and red > 0
+    mixed = words({"base_matched": [False] * 10, "tuned": [True] * 10})
+    assert mixed == [green // 2, red // 2]

@@ -11,7 +11,7 @@ from support.defaults import default_params
 
 from lpo.config import load_params
 from lpo.files import write_json, write_parquet, write_text
-from lpo.report.pictures import contact_sheet
+from lpo.report.pictures import choose, contact_sheet
 from lpo.stages.report import SHEET, locked, revision, run
 
 ROOT = Path(__file__).parents[2]
@@ -103,4 +103,10 @@ def test_pictures_come_from_the_results(project):
     frame = pd.DataFrame([row | {"model": model} for model in ("base", "base_matched", "tuned")])
     write_parquet("data/evaluation/results.parquet", frame)
     assert "a &lt;b&gt;cat&lt;/b&gt;" in page()
-    assert Path("data/report/before_after.png").read_bytes() == contact_sheet(frame, SHEET, load_params().seed)
+    chosen = choose(frame, SHEET, load_params().seed)
+    assert Path("data/report/before_after.png").read_bytes() == contact_sheet(frame, chosen["random"])
+    assert not Path("data/report/changed.png").exists(), "both images are right"
+    frame.loc[frame["model"] == "tuned", "all_correct"] = False
+    write_parquet("data/evaluation/results.parquet", frame)
+    page()
+    assert Path("data/report/changed.png").read_bytes() == contact_sheet(frame, choose(frame, SHEET, 42)["changed"])
