@@ -10,12 +10,19 @@ from pathlib import Path
 from lpo.config.presets import merge
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+CHANGED_BY_TESTS = """
+seed: 42
+ingest: {source: data/inbox}
+promote: {keep: 5}
+tracking: {project: lpo}
+"""  # values that no preset sets, and that a test replaces in the text of the file
 
 
 def default_params() -> str:
     """The text of params.yaml with the preset emoji merged. A fresh clone has these values already."""
     preset = (REPOSITORY / "lpo/presets/emoji.yaml").read_text(encoding="utf-8")
-    return merge((REPOSITORY / "params.yaml").read_text(encoding="utf-8"), preset)[0]
+    merged = merge((REPOSITORY / "params.yaml").read_text(encoding="utf-8"), preset)[0]
+    return merge(merged, CHANGED_BY_TESTS)[0]
 
 
 def with_default_params(folder: Path) -> Path:
