@@ -11,7 +11,8 @@ Always there:
 
 Only with the emoji oracle (win rates are then overall, alignment and aesthetics; otherwise overall alone):
 
-    all_correct           share of images in which every question of the prompt is answered correctly; and by_category
+    all_correct           share of images in which every question of the prompt is answered correctly; and by_category,
+                          and only_tuned, only_base: on how many images one model alone is right
     means                 means of overall (utility), alignment and aesthetics
     scorers.NAME          mean and win rate of each scorer of MPCF, which also chose the checkpoint
 
@@ -125,7 +126,9 @@ class Comparison:
     def __call__(self, pairs: pd.DataFrame, opponent: str) -> Figures:
         found: Figures = {"win_rate": self.win_rates(pairs)}
         if EMOJI in self.judges:
-            found["all_correct"] = self.change(pairs, "all_correct", opponent)
+            right, other = (pairs[f"all_correct_{side}"].astype(bool) for side in ("tuned", "base"))
+            only = {"only_tuned": int((right & ~other).sum()), f"only_{opponent}": int((other & ~right).sum())}
+            found["all_correct"] = self.change(pairs, "all_correct", opponent) | only
             found["means"] = {axis: self.change(pairs, column, opponent) for axis, column in AXES.items()}
             found["scorers"] = {name: self.change_and_rate(pairs, column, opponent) for name, column in SCORERS.items()}
         if others := [name for name in self.judges if name != EMOJI]:

@@ -69,6 +69,13 @@ def _notes(metrics: Metrics) -> Iterator[str]:
     prompts = plain(metrics["evaluate"]["win_rate"]["overall"]["prompts"])
     yield f"{prompts} held-out prompts. Both models start from the same noise and use the same guidance scale."
     yield "A tie counts as half a win. Intervals come from a bootstrap over prompts."
+    usual = metrics["evaluate"]["win_rate_default_cfg"]["overall"]
+    yield f"Against the base at its best guidance scale, the tuned model wins {percent(usual['value'])} ({percents(usual)})."
+    if (right := metrics["evaluate"].get("all_correct")) and "only_base" in right:
+        yield (
+            f"On {plain(right['only_tuned'])} images the tuned model alone has everything right, on "
+            f"{plain(right['only_base'])} the base alone."
+        )
     if "reward" in metrics:
         yield (
             f"The reward model ranks {percent(metrics['reward']['accuracy']['mean'])} of held-out pairs correctly, "

@@ -51,6 +51,11 @@ def test_all_correct_by_hand():
     found = evaluate_results(results(), EMOJI)["all_correct"]
     assert (found["base"], found["tuned"], found["difference"]) == (0.5, 0.5, 0.0)
     assert found["low"] < 0 < found["high"]
+    assert (found["only_tuned"], found["only_base"]) == (1, 1)  # a dog; two cats
+    more = results()
+    more.loc[(more["model"] == "base_matched") & (more["prompt"] == "a cat"), "all_correct"] = False
+    found_more = evaluate_results(more, EMOJI)["all_correct"]
+    assert (found_more["only_tuned"], found_more["only_base"]) == (2, 1)
     assert found["by_category"]["single"]["difference"] == 0.5
     assert found["by_category"]["count"]["difference"] == -0.5
 
