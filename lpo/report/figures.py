@@ -70,7 +70,8 @@ def _notes(metrics: Metrics) -> Iterator[str]:
     yield f"{prompts} held-out prompts. Both models start from the same noise and use the same guidance scale."
     yield "A tie counts as half a win. Intervals come from a bootstrap over prompts."
     usual = metrics["evaluate"]["win_rate_default_cfg"]["overall"]
-    yield f"Against the base at its best guidance scale, the tuned model wins {percent(usual['value'])} ({percents(usual)})."
+    rate = f"{percent(usual['value'])} ({percents(usual)})"
+    yield f"Against the base at its best guidance scale, the tuned model wins {rate}."
     if (right := metrics["evaluate"].get("all_correct")) and "only_base" in right:
         yield (
             f"On {plain(right['only_tuned'])} images the tuned model alone has everything right, on "
