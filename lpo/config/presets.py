@@ -164,11 +164,16 @@ def _apply(text: str, edits: list[Edit]) -> str:
             before = len(text[: edit.end]) - (text.rfind("\n", 0, edit.end) + 1)
             after = len(head) - (head.rfind("\n") + 1)
             place = before + len(rest) - len(comment)
-            if place == max(column, before + GAP) or place < after + 2:
-                place = max(column, after + GAP)
+            if place == _place(column, before) or place < after + 2:
+                place = _place(column, after)
             rest = " " * (place - after) + comment
         text = head + rest + newline + below
     return text
+
+
+def _place(column: int, end: int) -> int:
+    """Where a comment begins behind a value: in the column of the others, or behind it where the value is too long."""
+    return column if column >= end + 2 else end + GAP
 
 
 def _comment_column(text: str) -> int:
