@@ -151,7 +151,8 @@ def test_pictures_of_models_that_are_gone_are_forgotten(lab: SD) -> None:
 
 def test_one_scale_for_both_sides_is_one_drawing_of_the_base(lab: SD, monkeypatch: pytest.MonkeyPatch) -> None:
     same = params()
-    same = dataclasses.replace(same, evaluate=dataclasses.replace(same.evaluate, base_guidance_scale=1.5))
+    scale = same.evaluate.guidance_scale
+    same = dataclasses.replace(same, evaluate=dataclasses.replace(same.evaluate, base_guidance_scale=scale))
     with counted(monkeypatch) as drawn:
         evaluate.run(same)
     assert drawn == ["base_matched"] * 2 + ["tuned"] * 2
