@@ -124,7 +124,7 @@ def test_dvc_repro_killed_while_a_stage_trains_goes_on_to_the_same_bytes(
     finished: Path, tmp_path: Path, stage: str, steps: int
 ) -> None:
     """Of a finished run the stage's artifact and checkpoints are removed, everywhere, so that it must train again."""
-    out = f"data/{stage}"
+    out = {"reward": "data/reward", "tune": "data/tuned"}[stage]
     folder = tmp_path / "workspace"
     shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".checkpoints", "__pycache__"))
     shutil.rmtree(folder / out)

@@ -100,7 +100,7 @@ def test_the_policy_with_a_reward_of_its_own(params: Params) -> None:
     check_same(two, one, rtol=1e-3, atol=1e-5)
     for here, there in zip(json.loads(Path("data/tuned/history.json").read_text()), history, strict=True):
         assert here["pairs"] == there["pairs"]
-        assert here["reward"] == pytest.approx(there["reward"], rel=0.02)
+        assert here["reward"] == pytest.approx(there["reward"], rel=0.02, abs=1e-5)  # scores lie near 1
         assert here["validation"] == pytest.approx(there["validation"], abs=2e-3)  # it sees pictures, which are rounded
     assert len(held) == 4
     policy, reward = held[:2], held[2:]

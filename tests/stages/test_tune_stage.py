@@ -38,7 +38,7 @@ def params(trained_inputs, tiny_base, tiny):
         found,
         model=replace(found.model, path=str(tiny_base)),
         tracking=replace(found.tracking, wandb="disabled"),
-        evaluate=replace(found.evaluate, num_inference_steps=3, batch_size=5),
+        evaluate=replace(found.evaluate, num_inference_steps=3, batch_size=5, guidance_scale=1.5),
         spm=replace(found.spm, steps=2, warmup_steps=1, batch_size=4, validate_every=2, checkpoint_every=1),
         tune=replace(
             found.tune, prompts=4, prompts_per_rollout=2, num_inference_steps=3, batch_size=4, learning_rate=1e-2,

@@ -31,7 +31,8 @@ def config(repository):
     lpo = load_params(repository / "params.yaml").tune
     return replace(
         lpo, prompts=6, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, guidance_scale=3.0, lora_rank=2,
-        learning_rate=1e-2, beta=20.0, num_candidates=4, timestep_range=(0, 1000), validate_every=1,
+        learning_rate=1e-2, beta=20.0, num_candidates=4, timestep_range=(0, 1000), timestep_weights="none",
+        validate_every=1,
         threshold=replace(lpo.threshold, schedule="constant", low=0.0, high=0.0),
     )  # fmt: skip
 

@@ -34,6 +34,7 @@ def config(repository):
     return replace(
         lpo, prompts=12, prompts_per_rollout=4, num_inference_steps=4, batch_size=5, guidance_scale=3.0, lora_rank=2,
         validate_every=2, checkpoint_every=1, learning_rate=1e-2, timestep_range=(0, 1000),
+        timestep_weights="none", beta=150.0,
         threshold=replace(lpo.threshold, schedule="constant", low=0.0, high=0.0),
     )  # fmt: skip
 
