@@ -90,9 +90,9 @@ def test_the_table_by_hand(project: Path) -> None:
         "",
         "1,400 held-out prompts. Both models start from the same noise and use the same guidance scale. A tie counts "
         "as half a win. Intervals come from a bootstrap over prompts. Against the base at its best guidance scale, the "
-        "tuned model wins 60.0% (55.0% to 65.0%). On 65 images the tuned model alone has everything right, on 10 the base "
-        "alone. The reward model ranks 71.4% of held-out pairs correctly, averaged over timesteps. The filter keeps 500 "
-        "of 2,000 training pairs (25.0%).",
+        "tuned model wins 60.0% (55.0% to 65.0%). On 65 images the tuned model alone has everything right, on 10 the "
+        "base alone. The reward model ranks 71.4% of held-out pairs correctly, averaged over timesteps. The filter "
+        "keeps 500 of 2,000 training pairs (25.0%).",
     ]
 
 
