@@ -140,6 +140,8 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"reward.trainable: {needed}, is {trainable!r}"
         if values.get("model.compile"):
             yield "model.compile: must be false where model.shard is true, is true"
+    if values.get("dataset.repository") is not None and values.get("dataset.source") in ("simulated", "folder"):
+        yield f"dataset.repository: must be null where dataset.source is {values['dataset.source']}"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
         yield "dataset.path: must name a folder where dataset.source is folder, is empty"
     if "filter.strategy" in values and "filter.strategies" in values:

@@ -55,6 +55,7 @@ class Pretrain:
 class Dataset:
     source: Literal["simulated", "pickapic", "pickapic_v2", "hpdv2", "folder"]
     path: str | None
+    repository: str | None
     revision: str
     limit: Count | None
     keep_downloads: bool

@@ -14,14 +14,13 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from lpo.config import Params
 from lpo.data.download import MANIFEST, SUFFIXES, missing_bytes
-from lpo.data.sources.choose import REPOSITORIES
+from lpo.data.sources.choose import folder_of, repository_of
 from lpo.doctor.downloads import downloads
 from lpo.doctor.memory import Need, needs
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import key_of
 from lpo.outputs import check_writable
-from lpo.paths import SOURCES
 from lpo.preflight.files import listed
 
 WRITTEN = 3e9  # bytes that a run of the small world writes, twice over: data/ and DVC's cache
@@ -116,9 +115,9 @@ def disk_needed(params: Params) -> tuple[float, float]:
 def pairs_to_load(params: Params) -> tuple[int, str]:
     """(bytes of the data set that are still to be loaded, its repository); 0 where they are not known."""
     config = params.dataset
-    if config.source not in REPOSITORIES or config.path is not None:
+    name, folder = repository_of(config), folder_of(config)
+    if name is None:
         return 0, ""
-    name, folder = REPOSITORIES[config.source], SOURCES / config.source
     if (folder / MANIFEST).exists():
         return missing_bytes(folder, name, config.revision) or 0, name
     if constants.HF_HUB_OFFLINE:

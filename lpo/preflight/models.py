@@ -12,7 +12,7 @@ import torch
 
 from lpo import paths
 from lpo.config import Model, Params
-from lpo.data.sources.choose import REPOSITORIES
+from lpo.data.sources.choose import folder_of, repository_of
 from lpo.doctor.memory import META, configured
 from lpo.emoji.scenes import CANVAS
 from lpo.errors import LpoError
@@ -98,9 +98,10 @@ def steps(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
 def data_set(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     """A data set of the hub, and the file of prompts that takes the place of its own."""
     config = params.dataset
-    if config.source in REPOSITORIES and config.path is None and not (paths.SOURCES / config.source).is_dir():
-        name = REPOSITORIES[config.source]
-        where = f"params.yaml: dataset.source: {config.source}"
+    name = repository_of(config)
+    if name is not None and not folder_of(config).is_dir():
+        key = "source" if config.repository is None else "repository"
+        where = f"params.yaml: dataset.{key}: {config.repository or config.source}"
         yield from missing(name, ["*.parquet|*.json"], where, "dataset", config.revision)
     yield from prompt_file("dataset.prompts", config.prompts)
 

@@ -184,6 +184,19 @@ def test_from_a_hub_only_what_a_limit_needs_is_loaded(project: Path) -> None:
     assert stayed == {"validation_unique", "test_unique"}  # of the others the pairs are written
 
 
+def test_a_mirror_takes_the_place_of_the_sources_repository(project: Path) -> None:
+    publish(project / "remote")
+    text = Path("params.yaml").read_text().replace("source: simulated", "source: pickapic")
+    text = text.replace("limit: null", "limit: 4").replace("judges: [emoji]", "judges: [pickscore]")
+    Path("params.yaml").write_text(text.replace("repository: null", "repository: somebody/mirror"))
+    with serve("somebody/mirror", project / "remote") as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(project / "home")}
+        program = "from lpo.config import load_params; from lpo.stages.dataset import run; run(load_params())"
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300, capture_output=True)
+    assert pairs()["split"].value_counts().to_dict() == {"train": 4, "validation": 4, "test": 4}
+    assert Path("data/sources/somebody--mirror").is_dir() and not Path("data/sources/pickapic").exists()
+
+
 def test_shards_without_the_columns_of_pickapic_are_refused(project: Path) -> None:
     publish(project / "source")
     pickapic("test", 4).drop(columns="jpg_1").to_parquet("source/data/test-00000-of-00001-0d.parquet")
