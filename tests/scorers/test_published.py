@@ -13,11 +13,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from support.flan_t5 import VISION, WORDS, flan_t5_folders, image_processor, words
 from torch import nn
 from transformers import (
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
     CLIPTextConfig,
@@ -28,7 +27,6 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )  # fmt: skip
@@ -39,30 +37,12 @@ from lpo.hub import read_weights
 from lpo.scorers import aesthetic, clip_score, vqa
 from lpo.scorers.published import Published, load_scorers, to_pictures
 
-CPU, SIDE = torch.device("cpu"), 16
-VISION = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": SIDE,
-    "patch_size": 8,
-}  # fmt: skip
-WORDS = ["<pad>", "</s>", "<unk>", "<image>", "Yes", "no", "a", "cat", "dog", "figure", "answer", "USER:"]
-
-
-def image_processor() -> CLIPImageProcessorPil:
-    return CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+CPU = torch.device("cpu")
 
 
 def pictures(count: int = 3) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(256, size=(20 + 3 * i, 31, 3), dtype=np.uint8)) for i in range(count)]
-
-
-def words() -> PreTrainedTokenizerFast:
-    """Words apart, an end of text after each call: what T5's tokenizer does, with twelve words."""
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    inner.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    inner.add_special_tokens(["<image>"])  # found inside of words too
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="module")
@@ -94,27 +74,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     torch.save(head, paths.head / "sac+logos+ava1-l14-linearMSE.pth")
     save_file(load_file(paths.predictor / "model.safetensors") | head, paths.predictor / "model.safetensors")
 
+    flan_t5_folders(paths.t5, paths.vision)
     tokenizer = words()
-    tokenizer.save_pretrained(paths.t5)
-    config = T5Config(
-        vocab_size=len(WORDS), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0,
-        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-    )  # fmt: skip
-    t5 = T5ForConditionalGeneration(config)
-    t5.save_pretrained(paths.t5)
-    projector = {
-        "mm_projector.0.weight": torch.randn(16, 16), "mm_projector.0.bias": torch.randn(16),
-        "mm_projector.2.weight": torch.randn(16, 16), "mm_projector.2.bias": torch.randn(16),
-    }  # fmt: skip
-    projector["lm_head.weight"] = torch.randn(len(WORDS), 16)  # Flan-T5's head is not its embedding
-    save_file(load_file(paths.t5 / "model.safetensors") | projector, paths.t5 / "model.safetensors", {"format": "pt"})
-    published = json.loads((paths.t5 / "config.json").read_text()) | {
-        "model_type": "clip_t5", "architectures": ["CLIPT5ForConditionalGeneration"], "mm_vision_select_layer": -2,
-        "mm_projector_type": "mlp2x_gelu",
-    }  # fmt: skip
-    (paths.t5 / "config.json").write_text(json.dumps(published))
-    CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(paths.vision)
-    image_processor().save_pretrained(paths.vision)
 
     llama = LlamaConfig(
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,

@@ -1,0 +1,148 @@
+"""Every real preset from the download of its pairs to the promotion of its LoRA, on tiny models of published layouts.
+
+The pairs come from a hub on this machine. Models are folders in the hub's layout, and the preset decides the rest:
+family, source, scorers, strategy, features and layer of the reward, method, judges and gate.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from support.dvc_lock import write_lock
+from support.flan_t5 import flan_t5_folders
+from support.judge_folders import with_tiny_judges
+from support.loopback_hub import serve
+
+from lpo.commands import promote
+from lpo.config import Params
+from lpo.config.presets import with_preset
+from lpo.data.sources.choose import REPOSITORIES
+from lpo.emoji.scenes import sample_prompts
+from lpo.registry import ledger
+from lpo.stages import encode, evaluate, filter, report, reward, score, tune
+from lpo.study import spm
+
+pytestmark = pytest.mark.slow
+
+REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl"]
+CAPTIONS = [scene.caption for scene in sample_prompts("train", 12, np.random.default_rng(0), unique=True)]
+DOWNLOAD = """
+import pickle
+from lpo.preflight import require
+from lpo.stages import dataset
+params = pickle.load(open("params.pickle", "rb"))
+require(params, "dataset")
+dataset.run(params)
+"""
+
+
+def picture(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def publish(folder: Path) -> None:
+    """A shard for each split and for its prompts, named as Pick-a-Pic's."""
+    (folder / "data").mkdir(parents=True)
+    splits = (("train", 0, 6), ("validation", 6, 9), ("test", 9, 12))
+    for split, first, end in splits:
+        rows = [
+            {
+                "ranking_id": i, "caption": CAPTIONS[i], "image_0_uid": f"a{i}", "image_1_uid": f"b{i}",
+                "label_0": float(i % 2), "label_1": float(1 - i % 2), "has_label": True, "are_different": True,
+                "num_example_per_prompt": 1, "jpg_0": picture(2 * i), "jpg_1": picture(2 * i + 1),
+            }
+            for i in range(first, end)
+        ]  # fmt: skip
+        names = [split] if split == "train" else [split, f"{split}_unique"]
+        for name in names:
+            pd.DataFrame(rows).to_parquet(folder / f"data/{name}-00000-of-00001-0a.parquet", index=False)
+
+
+def shrunk(params: Params, base: Path, project: Path) -> Params:
+    """The preset with tiny models, few steps and few prompts. Margins let every pair through."""
+    flan_t5_folders(project / "t5", project / "vision")
+    params = with_tiny_judges(params, project)
+    sd3 = params.model.family == "sd3"
+    free = {name: replace(m, aesthetic=-99.0, clip=-99.0, vqa=-99.0) for name, m in params.filter.strategies.items()}
+    few = {
+        "steps": 2, "warmup_steps": 1, "batch_size": 4, "micro_batch_size": 4, "validate_every": 2,
+        "checkpoint_every": 2,
+    }  # fmt: skip
+    return replace(
+        params,
+        model=replace(
+            params.model, path=str(base), vae=None, denoiser=None, device="cpu", dtype="fp32", resolution=None,
+            shard=False,
+        ),
+        score=replace(
+            params.score, batch_size=4,
+            models=replace(params.score.models, vqa="t5", vqa_vision="vision", vqa_tokenizer="t5"),
+        ),
+        filter=replace(params.filter, strategies=free),
+        encode=replace(params.encode, batch_size=4),
+        reward=replace(
+            params.reward, **few, base=None, layer=2 if sd3 else None,
+            embedding_dim=24 if params.model.family == "sdxl" else 8,
+            text_projection="clip" if "/" in params.reward.text_projection else params.reward.text_projection,
+        ),
+        spm=replace(params.spm, **few, clip="clip", tokenizer="clip"),
+        tune=replace(
+            params.tune, prompts=2, prompts_per_rollout=2, num_inference_steps=4, batch_size=4, micro_batch_size=4,
+            lora_rank=2, validate_every=1, validation_prompts=2, checkpoint_every=1, learning_rate=1e-2,
+            threshold=replace(params.tune.threshold, low=0.0, high=0.0),
+        ),
+        evaluate=replace(
+            params.evaluate, prompts=3, num_inference_steps=2, bootstrap=50, batch_size=4, judge_batch_size=4,
+        ),
+        promote=replace(
+            params.promote, win_rate_low=0.0, margins=dict.fromkeys(params.promote.margins, 99.0),
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_from_download_to_promotion(
+    project: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    preset = with_preset(name, Path("params.yaml"))
+    base = request.getfixturevalue(f"tiny_{preset.model.family}_base")
+    params = shrunk(preset, base, project)
+    publish(project / "remote")
+    (project / "params.pickle").write_bytes(pickle.dumps(params))
+    with serve(REPOSITORIES[params.dataset.source], project / "remote") as hub:
+        environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(project / "home")}
+        done = subprocess.run([sys.executable, "-c", DOWNLOAD], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    score.run(params)
+    filter.run(params)
+    encode.run(params)
+    (spm if params.tune.reward == "data/spm" else reward).run(params)
+    tune.run(params)
+    assert pd.read_json("data/tuned/history.json")["pairs"].sum() > 0
+    ledger.PROMOTED.mkdir(parents=True)
+    (ledger.PROMOTED / ".gitignore").write_text("*\n")
+    evaluate.run(params)
+    judged = json.loads(promote.FIGURES.read_text())
+    assert set(judged["judges"]) == set(params.evaluate.judges)
+    report.run(params)
+    assert Path("data/report/index.html").stat().st_size > 10_000
+    write_lock()
+    capsys.readouterr()
+    promote.run(params)
+    decision = json.loads(capsys.readouterr().out)
+    assert decision["promoted"] and ledger.name_of(ledger.PROMOTED) == decision["name"]
