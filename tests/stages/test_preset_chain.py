@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -73,7 +74,7 @@ def publish(folder: Path) -> None:
 
 
 def shrunk(params: Params, base: Path, project: Path) -> Params:
-    """The preset with tiny models, few steps and few prompts. Margins let every pair through."""
+    """The preset with tiny models, few steps and few prompts. Every pair passes the filter, every result the gate."""
     flan_t5_folders(project / "t5", project / "vision")
     params = with_tiny_judges(params, project)
     sd3 = params.model.family == "sd3"
@@ -109,9 +110,16 @@ def shrunk(params: Params, base: Path, project: Path) -> Params:
             params.evaluate, prompts=3, num_inference_steps=2, bootstrap=50, batch_size=4, judge_batch_size=4,
         ),
         promote=replace(
-            params.promote, win_rate_low=0.0, margins=dict.fromkeys(params.promote.margins, 99.0),
+            params.promote, win_rate_low=-1.0, margins=dict.fromkeys(params.promote.margins, 99.0),
         ),
     )  # fmt: skip
+
+
+def decide(params: Params, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    promote.run(params)
+    decision: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return decision
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -142,7 +150,8 @@ def test_from_download_to_promotion(
     report.run(params)
     assert Path("data/report/index.html").stat().st_size > 10_000
     write_lock()
-    capsys.readouterr()
-    promote.run(params)
-    decision = json.loads(capsys.readouterr().out)
-    assert decision["promoted"] and ledger.name_of(ledger.PROMOTED) == decision["name"]
+    strict = replace(params, promote=replace(params.promote, win_rate_low=1.0))
+    assert not decide(strict, capsys)["promoted"]
+    decision = decide(params, capsys)
+    assert decision["promoted"], decision
+    assert ledger.name_of(ledger.PROMOTED) == decision["name"]
