@@ -112,10 +112,15 @@ class Service:
         return self.ask("POST", path, json=body)
 
     def ask(self, *words: str, **body: Any) -> Any:
-        """The server's answer. It says 503 while SQLite is locked; Prefect's own client asks again too."""
+        """The server's answer. While SQLite is locked it says 503 or nothing; Prefect's own client asks again too."""
 
         def answer() -> httpx.Response | None:
-            response = self.client.request(*words, **body)
+            try:
+                response = self.client.request(*words, **body)
+            except httpx.TimeoutException:
+                if words[0] != "GET":
+                    raise  # it may have been carried out
+                return None
             return None if response.status_code == 503 else response
 
         return self.wait(answer).raise_for_status().json()
