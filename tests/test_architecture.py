@@ -19,7 +19,7 @@ GROUND = {"errors", "files", "format", "outputs", "images", "tables", "config", 
           "statistics", "timings"}  # fmt: skip
 MATHS = GROUND | {"diffusion", "emoji"}
 MODELS = MATHS | {"hub", "families", "preference", "scorers", "rewards"}
-WORK = MODELS | {"data", "sampling", "evaluate", "train", "registry", "report", "doctor", "tracking"}
+WORK = MODELS | {"data", "sampling", "evaluate", "train", "registry", "report", "doctor", "tracking", "votes"}
 BELOW: dict[str, set[str]] = {
     "__init__": {"rewards"},  # inside functions only: it is light
     "errors": set(),
@@ -45,8 +45,9 @@ BELOW: dict[str, set[str]] = {
     "sampling": MODELS,
     "data": MODELS | {"sampling", "evaluate"},  # the simulated source draws; prompt files
     "evaluate": MODELS | {"sampling"},
-    "registry": GROUND | {"evaluate"},
-    "report": GROUND | {"evaluate"},
+    "votes": GROUND | {"data"},
+    "registry": GROUND | {"evaluate", "votes"},
+    "report": GROUND | {"evaluate", "votes"},
     "doctor": MODELS,
     "train": MODELS | {"data", "sampling", "tracking"},
     "stages": WORK,
