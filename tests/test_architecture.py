@@ -50,10 +50,11 @@ BELOW: dict[str, set[str]] = {
     "report": GROUND | {"evaluate", "votes"},
     "doctor": MODELS,
     "train": MODELS | {"data", "sampling", "tracking"},
+    "web": WORK,
     "stages": WORK,
     "study": WORK,
     "preflight": WORK,
-    "commands": WORK | {"preflight"},
+    "commands": WORK | {"preflight", "web"},
     "cli": GROUND | {"stages", "commands", "study", "preflight", "cli_tools", "cli_groups"},
     "cli_tools": GROUND | {"commands", "cli_groups"},
     "cli_groups": GROUND | {"commands", "registry"},
@@ -61,7 +62,7 @@ BELOW: dict[str, set[str]] = {
 
 HEAVY = {
     "accelerate", "diffusers", "dvclive", "great_expectations", "matplotlib", "numpy", "pandas", "peft", "PIL",
-    "pyarrow", "safetensors", "scipy", "torch", "tqdm", "transformers", "wandb",
+    "pyarrow", "safetensors", "scipy", "starlette", "torch", "tqdm", "transformers", "uvicorn", "wandb",
 }  # fmt: skip
 LIGHT_FILES = {
     "lpo/__init__.py", "lpo/cli.py", "lpo/cli_groups.py", "lpo/cli_tools.py", "lpo/outputs/__init__.py",
