@@ -1,16 +1,14 @@
-"""What people said: win rates, agreement, strengths, and whether there are enough votes, from the table of votes.
+"""What people said: win rates, strengths, and whether there are enough votes, from the table of votes.
 
-    people(votes_frame(path), tuned, opponents)      what metrics/people.json holds, and what the gate reads
+    people(votes, tuned, opponents)      what metrics/people.json holds, and what the gate reads
 
-A vote counts if it was not undone, is no attention check, and is no skip. A tie counts as half a win. Columns of a
-table of votes are those of `lpo.votes.store.votes_frame`; of them this reads voter, prompt, image_a, image_b, model_a,
-model_b, choice, share_a, seconds, kind and undone.
+A vote counts if it was not undone, is no attention check, is no skip, and, where the table has a column `reason`, no
+reason speaks against it. A tie counts as half a win. The columns are those of `lpo.votes.store.votes_frame`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,10 +29,13 @@ def people(votes: pd.DataFrame, tuned: str, opponents: Mapping[str, str]) -> Fig
 
     Returns:
         {tuned, votes, voters, prompts, skipped, seconds (median of a vote), against: {key: {opponent, win_rate,
-        stopping}}, strengths}. win_rate and seconds are None where no vote says anything.
+        stopping}}, strengths}. win_rate and seconds are None where no vote says anything. The comparisons under
+        `against` read votes on held-out prompts alone (split validation): no training saw these. The rest reads all
+        that count.
     """
     mine = counted(votes)
-    kept = votes[~votes["undone"].astype(bool) & (votes["kind"] == "regular")]
+    held_out = mine[mine["split"] == "validation"]
+    kept = votes[~votes["undone"] & (votes["kind"] == "regular")]
     return {
         "tuned": tuned,
         "votes": len(mine),
@@ -42,15 +43,15 @@ def people(votes: pd.DataFrame, tuned: str, opponents: Mapping[str, str]) -> Fig
         "prompts": int(mine["prompt"].nunique()),
         "skipped": int((kept["choice"] == "skip").sum()),
         "seconds": float(mine["seconds"].median()) if mine["seconds"].notna().any() else None,
-        "against": {key: {"opponent": name} | against(mine, tuned, name) for key, name in opponents.items()},
+        "against": {key: {"opponent": name} | against(held_out, tuned, name) for key, name in opponents.items()},
         "strengths": strengths(mine),
     }
 
 
 def counted(votes: pd.DataFrame) -> pd.DataFrame:
     """The rows that count, in their order."""
-    keep = ~votes["undone"].astype(bool) & (votes["kind"] == "regular") & (votes["choice"] != "skip")
-    return votes[keep]
+    keep = ~votes["undone"] & (votes["kind"] == "regular") & (votes["choice"] != "skip")
+    return votes[keep & (votes["reason"] == "")] if "reason" in votes else votes[keep]
 
 
 def against(votes: pd.DataFrame, model: str, opponent: str, error: float = ERROR) -> Figures:
@@ -69,9 +70,3 @@ def against(votes: pd.DataFrame, model: str, opponent: str, error: float = ERROR
     rate = share_interval(shares, met["voter"].to_numpy(), met["prompt"].to_numpy())
     means = pd.Series(shares).groupby([met["voter"].to_numpy(), met["prompt"].to_numpy()]).mean()
     return {"win_rate": rate | {"ties": float((shares == 0.5).mean())}, "stopping": stopping(means, error)}
-
-
-def opponents_of(evaluate: Mapping[str, Any]) -> dict[str, str]:
-    """base, and the promoted model that evaluate compared with, under the keys of `people`."""
-    promoted = evaluate.get("promoted", {})
-    return {"base": "base"} | ({"promoted": promoted["name"]} if "win_rate" in promoted else {})

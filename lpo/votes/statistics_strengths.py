@@ -25,7 +25,7 @@ from lpo.statistics import Figures
 from lpo.votes.statistics_levels import two_level_variance
 
 PRIOR = 0.5  # wins added to both sides of two models that met
-Numbers = NDArray[np.float64]
+Numbers, Places = NDArray[np.float64], NDArray[np.int64]
 
 
 def strengths(votes: pd.DataFrame) -> Figures:
@@ -64,7 +64,7 @@ def strengths(votes: pd.DataFrame) -> Figures:
     return {"models": found, "left_out": left_out}
 
 
-def fit(first: Numbers, second: Numbers, shares: Numbers, models: int) -> tuple[Numbers, Numbers]:
+def fit(first: Places, second: Places, shares: Numbers, models: int) -> tuple[Numbers, Numbers]:
     """(theta (K,), H (K, K)) of votes in which first[i] (N,) got shares[i] of a win against second[i]."""
     wins = np.zeros((models, models))
     np.add.at(wins, (first, second), shares)
@@ -93,7 +93,7 @@ def _hessian(theta: Numbers, played: Numbers) -> Numbers:
     return np.diag(weight.sum(1)) - weight
 
 
-def _largest(first: Numbers, second: Numbers, models: int) -> NDArray[np.bool_]:
+def _largest(first: Places, second: Places, models: int) -> NDArray[np.bool_]:
     """Which models (K,) are in the connected group with the most votes."""
     graph = np.zeros((models, models), bool)
     graph[first, second] = True

@@ -35,6 +35,7 @@ def table(rows: list[tuple[str, str, str, str, float]]) -> pd.DataFrame:
             "seconds": 2.0,
             "kind": "regular",
             "undone": False,
+            "split": "validation",
         }
     )
 
@@ -166,10 +167,13 @@ def test_what_does_not_count_is_left_out_and_directions_are_turned() -> None:
     votes = table([*rows, ("v2", "p", "tuned", "base", float("nan")), *[("v2", "p", "base", "tuned", 1.0)] * 3])
     votes.loc[4, "undone"], votes.loc[5, "kind"], votes.loc[6, "kind"] = True, "repeat", "obvious"
     assert len(counted(votes)) == 3
+    assert list(counted(votes.assign(reason=["", "below", *[""] * 5]))["prompt"]) == ["p0", "p2"]
     found = people(votes, "tuned", {"base": "base", "promoted": "lpo-1"})
     rate = found["against"]["base"]["win_rate"]
     assert (rate["value"], rate["ties"], rate["votes"], rate["voters"], rate["prompts"]) == (2.5 / 3, 1 / 3, 3, 2, 3)
     assert found["against"]["promoted"]["win_rate"] is None
     assert (found["votes"], found["voters"], found["skipped"]) == (3, 2, 1)
+    trained = people(votes.assign(split=["train", *votes["split"][1:]]), "tuned", {"base": "base"})
+    assert (trained["votes"], trained["against"]["base"]["win_rate"]["votes"]) == (3, 2)  # not on prompts of a training
     other = against(counted(votes), "base", "tuned")["win_rate"]
     assert (other["value"], other["low"]) == pytest.approx((1 - rate["value"], 1 - rate["high"]))
