@@ -16,7 +16,7 @@ from benchmarks import models
 from benchmarks.meters import Flops
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.rewards.spm import CLIP_MEAN, CLIP_STD, StepPreferenceModel
-from lpo.train.policy.steps import NoisyPairs
+from lpo.train.policy.steps import NoisyGroups
 from lpo.train.policy.trainer import PolicyTrainer
 
 META = torch.device("meta")
@@ -65,8 +65,8 @@ def diffusion_dpo_flops(size: str) -> int:
     config = replace(models.iteration(size), method="diffusion_dpo", batch_size=1, micro_batch_size=1)
     trainer = PolicyTrainer(family, models.build_reward(size, META, torch.bfloat16), config, 0)
     shape = family.latent_shape
-    batch = NoisyPairs(
-        torch.empty(1, 2, *shape, device=META), torch.empty(1, *shape, device=META),
+    batch = NoisyGroups(
+        torch.empty(1, 2, *shape, device=META), torch.empty(1, *shape, device=META), torch.ones(1, 2, device=META),
         torch.ones(1, device=META, dtype=torch.long), torch.zeros(1, device=META, dtype=torch.long),
     )  # fmt: skip
     with Flops() as flops:

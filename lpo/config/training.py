@@ -82,7 +82,7 @@ class Nft:
 
 @dataclass(frozen=True)
 class Tune:
-    method: Literal["lpo", "spo", "diffusion_dpo", "grpo", "nft"]
+    method: Literal["lpo", "spo", "grpo", "diffusion_dpo", "smpo", "kto", "nft", "dgpo"]
     reward: str
     prompts: Count
     prompts_per_rollout: Count

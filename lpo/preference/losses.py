@@ -4,6 +4,8 @@
     Bradley-Terry   -label_0 log sigmoid(d) - label_1 log sigmoid(-d) - entropy of the labels,  d = score_0 - score_1
     Thurstone       1 - sqrt(label_0 p) - sqrt(label_1 (1 - p)),  p = Phi(d / sqrt(2 s_u^2)),  s_u^2 = 2 s(t)^2 + c
     Diffusion-DPO   -log sigmoid(-beta / 2 ((mse_w - mse_l)_theta - (mse_w - mse_l)_ref))
+    DGPO, SmPO      -log sigmoid(-beta / M sum of A_i ((mse_i)_theta - (mse_i)_ref)),  M images with advantages A
+    Diffusion-KTO   1 - sigmoid(A beta (mse_ref - mse_theta - Q)),  A = 1 liked, -1 disliked
     GRPO            -min(r A, clamp(r, 1 -+ eps) A) + beta KL,  r = p_theta / p_sampling
     Diffusion-NFT   r |x0(v+) - x0|^2 / w+ + (1 - r) |x0(v-) - x0|^2 / w-,  v+ and v- on either side of the old model
 
@@ -122,6 +124,54 @@ def diffusion_dpo_loss(
     policy = _wide(mse_policy_w) - _wide(mse_policy_l)
     margin = -0.5 * beta * (policy - (_wide(mse_ref_w) - _wide(mse_ref_l)))
     return -F.logsigmoid(margin), {"correct": _correct(margin.detach()), "margin": margin.detach()}
+
+
+def group_preference_loss(
+    mse_policy: torch.Tensor, mse_ref: torch.Tensor, advantage: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, Statistics]:
+    """Preference of the good images of a group over its bad ones (DGPO, arXiv 2510.08425), M images a group.
+
+        loss = -log sigmoid(margin),   margin = -beta / M sum over i of A_i ((mse_i)_theta - (mse_i)_ref)
+
+    Images with A > 0 are the better side, and |A| is the weight of each. DGPO's A is `group_advantages`, which sums to
+    0 over a group, so what all errors of the group share cancels. A pair with A = 1, -1 is Diffusion-DPO. A pair
+    with A = 2 a - 1, 1 - 2 a is SmPO (arXiv 2506.02698) with its soft label a: at a = 1/2 it has no gradient.
+
+    Args:
+        mse_*: (N, M), mean squared error of the noise prediction, at one t and one noise for the whole group.
+        advantage: (N, M). beta: 100 to 2000 in DGPO, whose errors are those of the velocity.
+
+    Returns:
+        loss (N,), and statistics: correct (1 where the policy improved more on what has an advantage, 0.5 where
+        equally), margin.
+    """
+    _same_shape(mse_policy, mse_ref, advantage)
+    margin = -beta * (advantage * (_wide(mse_policy) - _wide(mse_ref))).mean(dim=1)
+    return -F.logsigmoid(margin), {"correct": _correct(margin.detach()), "margin": margin.detach()}
+
+
+def kto_loss(
+    mse_policy: torch.Tensor, mse_ref: torch.Tensor, advantage: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, Statistics]:
+    """Diffusion-KTO with the Kahneman-Tversky utility, a sigmoid (arXiv 2404.04465): single votes, no pairs.
+
+        loss = 1 - sigmoid(A beta (g - Q)),   g = mse_ref - mse_theta,   Q = max(0, mean of g over the batch)
+
+    g bounds the log ratio of policy and reference up to a constant. Q, which carries no gradient, is the point that
+    gains and losses are felt from: a policy that improves on all images alike pleases nobody.
+
+    Args:
+        mse_*: (N,), mean squared error of the noise prediction. advantage: A, (N,), 1 liked, -1 disliked.
+        beta: of the size of Diffusion-DPO's.
+
+    Returns:
+        loss, and statistics: correct (1 where the policy went the way of the vote, 0.5 where it stayed), margin (the
+        argument of the sigmoid).
+    """
+    _same_shape(mse_policy, mse_ref, advantage)
+    gain = _wide(mse_ref) - _wide(mse_policy)
+    margin = advantage * beta * (gain - gain.detach().mean().clamp_min(0))
+    return torch.sigmoid(-margin), {"correct": _correct((advantage * gain).detach()), "margin": margin.detach()}
 
 
 def group_advantages(rewards: torch.Tensor) -> torch.Tensor:

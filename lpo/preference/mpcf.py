@@ -100,6 +100,30 @@ def mpcf(
     return pd.DataFrame(decided | failures, index=gaps.index)
 
 
+def soft_labels(pairs: pd.DataFrame) -> np.ndarray:
+    """a in (0, 1) of N decided pairs, (N,): how probably the scores prefer the chosen image (SmPO, arXiv 2506.02698).
+
+        a = sigmoid(mean over k of gap_k / s_k),   s_k = root mean square of gap_k over these pairs
+
+    SmPO takes a from one reward model; here the three scores of MPCF count alike. A pair whose scores do not differ has
+    a = 1/2. One whose scores contradict the label has a < 1/2, so its label is not believed.
+
+    Args:
+        pairs: gap_aesthetic, gap_clip, gap_vqa.
+
+    Raises:
+        LpoError: if a gap is NaN, as in a data set that was filtered by no scores.
+    """
+    gaps = pairs[[f"gap_{name}" for name in SCORES]].to_numpy(float)
+    unknown = int(np.isnan(gaps).any(axis=1).sum())
+    if unknown:
+        remedy = "filter by scores (filter.strategy), or set tune.method to diffusion_dpo"
+        raise LpoError(f"{unknown} pairs have no score gaps, so they have no soft label", "data/filtered", remedy)
+    scale = np.sqrt(np.square(gaps).mean(axis=0, keepdims=True))
+    z = (gaps / np.where(scale > 0, scale, 1.0)).mean(axis=1)
+    return np.exp(-np.logaddexp(0.0, -z))
+
+
 def _first(values: object) -> str:
     shown = [str(value) for value in values]  # type: ignore[attr-defined]
     return ", ".join(shown[:5]) + (", ..." if len(shown) > 5 else "")

@@ -25,6 +25,7 @@ from lpo.preflight.files import missing
 from lpo.registry.ledger import PROMOTED
 from lpo.registry.ledger import WEIGHTS as WEIGHTS_IN_USE
 from lpo.scorers.judges import sources_of
+from lpo.train.policy.methods import METHODS
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of diffusers' parts: a pickle is not read
 DIFFUSERS = ("config.json", "|".join(WEIGHTS))
@@ -172,18 +173,18 @@ def policy_reward(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     """The reward that tune climbs: of this chain, or one that is here, and of the kind that its method reads."""
     config, folder = params.tune, Path(params.tune.reward)
     where = f"params.yaml: tune.reward: {config.reward}"
-    if config.method == "lpo" and folder == paths.SPM:
-        what = "lpo scores noisy latents, and this reward scores pictures"
-        yield LpoError(what, where, f"set tune.method to spo, or tune.reward to {paths.REWARD}")
+    latent = config.method == "lpo" or METHODS[config.method].finished
+    what, kind = f"{config.method} scores noisy latents, and this reward scores pictures", "set tune.method to spo"
+    if latent and folder == paths.SPM:
+        yield LpoError(what, where, f"{kind}, or tune.reward to {paths.REWARD}")
     if folder == paths.SPM or (folder == paths.REWARD and "reward" in chain):
         return
     file = folder / "config.json"
     if not file.is_file():
         remedy = "train it: dvc repro reward" if folder == paths.REWARD else f"set it to {paths.REWARD}"
         yield LpoError("there is no reward in this folder", where, remedy)
-    elif config.method == "lpo" and json.loads(file.read_text(encoding="utf-8")).get("kind") == "spm":
-        what = "lpo scores noisy latents, and this reward scores pictures"
-        yield LpoError(what, where, f"set tune.method to spo, or tune.reward to {paths.REWARD}")
+    elif latent and json.loads(file.read_text(encoding="utf-8")).get("kind") == "spm":
+        yield LpoError(what, where, f"{kind}, or tune.reward to {paths.REWARD}")
 
 
 def tuned(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lpo.config import Params
 from lpo.errors import LpoError
-from lpo.preflight import data, machine, models
+from lpo.preflight import data, machine, models, policy
 
 Need = Callable[[Params, Sequence[str]], Iterator[LpoError]]  # (parameters, the stages that will run)
 
@@ -20,7 +20,8 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     "encode": (models.base, models.latents),
     "reward": (models.base, models.latents, models.reward_sources),
     "tune": (
-        models.base, models.steps, models.policy_reward, models.scorer_files, data.scorers, data.validation_prompts,
+        models.base, models.steps, models.policy_reward, policy.method, models.scorer_files, data.scorers,
+        data.validation_prompts,
     ),
     "evaluate": (
         models.base, models.steps, models.tuned, models.promoted, models.judges, models.evaluation_prompt_file,

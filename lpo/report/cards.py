@@ -40,6 +40,20 @@ METHODS = {  # of tune.method: its name, and what it does
         "The adapter learned from stored pairs to denoise the chosen image better than the rejected one "
         "(Diffusion-DPO, arXiv 2311.12908).",
     ),
+    "smpo": (
+        "smoothed preference optimization",
+        "The adapter learned from stored pairs to denoise the chosen image better than the rejected one, as far as "
+        "three scores agree that it is better (SmPO, arXiv 2506.02698).",
+    ),
+    "kto": (
+        "Diffusion-KTO",
+        "The adapter learned from single images that people liked or disliked (Diffusion-KTO, arXiv 2404.04465).",
+    ),
+    "dgpo": (
+        "direct group preference optimization",
+        "A reward model that reads noisy latents scored finished latents in groups of one prompt, and the adapter "
+        "learned to denoise the better part of a group better than the worse part (DGPO, arXiv 2510.08425).",
+    ),
     "nft": (
         "Diffusion-NFT",
         "A reward model that reads noisy latents scored finished latents in groups of one prompt, and the adapter "

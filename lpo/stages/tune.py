@@ -19,6 +19,7 @@ from lpo.scorers.published import load_scorers
 from lpo.tracking import Tracker
 from lpo.train.common import distributed
 from lpo.train.policy.load import policy_trainer
+from lpo.train.policy.methods import METHODS
 from lpo.train.policy.trainer import BASE_VALUE
 from lpo.train.policy.validation import Validation
 
@@ -44,7 +45,7 @@ def tune(params: Params) -> None:
         "base": folder_hash(params.model.path), "reward": folder_hash(config.reward),
         "scorers": asdict(params.score) if params.score.scorers == "published" else folder_hash(params.score.scorers),
     }  # fmt: skip
-    if config.method == "diffusion_dpo":
+    if METHODS[config.method].stored:
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
     folder = resume.folder("tune", identity)
     family = load_family(params.model)

@@ -125,7 +125,7 @@ def reward_step_seconds(trainer: PolicyTrainer, params: Params) -> float:
 
     The reward comes out of DVC's cache, so its own training cannot be clocked: its steps times this is the estimate.
     """
-    if trainer.method.batch == "pairs":
+    if trainer.method.stored:
         return 0.0
     reward = trainer.reward
     assert isinstance(reward, LatentRewardModel | StepPreferenceModel)

@@ -6,7 +6,9 @@ import torch
 from lpo.preference.losses import (
     diffusion_dpo_loss,
     group_advantages,
+    group_preference_loss,
     grpo_loss,
+    kto_loss,
     lpo_loss,
     pairwise_loss,
     thurstone_loss,
@@ -199,6 +201,47 @@ def test_diffusion_dpo_by_hand() -> None:
     expected = torch.tensor([math.log1p(math.exp(-1)), math.log1p(math.e)], dtype=torch.float64)
     torch.testing.assert_close(loss, expected)
     assert stats["correct"].tolist() == [1.0, 0.0]
+
+
+def test_group_preference_by_hand() -> None:
+    """beta 30, K 3. Changes of the error -0.1, 0.1, 0 with advantages 2, -1, -1: margin -10 (-0.2 - 0.1) = 3."""
+    policy, ref, advantage = (torch.tensor([row], dtype=torch.float64) for row in (
+        [0.4, 0.6, 0.5], [0.5, 0.5, 0.5], [2.0, -1.0, -1.0],
+    ))  # fmt: skip
+    loss, stats = group_preference_loss(policy, ref, advantage, 30.0)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-3)))
+    assert stats["margin"].item() == pytest.approx(3) and stats["correct"].item() == 1
+    # What all errors of a group share cancels, since advantages sum to 0.
+    torch.testing.assert_close(group_preference_loss(policy + 0.7, ref, advantage, 30.0)[0], loss)
+
+
+def test_a_group_of_a_pair_is_diffusion_dpo_and_a_soft_label_of_one_half_has_no_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    policy, ref = torch.rand(2, 7, 2, generator=generator, dtype=torch.float64)
+    sides = torch.tensor([1.0, -1.0], dtype=torch.float64).expand(7, 2)
+    expected = diffusion_dpo_loss(policy[:, 0], ref[:, 0], policy[:, 1], ref[:, 1], 3.0)[0]
+    torch.testing.assert_close(group_preference_loss(policy, ref, sides, 3.0)[0], expected)
+    certainty = torch.tensor([1.0, 0.5, 0.0, -0.5, 0.0, 1.0, 0.25], dtype=torch.float64)  # 2 a - 1
+    policy.requires_grad_()
+    group_preference_loss(policy, ref, sides * certainty[:, None], 3.0)[0].sum().backward()
+    assert policy.grad is not None
+    assert torch.equal(policy.grad[:, 0].sign(), certainty.sign())  # a lower error of the chosen one, unless a < 1/2
+    torch.testing.assert_close(policy.grad[:, 0], -policy.grad[:, 1])
+
+
+def test_kto_by_hand() -> None:
+    """beta 10. Gains 0.3 and 0.1: Q 0.2, margins 10 (0.1) liked and -10 (-0.1) disliked, both 1: 1 - sigmoid(1)."""
+    ref, votes = torch.full((2,), 0.5, dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
+    policy = torch.tensor([0.2, 0.4], dtype=torch.float64, requires_grad=True)
+    loss, stats = kto_loss(policy, ref, votes, 10.0)
+    torch.testing.assert_close(loss, torch.full_like(loss, 1 / (1 + math.e)))
+    assert stats["correct"].tolist() == [1.0, 0.0]  # both errors fell, and the second image was disliked
+    loss.sum().backward()
+    slope = 10 * math.e / (1 + math.e) ** 2  # beta sigmoid'(1); Q carries no gradient
+    torch.testing.assert_close(policy.grad, torch.tensor([slope, -slope], dtype=torch.float64))
+    # A policy that became worse on all images has Q = 0, not a negative one.
+    worse, stats = kto_loss(ref + 0.1, ref, votes, 10.0)
+    torch.testing.assert_close(stats["margin"], torch.tensor([-1.0, 1.0], dtype=torch.float64))
 
 
 def test_diffusion_dpo_gradcheck_and_direction() -> None:

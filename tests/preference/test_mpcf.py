@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from lpo.errors import LpoError
-from lpo.preference.mpcf import gaps_from_scores, mpcf
+from lpo.preference.mpcf import gaps_from_scores, mpcf, soft_labels
 
 MARGINS = {"aesthetic": -0.5, "clip": 0.0, "vqa": 0.0}
 TIES = {"aesthetic": 0.2, "clip": 0.03, "vqa": 0.07}
@@ -109,3 +109,13 @@ def test_an_image_without_scores_is_named() -> None:
 def test_an_image_scored_twice_is_named() -> None:
     with pytest.raises(LpoError, match="1 images are scored twice: b"):
         gaps_from_scores(pairs(("a", "b", 1.0)), pd.concat([SCORES, SCORES.iloc[[2]]]))
+
+
+def test_soft_labels_by_hand() -> None:
+    """Gaps of aesthetic 3 and -3, root mean square 3; of clip 0.1 and 0, rms 0.1 / sqrt(2); vqa never differs."""
+    pairs = pd.DataFrame({"gap_aesthetic": [3.0, -3.0], "gap_clip": [0.1, 0.0], "gap_vqa": [0.0, 0.0]})
+    z = np.array([(1 + np.sqrt(2)) / 3, -1 / 3])
+    np.testing.assert_allclose(soft_labels(pairs), 1 / (1 + np.exp(-z)))
+    np.testing.assert_allclose(soft_labels(pairs.assign(gap_clip=[1e3, 0.0])), 1 / (1 + np.exp(-z)))  # no unit counts
+    with pytest.raises(LpoError, match="1 pairs have no score gaps"):
+        soft_labels(pairs.assign(gap_vqa=[0.0, np.nan]))

@@ -76,6 +76,9 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"tune__num_inference_steps": 2000}, "2000 sampling steps do not fit", "tune.num_inference_steps"),
     ({"evaluate__num_inference_steps": 1001}, "1001 sampling steps do not fit", "evaluate.num_inference_steps"),
     ({"tune__timestep_range": (3, 40)}, "nothing is learnt", "tune.timestep_range"),
+    ({"tune__method": "dgpo", "tune__guidance_scale": 2.0}, "without guidance", "tune.guidance_scale"),
+    ({"tune__method": "nft", "tune__reward": "data/spm"}, "this reward scores pictures", "tune.reward"),
+    ({"tune__method": "smpo", "filter__strategy": "none"}, "computes no scores", "tune.method: smpo"),
     ({"evaluate__judges": ("geneval",)}, "needs prompts with tasks", "evaluate.prompts_file"),
 ]
 

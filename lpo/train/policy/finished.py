@@ -1,11 +1,15 @@
-"""Groups of finished latents for Diffusion-NFT (arXiv 2509.16117): the reward scores them without decoding.
+"""Groups of finished latents: the reward scores them without decoding.
 
     x_0^k ~ the old adapter, without guidance, k = 1..K      R_k = mean over t' of S(p, add_noise(x_0^k, eps', t'), t')
-    r_k from R_k among those of the prompt (`optimality`)    x_t = add_noise(x_0^k, eps, t),  t ~ U over the range
 
-The old adapter follows the trained one slowly (`follow`). It holds the training back: every implicit policy of the loss
-lies near it. A "prompt" gives about as many rows as it has steps in the methods that learn from steps: each of its K
-latents is noised round(steps / K) times, at least once.
+    Diffusion-NFT (arXiv 2509.16117): r_k from R_k among those of the prompt (`optimality`)
+        x_t = add_noise(x_0^k, eps, t)     a row a latent, each with an eps and a t ~ U over the range of its own
+    DGPO (arXiv 2510.08425): A_k = (R_k - mean) / std over those of the prompt (`group_advantages`)
+        x_t^k = add_noise(x_0^k, eps, t)   a row a group: its K latents share eps and t
+
+The old adapter follows the trained one slowly (`follow`). In NFT it holds the training back: every implicit policy of
+the loss lies near it. A "prompt" gives about as many noised latents as it has steps in the methods that learn from
+steps: each of its K latents is noised round(steps / K) times, at least once.
 """
 
 from __future__ import annotations
@@ -19,12 +23,12 @@ from lpo.config import Tune
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.families.parts import away
-from lpo.preference.losses import optimality
+from lpo.preference.losses import group_advantages, optimality
 from lpo.preference.selection import check_finite
 from lpo.rewards.protocol import Reward
 from lpo.train.common import distributed
 from lpo.train.policy.rollout import consecutive, idle
-from lpo.train.policy.steps import Finished, concatenate
+from lpo.train.policy.steps import Batch, Finished, NoisyGroups, concatenate
 
 State = dict[str, torch.Tensor]
 
@@ -47,10 +51,12 @@ def follow(old: State, current: Mapping[str, torch.Tensor], decay: float) -> Sta
 
 @torch.no_grad()
 def finished(
-    family: Family, reward: Reward, old: State, prompts: list[str], config: Tune, generator: torch.Generator
-) -> tuple[Finished, Conditioning]:
+    family: Family, reward: Reward, old: State, prompts: list[str], config: Tune, generator: torch.Generator,
+    grouped: bool,
+) -> tuple[Finished | NoisyGroups, Conditioning]:  # fmt: skip
     """K finished latents of each prompt by the old adapter, scored and noised, and the prompts' conditioning.
 
+    grouped: a row is a group under one noise (DGPO); otherwise a row is a latent (NFT).
     All noise is `generator`'s, on the host, and each of several processes keeps the numbers of its own prompts.
 
     Raises:
@@ -65,11 +71,20 @@ def finished(
         scores = _scores(family, reward, x_0, [prompts[i] for i in mine.tolist()], parts, config, generator)
         scores = torch.cat(distributed.gathered(scores.view(len(mine), k).cpu()))
         check_finite(scores)
+        if grouped:
+            advantage = group_advantages(scores)[mine].to(device)
+            groups = _noised_groups(family, x_0, advantage, mine, len(prompts), config, generator)
+            return _of_all_processes(groups), conditioning
         r = optimality(scores)[mine].flatten().to(device)
         rows = _noised(family, x_0, r, text, mine, len(prompts), config, generator)
-    if distributed.count() > 1:
-        rows = concatenate(distributed.gathered(rows.to(torch.device("cpu")))).to(device)
-    return rows, conditioning
+        return _of_all_processes(rows), conditioning
+
+
+def _of_all_processes(rows: Batch) -> Batch:
+    if distributed.count() == 1:
+        return rows
+    parts = distributed.gathered(rows.to(torch.device("cpu")))
+    return concatenate(parts).to(rows.t.device)
 
 
 def _mine(shape: tuple[int, ...], mine: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -114,8 +129,7 @@ def _noised(
     """Every latent at several timesteps, with the old adapter's output there."""
     k, device, transition = config.num_candidates, family.device, family.transition(config.eta).to(family.device)
     times = max(1, round(config.num_inference_steps / k))
-    low, high = max(config.timestep_range[0], 1), min(config.timestep_range[1], transition.num_train_timesteps)
-    t = torch.randint(low, high, (count, k * times), generator=generator)[mine].flatten().to(device)
+    t = _timesteps((count, k * times), mine, config, transition.num_train_timesteps, generator).to(device)
     noise = _mine((count, k * times, *family.latent_shape), mine, generator).to(device, x_0.dtype)
     which = torch.arange(len(x_0), device=device).repeat_interleave(times)
     x_t = transition.add_noise(x_0[which], noise, t)
@@ -127,3 +141,26 @@ def _noised(
     target = (x_0[which].float() - offset) / slope.view(-1, *(1 for _ in offset.shape[1:]))
     prompt = mine.to(device).repeat_interleave(k * times)
     return Finished(x_t, old, target, slope, r[which], t, prompt)
+
+
+def _noised_groups(
+    family: Family, x_0: torch.Tensor, advantage: torch.Tensor, mine: torch.Tensor, count: int, config: Tune,
+    generator: torch.Generator,
+) -> NoisyGroups:  # fmt: skip
+    """Every group at several timesteps, under one noise each."""
+    k, device, transition = config.num_candidates, family.device, family.transition(config.eta).to(family.device)
+    times = max(1, round(config.num_inference_steps / k))
+    t = _timesteps((count, times), mine, config, transition.num_train_timesteps, generator).to(device)
+    noise = _mine((count, times, *family.latent_shape), mine, generator).to(device, x_0.dtype)
+    which = torch.arange(len(mine), device=device).repeat_interleave(times)
+    groups = x_0.view(-1, k, *family.latent_shape)[which].flatten(0, 1)
+    x_t = transition.add_noise(groups, noise.repeat_interleave(k, dim=0), t.repeat_interleave(k))
+    return NoisyGroups(x_t.view(-1, k, *family.latent_shape), noise, advantage[which], t, mine.to(device)[which])
+
+
+def _timesteps(
+    shape: tuple[int, int], mine: torch.Tensor, config: Tune, num_train_timesteps: int, generator: torch.Generator
+) -> torch.Tensor:
+    """t ~ U over `timestep_range` (prompts, n) of all prompts, never 0; those of the prompts `mine`, flat."""
+    low, high = max(config.timestep_range[0], 1), min(config.timestep_range[1], num_train_timesteps)
+    return torch.randint(low, high, shape, generator=generator)[mine].flatten()

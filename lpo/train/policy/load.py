@@ -12,7 +12,8 @@ from lpo.errors import LpoError
 from lpo.families.family import Family
 from lpo.paths import KEPT, LATENTS
 from lpo.rewards.load import load_reward
-from lpo.train.policy.offline import stored_pairs
+from lpo.train.policy.methods import METHODS
+from lpo.train.policy.offline import stored_pairs, stored_votes
 from lpo.train.policy.trainer import PolicyTrainer
 
 
@@ -22,19 +23,23 @@ def policy_trainer(family: Family, config: Tune, seed: int, shard: bool) -> Poli
     shard: split the frozen weights of a latent reward among the processes.
 
     Raises:
-        LpoError: if the method is lpo or nft and the reward scores pictures, or nft is to be guided.
+        LpoError: if the method scores latents and the reward scores pictures, or a method without guidance is to be
+            guided, or a method of soft labels has pairs without score gaps.
     """
-    reward = load_reward(Path(config.reward), family, shard)
-    if config.method in ("lpo", "nft") and reward.space == "pixel":
+    reward, method = load_reward(Path(config.reward), family, shard), METHODS[config.method]
+    if (config.method == "lpo" or method.finished) and reward.space == "pixel":
         raise LpoError(
             f"{config.method} scores noisy latents, and this reward scores pictures",
             f"params.yaml: tune.reward: {config.reward}",
             "set tune.method to spo, or tune.reward to data/reward",
         )
-    if config.method == "nft" and config.guidance_scale != 1:
-        what = f"nft draws and learns without guidance, and the guidance scale is {config.guidance_scale:g}"
+    if method.finished and config.guidance_scale != 1:
+        what = f"{config.method} draws and learns without guidance; the guidance scale is {config.guidance_scale:g}"
         raise LpoError(what, "params.yaml: tune.guidance_scale", "set it to 1, or take another method")
-    pairs = None
-    if config.method == "diffusion_dpo":  # the only method that learns from stored pairs
-        pairs = stored_pairs(pd.read_parquet(KEPT).query("split == 'train'"), Latents(LATENTS))
-    return PolicyTrainer(family, reward, config, seed, pairs)
+    stored = None
+    if method.stored:
+        frame, latents = pd.read_parquet(KEPT).query("split == 'train'"), Latents(LATENTS)
+        stored = stored_votes(frame, latents) if method.batch == "votes" else (
+            stored_pairs(frame, latents, soft=method.batch == "soft pairs")
+        )  # fmt: skip
+    return PolicyTrainer(family, reward, config, seed, stored)

@@ -5,14 +5,17 @@
     spo             as lpo            as lpo; the reward sees decoded pictures
     grpo            the whole group   -min(r A, clamp(r) A) + beta KL, r against the policy that sampled
     diffusion_dpo   (stored pairs)    -log sigmoid(-beta / 2 ((mse_w - mse_l)_theta - (mse_w - mse_l)_ref))
+    smpo            (stored pairs)    the same with beta times 2 a - 1, a the soft label of the scores
+    kto             (single votes)    1 - sigmoid(A beta (mse_ref - mse_theta - Q)),  A = 1 liked, -1 disliked
+    dgpo            (finished groups) -log sigmoid(-beta / K sum of A_i ((mse_i)_theta - (mse_i)_ref))
     nft             (finished)        r |x0(v+) - x0|^2 / w+ + (1 - r) |x0(v-) - x0|^2 / w- + beta |v - v_ref|^2
 
     select(scores (B, K), limit) -> Selected
     loss(policy, reference, batch of N, config) -> loss (N,), {clipped (N,), correct (N,)}
 
-Trainer and checkpoint are the same for all. `policy` and `reference` are log densities (N, M) of x_s. For stored pairs
-they are the negative error of the noise prediction, which bounds a log density from below up to a constant. For
-finished latents they are the outputs of the model, (N, C, h, w).
+Trainer and checkpoint are the same for all. `policy` and `reference` are log densities (N, M) of x_s. For stored pairs,
+votes and finished groups they are the negative errors of the noise prediction, which bound a log density from below
+up to a constant. For finished latents they are the outputs of the model, (N, C, h, w).
 `clipped` is the share of a row's ratios that the clamp holds; `correct` is 1 where the policy raised the best one more
 than the worst one, 0.5 where equally. The formulas and their sources are in lpo/preference/losses.py.
 """
@@ -29,12 +32,14 @@ from lpo.preference.losses import (
     Statistics,
     diffusion_dpo_loss,
     group_advantages,
+    group_preference_loss,
     grpo_loss,
+    kto_loss,
     lpo_loss,
     nft_loss,
 )
 from lpo.preference.selection import select_best_worst
-from lpo.train.policy.steps import Finished, Steps
+from lpo.train.policy.steps import Finished, NoisyGroups, Steps
 
 
 class Selected(NamedTuple):
@@ -51,11 +56,21 @@ Loss = Callable[[torch.Tensor, torch.Tensor, Any, Tune], tuple[torch.Tensor, Sta
 
 
 class Method(NamedTuple):
-    """What is learnt from (lpo/train/steps.py), and how; select where it is steps."""
+    """What is learned from (lpo/train/policy/steps.py), and how; select where it is steps."""
 
-    batch: Literal["steps", "pairs", "finished"]
+    batch: Literal["steps", "pairs", "soft pairs", "votes", "finished", "finished groups"]
     select: Select | None
     loss: Loss
+
+    @property
+    def stored(self) -> bool:
+        """Whether it learns from what people chose, so that nothing is sampled."""
+        return self.batch in ("pairs", "soft pairs", "votes")
+
+    @property
+    def finished(self) -> bool:
+        """Whether it learns from finished latents of a slow adapter, without guidance."""
+        return self.batch in ("finished", "finished groups")
 
 
 def best_and_worst(scores: torch.Tensor, limit: torch.Tensor | float) -> Selected:
@@ -101,6 +116,22 @@ def stored_pair_loss(
     return loss, found | {"clipped": torch.zeros_like(found["correct"])}
 
 
+def noisy_group_loss(
+    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: NoisyGroups, config: Tune
+) -> tuple[torch.Tensor, Statistics]:
+    """SmPO and DGPO, see `group_preference_loss`; nothing is clamped."""
+    loss, found = group_preference_loss(-log_policy, -log_reference, batch.advantage, config.beta)
+    return loss, found | {"clipped": torch.zeros_like(found["correct"])}
+
+
+def vote_loss(
+    log_policy: torch.Tensor, log_reference: torch.Tensor, batch: NoisyGroups, config: Tune
+) -> tuple[torch.Tensor, Statistics]:
+    """Diffusion-KTO, see `kto_loss`; Q is a mean over a micro-batch, and nothing is clamped."""
+    loss, found = kto_loss(-log_policy[:, 0], -log_reference[:, 0], batch.advantage[:, 0], config.beta)
+    return loss, found | {"clipped": torch.zeros_like(found["correct"])}
+
+
 def finished_loss(
     prediction: torch.Tensor, reference: torch.Tensor, batch: Finished, config: Tune
 ) -> tuple[torch.Tensor, Statistics]:
@@ -116,5 +147,8 @@ METHODS: dict[str, Method] = {
     "spo": Method("steps", best_and_worst, pair_loss),
     "grpo": Method("steps", whole_group, group_loss),
     "diffusion_dpo": Method("pairs", None, stored_pair_loss),
+    "smpo": Method("soft pairs", None, noisy_group_loss),
+    "kto": Method("votes", None, vote_loss),
+    "dgpo": Method("finished groups", None, noisy_group_loss),
     "nft": Method("finished", None, finished_loss),
 }

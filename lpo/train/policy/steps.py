@@ -1,5 +1,5 @@
-"""What a trainer learns from: steps of the sampler with the candidates that were chosen, noised stored pairs, or
-noised finished latents.
+"""What a trainer learns from: steps of the sampler with the candidates that were chosen, noised finished latents, or
+groups of finished latents under one noise, such as stored pairs.
 
 All are indexed by rows, and have `t` (N,) and `prompt` (N,), the rows of the conditioning that belongs to them.
 """
@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import torch
 
-Batch = TypeVar("Batch", "Steps", "NoisyPairs", "Finished")
+Batch = TypeVar("Batch", "Steps", "NoisyGroups", "Finished")
 
 
-def length(batch: Steps | NoisyPairs | Finished) -> int:
+def length(batch: Steps | NoisyGroups | Finished) -> int:
     return len(batch.t)
 
 
@@ -57,16 +57,24 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class NoisyPairs:
-    """N stored pairs, winner and loser under one noise: x_t (N, 2, C, h, w), winner first; noise (N, C, h, w)."""
+class NoisyGroups:
+    """N groups of M finished latents, each group under one noise: x_t (N, M, C, h, w) at t (N,), noise (N, C, h, w).
+
+    advantage: (N, M). Of a stored pair M is 2, the chosen one comes first, and its advantage is 1 or that of a soft
+    label, the other's the negative. Of a single vote M is 1, and the advantage is 1 or -1.
+    """
 
     x_t: torch.Tensor
     noise: torch.Tensor
+    advantage: torch.Tensor
     t: torch.Tensor
     prompt: torch.Tensor
 
     __len__ = length
     __getitem__ = take
+
+    def to(self, device: torch.device) -> NoisyGroups:
+        return NoisyGroups(*(getattr(self, f.name).to(device) for f in fields(self)))
 
 
 @dataclass(frozen=True)

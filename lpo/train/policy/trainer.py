@@ -1,6 +1,6 @@
 """Training of the policy, a LoRA, by the loss of a method (methods.py), with AdamW.
 
-It learns from steps of rollouts, from stored pairs, or from finished latents (steps.py).
+It learns from steps of rollouts, from stored pairs and votes, or from finished latents (steps.py).
 
     lpo:  L = w(t) (-log sigmoid(beta (log r_w - log r_l))),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
 
@@ -36,28 +36,26 @@ from lpo.train.common.loop import adamw, apply_gradients, check_number, update_e
 from lpo.train.policy import overoptimisation
 from lpo.train.policy.finished import State, finished, follow
 from lpo.train.policy.methods import METHODS
-from lpo.train.policy.offline import StoredPairs, draw
+from lpo.train.policy.offline import Stored, draw
 from lpo.train.policy.rollout import StepStatistics, idle, log_probs, mean_gain, rollout
-from lpo.train.policy.steps import Finished, NoisyPairs, Steps
+from lpo.train.policy.steps import Finished, NoisyGroups, Steps
 
 log = logging.getLogger(__name__)
 
 BASE_VALUE = 0.0  # of `validate`, at the base itself
 
-Batch = Steps | NoisyPairs | Finished
+Batch = Steps | NoisyGroups | Finished
 
 
 class PolicyTrainer:
     """The state of one training: adapter, optimiser, EMA, best adapter so far, history (one entry a rollout).
 
-    `pairs` are what diffusion_dpo learns from, instead of rollouts; the other methods don't look at them.
+    `stored` is what a method of stored pairs or votes learns from, instead of rollouts.
     """
 
-    def __init__(
-        self, family: Family, reward: Reward, config: Tune, seed: int, pairs: StoredPairs | None = None
-    ) -> None:
+    def __init__(self, family: Family, reward: Reward, config: Tune, seed: int, stored: Stored | None = None) -> None:
         self.family, self.reward, self.config, self.seed = family, reward, config, seed
-        self.method, self.pairs = METHODS[config.method], pairs
+        self.method, self.stored = METHODS[config.method], stored
         self.weights = family.add_lora(config.lora_rank, seed)
         self.optimizer = adamw(self.weights, config.learning_rate, config.weight_decay)
         self.trained = family.lora_state()  # shares its memory with the weights: made once, not after every step
@@ -67,8 +65,8 @@ class PolicyTrainer:
         self.history: list[dict[str, Any]] = []
         self.null = family.null()
         self.transition = family.transition(config.eta).to(family.device)
-        self.old: State | None = None  # the slow adapter that draws what nft learns from
-        if self.method.batch == "finished":
+        self.old: State | None = None  # the slow adapter that draws the finished latents of nft and dgpo
+        if self.method.finished:
             self.old = {k: v.clone() for k, v in self.ema.items()}
         balanced = config.timestep_weights == "balanced" and self.method.batch == "steps"
         self.mean_gain = mean_gain(family, config) if balanced else None
@@ -85,7 +83,7 @@ class PolicyTrainer:
     def log_probs(self, batch: Batch, conditioning: Conditioning) -> torch.Tensor:
         """log p (N, M) of what was chosen under the model as it stands, from one forward (guided, for steps).
 
-        Of stored pairs: minus the mean squared error of the noise prediction, (N, 2), without guidance.
+        Of groups under one noise: minus the mean squared error of the noise prediction, (N, M), without guidance.
         """
         return self.outputs(batch, conditioning)[0]
 
@@ -96,16 +94,17 @@ class PolicyTrainer:
         """
         if isinstance(batch, Finished):
             return self.family.predict(batch.x_t, batch.t, conditioning), None
-        if isinstance(batch, NoisyPairs):
+        if isinstance(batch, NoisyGroups):
             return -self.noise_errors(batch, conditioning), None
         scale = self.config.guidance_scale
         prediction = self.family.guided(batch.x_t, batch.t, conditioning, self.null, scale)
         mean, std = self.transition.mean_std(prediction, batch.x_t, batch.t, batch.s)
         return log_probs(self.transition, batch.x_s, mean, std, self.config), mean.detach() / std
 
-    def noise_errors(self, batch: NoisyPairs, conditioning: Conditioning) -> torch.Tensor:
-        x_t, t = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(2)
-        prediction = self.family.predict(x_t, t, conditioning.repeat(2))
+    def noise_errors(self, batch: NoisyGroups, conditioning: Conditioning) -> torch.Tensor:
+        m = batch.x_t.shape[1]
+        x_t, t = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(m)
+        prediction = self.family.predict(x_t, t, conditioning.repeat(m))
         _, noise = self.transition.pred_x0_eps(prediction, x_t, t)
         error = noise.float().view(batch.x_t.shape) - batch.noise[:, None]
         return error.square().flatten(2).mean(2)
@@ -174,13 +173,14 @@ class PolicyTrainer:
         self, prompts: list[str], r: int, generator: torch.Generator
     ) -> tuple[Batch, Conditioning, list[StepStatistics], int]:
         """What rollout r learns from, its conditioning, statistics by step, and how many prompts it took."""
-        if self.method.batch == "pairs":
-            assert self.pairs is not None, f"{self.config.method} learns from stored pairs"
-            rows = self.rows_of(len(self.pairs), r)
-            return *draw(self.family, self.pairs, rows, self.config, generator), [], len(rows)
+        if self.method.stored:
+            assert self.stored is not None, f"{self.config.method} learns from stored pairs"
+            rows = self.rows_of(len(self.stored), r)
+            return *draw(self.family, self.stored, rows, self.config, generator), [], len(rows)
         batch = [prompts[i] for i in self.rows_of(len(prompts), r)]
         if self.old is not None:
-            made = finished(self.family, self.reward, self.old, batch, self.config, generator)
+            grouped = self.method.batch == "finished groups"
+            made = finished(self.family, self.reward, self.old, batch, self.config, generator, grouped)
             return *made, [], len(batch)
         assert self.method.select is not None
         found = rollout(self.family, self.reward, self.method.select, batch, self.config, generator)
@@ -211,7 +211,11 @@ class PolicyTrainer:
             done = self.rollouts
         for r in (
             bar := tqdm(
-                range(done, self.rollouts), initial=done, total=self.rollouts, desc="tune", mininterval=2,
+                range(done, self.rollouts),
+                initial=done,
+                total=self.rollouts,
+                desc="tune",
+                mininterval=2,
                 disable=not first,
             )
         ):

@@ -42,13 +42,13 @@ def tune(base: Path, config: Tune, runs: dict[Path, int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lpo", "nft"])
+@pytest.mark.parametrize("method", ["lpo", "nft", "dgpo"])
 def test_two_processes_equal_one_and_one_goes_on_where_two_stopped(tiny_base, repository, tmp_path, method):
     """Three prompts by two processes, so that shares are uneven; the second rollout of `resumed` is of one process."""
     found = load_params(repository / "params.yaml").tune
     config = replace(
         found, method=method, prompts_per_rollout=3, num_inference_steps=3, batch_size=4, lora_rank=2,
-        guidance_scale=1.0 if method == "nft" else 3.0,
+        guidance_scale=3.0 if method == "lpo" else 1.0,
         validate_every=1, checkpoint_every=1, learning_rate=1e-3, timestep_range=(0, 1000),
         threshold=replace(found.threshold, schedule="quantile", low=0.5, high=0.5),
     )  # fmt: skip

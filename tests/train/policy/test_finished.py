@@ -32,8 +32,8 @@ def config(repository):
     )  # fmt: skip
 
 
-def made(family, reward, config, state, seed=0):
-    return finished(family, reward, state, PROMPTS, config, random.generator(seed, "test"))
+def made(family, reward, config, state, seed=0, grouped=False):
+    return finished(family, reward, state, PROMPTS, config, random.generator(seed, "test"), grouped)
 
 
 def test_the_target_is_the_output_that_gives_the_latent_back(tiny, tiny_reward, config):
@@ -76,6 +76,31 @@ def test_the_better_latent_of_a_prompt_is_the_one_that_the_reward_prefers(tiny, 
         scores = [tiny_reward.score(x_0[:, k], torch.zeros(3, dtype=torch.long), text, null) for k in (0, 1)]
     r = rows.r.view(3, 2, 2)[:, :, 0]
     assert ((r[:, 0] > r[:, 1]) == (scores[0] > scores[1])).sum() >= 2
+
+
+def test_a_group_shares_noise_and_timestep(tiny, tiny_reward, config):
+    """The latents, their scores and so the sign of every advantage are those that nft gets from the same generator."""
+    trainer = PolicyTrainer(tiny, tiny_reward, replace(config, method="dgpo"), seed=0)
+    groups, conditioning = made(tiny, tiny_reward, config, trainer.ema, grouped=True)
+    rows, _ = made(tiny, tiny_reward, config, trainer.ema)
+    assert groups.x_t.shape == (6, 2, *tiny.latent_shape) and groups.prompt.tolist() == [0, 0, 1, 1, 2, 2]
+    x_0 = trainer.transition.pred_x0_eps(rows.target, rows.x_t, rows.t)[0].view(3, 2, 2, *tiny.latent_shape)[:, :, 0]
+    for k in (0, 1):
+        expected = trainer.transition.add_noise(x_0[groups.prompt, k], groups.noise, groups.t)
+        torch.testing.assert_close(groups.x_t[:, k], expected, rtol=1e-3, atol=1e-3)
+    advantage = groups.advantage.view(3, 2, 2)
+    assert torch.equal(advantage[:, 0], advantage[:, 1])
+    assert torch.equal(advantage[:, 0].sign(), (rows.r.view(3, 2, 2)[:, :, 0] - 0.5).sign())
+
+
+def test_an_update_of_dgpo_improves_on_the_better_part_of_a_group(tiny, tiny_reward, config):
+    config = replace(config, method="dgpo", learning_rate=1e-3, epochs_per_rollout=5, beta=100.0)
+    trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
+    groups, conditioning, _, _ = trainer.collect(PROMPTS, 0, random.generator(0, "test"))
+    before = trainer.loss(groups, conditioning[groups.prompt])[0].detach().mean()
+    trainer.update(groups, conditioning, random.generator(0, "update"))
+    loss, statistics = trainer.loss(groups, conditioning[groups.prompt])
+    assert float(loss.detach().mean()) < float(before) and float(statistics["correct"].mean()) > 0.6
 
 
 def test_the_old_adapter_follows_slowly():
