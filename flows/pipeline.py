@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from pydantic import BaseModel, ConfigDict, Field
 
+from lpo.config import load_params
 from lpo.errors import LpoError
 from tasks import nightly, reproduce, tracked
 from tasks.dispatch import check_workers, place_of, run_stages
@@ -61,6 +62,8 @@ def lpo(
 
     with locked(STATE / "run.lock", str(flow_run.name), waiting):
         reproduce.remove_broken_lock(ROOT)
+        if promote and load_params(ROOT / "params.yaml").promote.people.votes:
+            decide_by_votes()
         if ingest:
             logger.info("ingested: %s", nightly.ingest(ROOT))
         tracked.keep(ROOT)
@@ -124,11 +127,20 @@ def check_inputs(graph: dict[str, Stage], selected: Sequence[str], root: Path = 
         raise LpoError(f"missing: {', '.join(missing)}", str(root), "begin with an earlier stage, or without `from`")
 
 
+def decide_by_votes() -> None:
+    """Apply the gate before the stages run: today's votes are about the model that they may replace."""
+    try:
+        get_run_logger().info("votes: %s", decide(ROOT, False)["reason"])
+    except LpoError as error:  # no model yet, or a night that ended before its figures
+        get_run_logger().info("nothing to decide by votes yet: %s", error.what)
+
+
 def decide(folder: Path, moved: bool) -> dict[str, Any]:
     """Apply the gate, add a promoted model to DVC, and send a message if there is news."""
     decision = nightly.promote(folder)
     if decision["promoted"]:
         tracked.keep(folder)
     if decision["promoted"] or moved:
-        notify(f"{decision['name']}: {'promoted' if decision['promoted'] else 'refused'}", decision["reason"])
+        outcome = "promoted" if decision["promoted"] else "waits for votes" if decision["waits"] else "refused"
+        notify(f"{decision['name']}: {outcome}", decision["reason"])
     return decision

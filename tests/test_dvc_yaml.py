@@ -32,6 +32,7 @@ NO_DEP = {
     "lpo/format.py": "numbers in texts that no stage reads",
     "lpo/report/cards.py": "the README.md beside the weights",
     "lpo/report/snippets.py": "the code in that README.md",
+    "lpo/report/people_words.py": "what people said in that README.md",
     "lpo/registry/ledger.py": "where the promoted model lies; the folder itself is a dep",
     **{
         name_of(path): "reads params.yaml; the values are the stage's params"

@@ -18,10 +18,11 @@ import yaml
 from safetensors.numpy import load_file
 
 from lpo import paths
+from lpo.commands.people import what_people_said
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.files import alone
-from lpo.registry.gate import objections
+from lpo.registry.gate import objections, people_objections, waits_for
 from lpo.registry.ledger import (
     BUSY,
     LOCK,
@@ -40,10 +41,10 @@ CANDIDATE, FIGURES, LOCKED = paths.TUNED, paths.metrics("evaluate"), Path("dvc.l
 
 
 def run(params: Params) -> None:
-    """Decide, record the decision, and print {"promoted", "reason", "name"} as one line of JSON.
+    """Decide, record the decision, and print {"promoted", "waits", "reason", "name"} as one line of JSON.
 
-    Nothing changes if the model is in use already, or was refused before for the same reasons. A model that was rolled
-    back is not promoted again until `lpo models rollback NAME` puts it into use.
+    Nothing changes if the model is in use already, was refused before for the same reasons, or waits for votes. A model
+    that was rolled back is not promoted again until `lpo models rollback NAME` puts it into use.
 
     Raises:
         LpoError: if there is no model, or the figures are not those of this model, the one in use and these judges.
@@ -56,24 +57,28 @@ def run(params: Params) -> None:
         settle(records)
         name, current = name_of(CANDIDATE), in_use(records)
         if name == current:
-            decision = {"promoted": False, "reason": "it is the promoted model already", "name": name}
+            event, reason = "known", "it is the promoted model already"
         else:
             stages = locked()
             figures = json.loads(FIGURES.read_text())
             reasons = _rolled_back(name, records) or _untouched()
             reasons = reasons or objections(figures, params.promote, params.evaluate.judges)
-            event = "refused" if reasons else "promoted"
-            reason = "; ".join(reasons) or "the gate holds"
-            decision = {"promoted": not reasons, "reason": reason, "name": name}
+            people = what_people_said(params) if params.promote.people.votes and not reasons else None
+            if people:
+                figures["people"] = people
+                reasons = people_objections(people, params.promote.people)
+            waits = waits_for(people, params.promote.people) if people else ""
+            event = "refused" if reasons else "waits" if waits else "promoted"
+            reason = "; ".join(reasons) or waits or "the gate holds"
             record = {"event": event, "name": name, "reason": reason, "against": current}
-            if not any(record.items() <= old.items() for old in records if event == "refused"):
+            if event != "waits" and not any(record.items() <= old.items() for old in records if event == "refused"):
                 if event == "promoted":
                     keep_files(CANDIDATE, name)
                 gate = asdict(params.promote)
                 append(record | {"metrics": figures, "made_from": made_from(stages) | {"gate": gate}})
                 settle(read_ledger())
                 collect(read_ledger(), params.promote.keep)
-    typer.echo(json.dumps(decision))
+    typer.echo(json.dumps({"promoted": event == "promoted", "waits": event == "waits", "reason": reason, "name": name}))
 
 
 def locked() -> dict[str, Any]:

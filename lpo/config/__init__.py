@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
-from lpo.config.results import MARGINS, Evaluate, Ingest, JudgeModels, Promote, Report, Study, Tracking
+from lpo.config.results import MARGINS, Evaluate, Ingest, JudgeModels, People, Promote, Report, Study, Tracking
 from lpo.config.sampler import SamplerSettings
 from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune
 from lpo.errors import ConfigError
@@ -33,6 +33,7 @@ __all__ = [
     "Margins",
     "Model",
     "Params",
+    "People",
     "Pretrain",
     "Promote",
     "Report",

@@ -69,6 +69,14 @@ MARGINS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class People:
+    """votes: that a comparison needs, 0 if people are not asked."""
+
+    votes: ZeroOrMore
+    win_rate_low: Share
+
+
+@dataclass(frozen=True)
 class Promote:
     """margins: how far below zero the lower end of a change may lie, in the units of metrics/evaluate.json.
 
@@ -77,6 +85,7 @@ class Promote:
 
     win_rate_low: Share
     margins: dict[str, NotNegative]
+    people: People
     keep: ZeroOrMore
 
 

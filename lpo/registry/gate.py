@@ -8,6 +8,12 @@ base stays an opponent, so that many promotions, each within its margin, cannot 
 
 The win rate is the headline's (lpo/evaluate/metrics.py). A margin counts if its judge is among `evaluate.judges`; other
 margins are not asked.
+
+With promote.people.votes above 0, people must agree, against each opponent on prompts that no training saw:
+    votes      n >= people.votes, or the gate waits
+    win rate   min(low, stopping.low) > people.win_rate_low
+low counts voters and prompts as levels, for one look. stopping.low holds at all looks at once, as the gate is asked
+again and again while votes come in (lpo/votes/statistics.py).
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lpo.config import Promote
+from lpo.config import People, Promote
 from lpo.config.results import MARGINS
 from lpo.errors import LpoError
 from lpo.format import percent, percents, signed, title
@@ -63,6 +69,44 @@ def objections(evaluate: Figures, config: Promote, judges: Sequence[str]) -> lis
                     "ruled out"
                 )
     return found
+
+
+def people_objections(people: Figures, config: People) -> list[str]:
+    """One sentence for each opponent that people do not prefer the model to.
+
+    people: `lpo.votes.statistics.people`. An opponent with too few votes is no objection while the model can still win
+    against it (`waits_for`).
+    """
+    found = []
+    for name, row in _opponents_of_people(people):
+        rate, stopping = row["win_rate"], row["stopping"]
+        lost = stopping["high"] <= config.win_rate_low  # no further vote is needed
+        if rate and (lost or (rate["votes"] >= config.votes and _low(row) <= config.win_rate_low)):
+            found.append(
+                f"people chose it over {name} in {percent(rate['value'])} of {rate['votes']} votes (95% interval "
+                f"{percents(rate)}; {percents(stopping)} however often one looks), which does not lie above "
+                f"{percent(config.win_rate_low)}"
+            )
+    return found
+
+
+def waits_for(people: Figures, config: People) -> str:
+    """Which votes the gate waits for, as a sentence; "" if there are enough."""
+    counts = [(name, row["win_rate"]["votes"] if row["win_rate"] else 0) for name, row in _opponents_of_people(people)]
+    lacking = [f"{votes} of {config.votes} against {name}" for name, votes in counts if votes < config.votes]
+    return f"it waits for votes on held-out prompts: {', '.join(lacking)}" if lacking else ""
+
+
+def _opponents_of_people(people: Figures) -> list[tuple[str, Figures]]:
+    named = {"base": "the base", "promoted": "the promoted model"}
+    return [
+        (named[key] if key == "base" else f"{named[key]} {row['opponent']}", row)
+        for key, row in people["against"].items()
+    ]
+
+
+def _low(row: Figures) -> float:
+    return float(min(row["win_rate"]["low"], row["stopping"]["low"]))
 
 
 def margins_of(config: Promote, judges: Sequence[str]) -> dict[str, float]:

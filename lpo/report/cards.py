@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lpo.format import flat, percent, percents, plain, points, signed, title
-from lpo.report import snippets
+from lpo.report import people_words, snippets
 
 Json = Mapping[str, Any]
 AXES = ("overall", "alignment", "aesthetics")
@@ -84,6 +84,7 @@ def model_card(params: Json, metrics: Mapping[str, Json]) -> str:
         + (_NO_ETA if params["model"]["family"] == "sd3" and setting["eta"] else ""),
         "## Results",
         _results(params, evaluate),
+        *(["## What people said", _people(metrics["people"])] if "people" in metrics else []),
         "## Training",
         _training(params, metrics),
         "## Data",
@@ -204,6 +205,16 @@ def _results(params: Json, evaluate: Json | None) -> str:
     return "\n\n".join(parts)
 
 
+def _people(said: Json) -> str:
+    wins, strengths = (
+        [[_code(name), *rest] for name, *rest in rows(said)] for rows in (people_words.wins, people_words.strengths)
+    )
+    parts = [people_words.who(said), people_words.WINS_NOTE, _table(people_words.WINS, wins)]
+    if strengths:
+        parts += [people_words.STRENGTHS_NOTE, _table(people_words.STRENGTHS, strengths)]
+    return "\n\n".join(parts)
+
+
 def _training(params: Json, metrics: Mapping[str, Json]) -> str:
     said = []
     if "tune" in metrics:
@@ -241,7 +252,7 @@ def _limitations(params: Json) -> str:
         "Training for too long raises the reward without improving the images, and makes them less diverse.",
     ]
     if params["dataset"]["source"] == "simulated":
-        limits.insert(0, "Preferences are simulated and the judge is a program: no figure here is about people.")
+        limits.insert(0, "The pairs are simulated and the judge is a program: their figures say nothing about people.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 

@@ -23,6 +23,7 @@ from lpo.report.data_section import data
 from lpo.report.findings import AXES, headline, shown
 from lpo.report.html import code_block, folded, heading, missing, page, section, table, text, tile
 from lpo.report.judge_section import judges
+from lpo.report.people_section import people
 from lpo.report.pictures import pictures
 from lpo.report.sections import changes, reward_model, tuning, wins
 
@@ -31,6 +32,7 @@ SHOWN = {  # id of a section -> its name in the line of links
     "pictures": "Images",
     "wins": "Win rates",
     "changes": "What changed",
+    "people": "What people said",
     "reward": "Reward model",
     "tuning": "Tuning",
     "data": "Data",
@@ -71,18 +73,20 @@ def render_report(context: ReportContext) -> str:
     metrics = context.metrics
     evaluate = metrics.get("evaluate")
     judged = evaluate is not None and "judge" in evaluate  # not by the emoji oracle
-    names = {name: title for name, title in SHOWN.items() if name != "changes"} if judged else SHOWN
+    left_out = ({"changes"} if judged else set()) | ({"people"} - metrics.keys())
+    names = {name: title for name, title in SHOWN.items() if name not in left_out}
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title in names.items())
     base = context.params["model"]["path"]
     top = (
         f'<header>\n<p class="over">Latent preference optimization of {escape(str(base))}</p>\n'
-        f"<h1>{escape(headline(evaluate))}</h1>\n{_lead(context.params, evaluate)}\n{_tiles(metrics)}\n"
+        f"<h1>{escape(headline(evaluate))}</h1>\n{_lead(context.params, metrics)}\n{_tiles(metrics)}\n"
         f"{shown(evaluate)}\n"
         f"{_absent(context)}\n</header>\n<nav>{links}</nav>"
     )
     sections = [
         pictures(context.results, context.params),
         *([judges(evaluate)] if evaluate is not None and judged else [wins(evaluate), changes(evaluate)]),
+        people(metrics.get("people")),
         reward_model(metrics.get("reward"), context.reward_history),
         tuning(metrics.get("tune"), context.tune_history),
         data(metrics.get("filter"), context.contract, context.examples, context.params["filter"]),
@@ -93,8 +97,8 @@ def render_report(context: ReportContext) -> str:
     return page("Latent preference optimization: report", body)
 
 
-def _lead(params: Json, evaluate: Json | None) -> str:
-    setting = params["evaluate"]
+def _lead(params: Json, metrics: Mapping[str, Json]) -> str:
+    setting, evaluate = params["evaluate"], metrics.get("evaluate")
     words = (
         "Both models draw the same prompts from the same noise at the same guidance scale "
         f"({plain(setting['guidance_scale'])}). A tie counts as half a win."
@@ -106,7 +110,8 @@ def _lead(params: Json, evaluate: Json | None) -> str:
             f"before, {percent(row['tuned'])} after."
         )
     if params["dataset"]["source"] == "simulated":
-        words += " Preferences are simulated, and the judge is a program that knows the scene: no people were asked."
+        words += " Preferences are simulated, and the judge is a program that knows the scene."
+        words += " What people said is below." if "people" in metrics else " No people were asked."
     return text(words, "lead")
 
 

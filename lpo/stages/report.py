@@ -36,7 +36,7 @@ def run(params: Params) -> None:
     sections = dataclasses.asdict(params)
     for name in ("ingest", "promote", "tracking"):  # no part of what a run made
         del sections[name]
-    metrics = {stage: found for stage in STAGES if (found := _json(paths.metrics(stage))) is not None}
+    metrics = {stage: found for stage in (*STAGES, "people") if (found := _json(paths.metrics(stage))) is not None}
     outs, code = locked(Path("dvc.lock"))
     context = ReportContext(
         params=sections,

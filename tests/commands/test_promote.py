@@ -62,7 +62,7 @@ def decide(lab: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 1
         found: dict[str, Any] = json.loads(lines[0])
-        assert set(found) == {"promoted", "reason", "name"}
+        assert set(found) == {"promoted", "waits", "reason", "name"}
         return found
 
     return call

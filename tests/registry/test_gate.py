@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from lpo.config import Promote, load_params
+from lpo.config import People, Promote, load_params
 from lpo.config.results import MARGINS
 from lpo.errors import LpoError
-from lpo.registry.gate import figures_of, objections
+from lpo.registry.gate import figures_of, objections, people_objections, waits_for
 
 EMOJI = ("emoji",)
 PUBLISHED = ("pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval", "aesthetic", "clipscore", "vqascore")
@@ -120,3 +120,29 @@ def test_a_promoted_model_that_is_the_tuned_one_is_no_opponent(gate: Promote) ->
 
 def test_every_judge_has_a_margin_in_the_default_parameters(gate: Promote) -> None:
     assert set(gate.margins) == {name for names in MARGINS.values() for name in names}
+
+
+def said(votes: int, low: float, always: float, opponent: str = "base") -> dict[str, Any]:
+    """What people said: an interval from `low` on for one look, and from `always` on for all looks."""
+    rate = {"value": 0.6, "low": low, "high": 0.7, "ties": 0.0, "votes": votes, "voters": 5, "prompts": votes}
+    stopping = {"low": always, "high": 0.75, "error": 0.05, "verdict": None, "more_votes": None}
+    return {opponent: {"opponent": opponent, "win_rate": rate if votes else None, "stopping": stopping}}
+
+
+def test_people_are_waited_for_then_both_of_their_intervals_decide() -> None:
+    asked = People(votes=100, win_rate_low=0.5)
+    few = {"against": said(99, 0.52, 0.51) | said(0, 0.0, 0.0, "promoted")}
+    assert people_objections(few, asked) == []
+    words = "it waits for votes on held-out prompts: 99 of 100 against the base, 0 of 100 against the promoted model "
+    assert waits_for(few, asked) == f"{words}promoted"
+    enough = {"against": said(100, 0.52, 0.51) | said(100, 0.52, 0.51, "promoted")}
+    assert people_objections(enough, asked) == [] and waits_for(enough, asked) == ""
+    for low, always in ((0.5, 0.51), (0.52, 0.5)):
+        (why,) = people_objections({"against": said(100, low, always)}, asked)
+        assert why.startswith("people chose it over the base in 60.0% of 100 votes (95% interval ")
+
+
+def test_nobody_is_waited_for_where_people_surely_prefer_the_opponent() -> None:
+    lost = {"against": said(20, 0.1, 0.05)}
+    lost["against"]["base"]["stopping"]["high"] = 0.49
+    assert len(people_objections(lost, People(votes=100, win_rate_low=0.5))) == 1

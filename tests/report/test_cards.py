@@ -16,6 +16,7 @@ import yaml
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.made_up_run import HOSTILE, people
 
 from lpo.config import SamplerSettings, Tune, load_params
 from lpo.families import load_family
@@ -183,6 +184,13 @@ def test_the_model_card_has_the_figures(params: dict[str, Any]) -> None:
     assert "| alignment | 2 | 61.0% |" in card  # against the base at its own guidance scale
     assert f"| `tune.beta` | {params['tune']['beta']:g} |" in card
     assert "of 1,000 training pairs, 400 were kept, 595 dropped, and 5 quarantined" in card
+
+
+def test_the_model_card_says_what_people_said(params: dict[str, Any]) -> None:
+    assert "What people said" not in model_card(params, metrics())
+    card = model_card(params, metrics() | {"people": people()})
+    assert "## What people said" in card and HOSTILE.replace("|", "\\|") in card
+    assert "| `base@12` | 64.0% | 55.0% to 72.0% | 53.0% to 75.0% | 10.0% | 210 | 5 | 150 | better |" in card
 
 
 def test_one_comparison_where_both_guidance_scales_are_the_same(params: dict[str, Any]) -> None:

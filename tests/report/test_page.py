@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from support.made_up_run import HOSTILE, PARAMS, context, metrics, png, results
+from support.made_up_run import HOSTILE, PARAMS, context, metrics, people, png, results
 
 from lpo.evaluate.metrics import evaluate_results
 from lpo.report import plots
@@ -157,6 +157,18 @@ def test_page_without_anything_still_says_what_is_missing(quick):
     page = render_report(nothing)
     assert "There is no result yet" in page
     assert page.count('class="missing"') >= 16
+
+
+def test_what_people_said_is_told_where_somebody_voted(quick):
+    nobody = Reader(render_report(context())).words
+    assert "What people said" not in nobody and "No people were asked." in nobody
+    reader = Reader(render_report(context(metrics=metrics() | {"people": people()})))
+    assert ("a", {"href": "#people"}) in reader.tags and ("section", {"id": "people"}) in reader.tags
+    assert reader.open == [] and "No people were asked." not in reader.words
+    for words in ("64.0%", "55.0% to 72.0%", "53.0% to 75.0%", "better", "alpha 0.41", f"{HOSTILE}no votes"):
+        assert words in reader.words
+    team = Reader(render_report(context(metrics=metrics() | {"people": people(5, simulated=5)}))).words
+    assert "All of the voters are simulated annotators: programs, not people." in team
 
 
 def test_timesteps_weigh_by_what_the_means_are_of():

@@ -32,6 +32,21 @@ def png(shade: int) -> bytes:
     return buffer.getvalue()
 
 
+def people(voters: int = 5, simulated: int = 0) -> dict[str, Any]:
+    """Made up: what people said of a tuned model, and of a promoted one with a hostile name that nobody voted on."""
+    rate = {"value": 0.64, "low": 0.55, "high": 0.72, "ties": 0.1, "votes": 210, "voters": voters, "prompts": 150}
+    stopping = {"low": 0.53, "high": 0.75, "error": 0.05, "verdict": "better", "more_votes": 0}
+    none = {"low": 0.0, "high": 1.0, "error": 0.05, "verdict": None, "more_votes": None}
+    strength = {"strength": 0.29, "low": 0.1, "high": 0.48, "votes": 420, "win_rate": 0.64}
+    return {
+        "tuned": "lpo-1", "votes": 420, "voters": voters, "prompts": 300, "skipped": 3, "seconds": 2.5,
+        "simulated": simulated, "agreement": 0.41, "not_used": {HOSTILE: 12},
+        "against": {"base": {"opponent": "base@12", "win_rate": rate, "stopping": stopping},
+                    "promoted": {"opponent": HOSTILE, "win_rate": None, "stopping": none}},
+        "strengths": {"models": {"lpo-1": strength, "base@12": strength | {"strength": -0.29}}, "left_out": []},
+    }  # fmt: skip
+
+
 def results(prompts: int = 16) -> pd.DataFrame:
     """Made up: the tuned model gains i - 4 in utility on prompt i."""
     rows = []

@@ -46,13 +46,16 @@ def test_a_failure_keeps_the_message_of_the_command(answer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("promoted", "moved", "subject"),
-    [(True, True, "m7: promoted"), (False, True, "m7: refused"), (True, False, "m7: promoted"), (False, False, None)],
-)
+    ("promoted", "waits", "moved", "subject"),
+    [
+        (True, False, True, "m7: promoted"), (False, False, True, "m7: refused"), (True, False, False, "m7: promoted"),
+        (False, False, False, None), (False, True, True, "m7: waits for votes"),
+    ],
+)  # fmt: skip
 def test_a_decision_is_told_if_it_is_news_and_a_promotion_is_kept(
-    answer: Any, monkeypatch: pytest.MonkeyPatch, promoted: bool, moved: bool, subject: str | None
+    answer: Any, monkeypatch: pytest.MonkeyPatch, promoted: bool, waits: bool, moved: bool, subject: str | None
 ) -> None:
-    decision = {"promoted": promoted, "reason": "by 2 points", "name": "m7"}
+    decision = {"promoted": promoted, "waits": waits, "reason": "by 2 points", "name": "m7"}
     folder = answer(json.dumps(decision) + "\n")
     told: list[tuple[str, str]] = []
     kept: list[Path] = []
@@ -73,3 +76,15 @@ def test_the_real_command_answers_as_the_nightly_reads_it(project: Path, monkeyp
         assert nightly.ingest.fn(project) == {"new_pairs": 0, "quarantined": 0, "duplicates": 0, "files": []}
         with pytest.raises(LpoError, match="lpo promote failed .*no LoRA here"):
             nightly.promote.fn(project)
+
+
+def test_votes_decide_before_the_stages_replace_their_model(
+    answer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nightly, "promote", nightly.promote.fn)
+    monkeypatch.setattr(pipeline, "notify", lambda *words: pytest.fail("a gate that waits is no news"))
+    with disable_run_logger():
+        answer(json.dumps({"promoted": False, "waits": True, "reason": "9 of 50", "name": "m7"}) + "\n")
+        pipeline.decide_by_votes()
+        answer("no LoRA here", 2)
+        pipeline.decide_by_votes()  # the first night has no model yet
