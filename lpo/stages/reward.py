@@ -52,7 +52,7 @@ def train(params: Params) -> None:
     metrics = accuracy_metrics(right, test, params.seed)
     metrics["accuracy"]["ensemble"] = share_with_interval(by_ensemble, test["caption"].to_numpy(), params.seed)
     steps = trainer.history[-1]["step"] if trainer.history else 0
-    metrics |= {"steps": steps, "validation": round(trainer.best_accuracy, 5)}
+    metrics |= {"steps": steps, "validation": round(trainer.best_accuracy, 5)} | trainer.scale.figures
     with atomic_folder(REWARD) as out:
         model.save(out)
         write_json(out / "history.json", trainer.history)

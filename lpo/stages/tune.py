@@ -81,6 +81,7 @@ def tune(params: Params) -> None:
         "prompts": sum(h["prompts"] for h in history),
         "pairs": sum(h["pairs"] for h in history),
         "updates": trainer.updates,
+        **trainer.scale.figures,
         "validation": [{"rollout": h["rollout"], "value": h["validation"]} for h in history if "validation" in h],
         "best_validation": trainer.best_value,
         "warnings": [f"rollout {h['rollout']}: {text}" for h in history for text in h.get("warnings", [])]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from lpo.errors import NotFinite
+from lpo.train.common.loss_scale import LossScale
 
 
 def cosine(step: int, total: int, warmup: int = 100) -> float:
@@ -48,18 +49,28 @@ def optimizer_step(
 
 def apply_gradients(
     optimizer: torch.optim.Optimizer, learning_rate: float, max_grad_norm: float | None = 1.0,
-    where: str = "a training step", section: str = "pretrain",
-) -> None:  # fmt: skip
+    where: str = "a training step", section: str = "pretrain", scale: LossScale | None = None,
+) -> bool:  # fmt: skip
     """The second half of `optimizer_step`, for gradients that were summed over several backward passes.
 
+    scale: of the losses that these are the gradients of.
+
+    Returns whether the weights changed: the scale skips a step whose gradients overflow because of it.
+
     Raises:
-        NotFinite: if a gradient is NaN or infinite, before any weight has changed. `where` is the step, `section` the
-            one of params.yaml that it reads.
+        NotFinite: if a gradient is NaN or infinite and no scale explains it, before any weight has changed. `where` is
+            the step, `section` the one of params.yaml that it reads.
     """
     optimizer.param_groups[0]["lr"] = learning_rate
-    norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm or math.inf)
+    weights = optimizer.param_groups[0]["params"]
+    if scale is not None:
+        scale.unscale(weights)
+    norm = torch.nn.utils.clip_grad_norm_(weights, max_grad_norm or math.inf)
+    if scale is not None and scale.skips(norm.is_meta or math.isfinite(norm)):
+        return False
     check_number(norm, "gradient", where, section)
     optimizer.step()
+    return True
 
 
 def check_number(value: torch.Tensor | float, name: str, where: str, section: str) -> None:

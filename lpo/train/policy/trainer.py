@@ -33,6 +33,7 @@ from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
 from lpo.train.common.loop import adamw, apply_gradients, check_number, update_ema
+from lpo.train.common.loss_scale import LossScale
 from lpo.train.policy import overoptimisation
 from lpo.train.policy.finished import State, finished, follow
 from lpo.train.policy.methods import METHODS
@@ -58,6 +59,7 @@ class PolicyTrainer:
         self.method, self.stored = METHODS[config.method], stored
         self.weights = family.add_lora(config.lora_rank, seed)
         self.optimizer = adamw(self.weights, config.learning_rate, config.weight_decay)
+        self.scale = LossScale(family.dtype)
         self.trained = family.lora_state()  # shares its memory with the weights: made once, not after every step
         self.ema = {k: v.clone() for k, v in self.trained.items()}
         self.best = {k: v.clone() for k, v in self.ema.items()}
@@ -129,21 +131,23 @@ class PolicyTrainer:
     def learn(self, batch: Batch, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One optimiser step on N pairs; their losses (N,) and statistics, detached. `conditioning` is the rollout's.
 
-        The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive.
+        The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive. In
+        float16 the loss is scaled (`LossScale`); a step that it skips changes neither weights nor average.
         """
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[dict[str, torch.Tensor]] = []
         for rows, counts in distributed.batches(len(batch), self.config.micro_batch_size):
             part = batch[rows.to(batch.t.device)] if len(rows) < len(batch) else batch
             loss, statistics = self.loss(part, conditioning[part.prompt])
-            (loss.sum() / len(batch) * counts).backward()
+            self.scale.scaled(loss.sum() / len(batch) * counts).backward()
             if counts:
                 seen.append({"loss": loss.detach()} | statistics)
         distributed.sum_gradients(self.weights)
         where = f"tune: rollout {len(self.history) + 1} of {self.rollouts}, update {self.updates + 1}"
-        apply_gradients(self.optimizer, self.config.learning_rate, self.config.max_grad_norm, where, "tune")
-        self.updates += 1
-        update_ema(self.ema, self.trained, self.config.ema_decay)
+        rate, limit = self.config.learning_rate, self.config.max_grad_norm
+        if apply_gradients(self.optimizer, rate, limit, where, "tune", self.scale):
+            self.updates += 1
+            update_ema(self.ema, self.trained, self.config.ema_decay)
         if distributed.count() > 1:
             on_host = [{k: v.cpu() for k, v in s.items()} for s in seen]
             seen = [s for part in distributed.gathered(on_host) for s in part]
@@ -226,7 +230,7 @@ class PolicyTrainer:
                 learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
             if self.old is not None:
                 self.old = follow(self.old, self.trained, self.config.nft.old_decay)
-            entry |= learned | {"by_timestep": _by_timestep(seen, learned["by_timestep"])}
+            entry |= self.scale.figures | learned | {"by_timestep": _by_timestep(seen, learned["by_timestep"])}
             entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1) if seen else 1.0
             last = r + 1 == self.rollouts
             if (r + 1) % self.config.validate_every == 0 or last:
@@ -236,7 +240,7 @@ class PolicyTrainer:
                 entry["warnings"] = found
                 log.warning("rollout %d: %s", r + 1, "; ".join(found))
                 last = last or self.config.guard.action == "stop"
-            names = ("loss", "pairs", "kept", "drift", "validation", "reward", "diversity")
+            names = ("loss", "pairs", "kept", "drift", "validation", "reward", "diversity", "loss_scale", "skipped")
             shown = {k: entry[k] for k in names if k in entry}
             if tracker is not None:
                 tracker.log(r, {f"tune/{k}": float(v) for k, v in shown.items()} | _tracked_by_timestep(entry))
@@ -270,7 +274,7 @@ class PolicyTrainer:
     def save(self, folder: Path, done: int) -> None:
         states = {"lora": self.family.lora_state(), "ema": self.ema, "best": self.best}
         states |= {} if self.old is None else {"old": self.old}
-        meta = {"history": self.history, "best_value": self.best_value, "updates": self.updates}
+        meta = {"history": self.history, "best_value": self.best_value, "updates": self.updates, **self.scale.state()}
         checkpoint.save_training(folder, done, self.optimizer, states, meta)
 
     def resume(self, folder: Path) -> int:
@@ -282,6 +286,7 @@ class PolicyTrainer:
         self.old = None if self.old is None else found.state("old")
         meta = found.meta
         self.history, self.best_value, self.updates = meta["history"], meta["best_value"], meta["updates"]
+        self.scale.load(meta)
         return found.step
 
 

@@ -30,6 +30,7 @@ from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
 from lpo.train.common.loop import adamw, apply_gradients, check_number, warmup_share
+from lpo.train.common.loss_scale import LossScale
 
 BINS = 10  # of the timestep axis, in validation
 
@@ -78,6 +79,7 @@ class RewardTrainer:
         self.device = model.backbone.device
         self.weights = [p.requires_grad_(True) for p in model.trained(config.trainable)]
         self.optimizer = adamw(self.weights, config.learning_rate, config.weight_decay)
+        self.scale = LossScale(DTYPES[config.dtype])
         self.tokens, self.null = model.backbone.tokenize(latents.captions), model.backbone.tokenize([""])
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}
@@ -148,12 +150,12 @@ class RewardTrainer:
             whole = len(part) == len(rows)
             loss = self.loss(pairs, rows[part], t[part], noisy if whole else noisy[:, part.to(self.device)])
             share = counts * len(part) / len(rows)
-            (loss * share).backward()
+            self.scale.scaled(loss * share).backward()
             total += loss.detach() * share
         distributed.sum_gradients(self.weights)
         share = warmup_share(step, config.steps, config.warmup_steps, config.learning_rate_schedule)
         learning_rate = config.learning_rate * share
-        apply_gradients(self.optimizer, learning_rate, config.max_grad_norm, self.where(step), self.name)
+        apply_gradients(self.optimizer, learning_rate, config.max_grad_norm, self.where(step), self.name, self.scale)
         return total
 
     def loss(self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
@@ -184,9 +186,9 @@ class RewardTrainer:
                 loss = sum(distributed.gathered(found.item()))
                 check_number(loss, "loss", self.where(step), self.name)
                 bar.set_postfix(loss=f"{loss:.3f}", best=f"{self.best_accuracy:.3f}")
-                self.history.append({"step": step, "loss": loss})
+                self.history.append({"step": step, "loss": loss, **self.scale.figures})
                 if tracker is not None:
-                    tracker.log(step, {"reward/loss": loss})
+                    tracker.log(step, {f"reward/{k}": v for k, v in ({"loss": loss} | self.scale.figures).items()})
             last = step + 1 == config.steps
             if (step + 1) % config.validate_every == 0 or last:
                 right = distributed.from_first(self.accuracy(validation))
@@ -245,6 +247,7 @@ class RewardTrainer:
 
     def save(self, folder: Path, step: int) -> None:
         meta = {"history": self.history, "best_accuracy": self.best_accuracy, "misses": self.misses}
+        meta |= self.scale.state()
         states = {"model": self.model.state_dict(), "best": self.best}
         checkpoint.save_training(folder, step, self.optimizer, states, meta)
 
@@ -256,4 +259,5 @@ class RewardTrainer:
         self.best = found.state("best")
         meta = found.meta
         self.history, self.best_accuracy, self.misses = meta["history"], meta["best_accuracy"], meta["misses"]
+        self.scale.load(meta)
         return found.step
