@@ -63,7 +63,7 @@ class PolicyTrainer:
         self.trained = family.lora_state()  # shares its memory with the weights: made once, not after every step
         self.ema = {k: v.clone() for k, v in self.trained.items()}
         self.best = {k: v.clone() for k, v in self.ema.items()}
-        self.best_value, self.updates = 0.0, 0
+        self.best_value, self.updates = BASE_VALUE, 0
         self.history: list[dict[str, Any]] = []
         self.null = family.null()
         self.transition = family.transition(config.eta).to(family.device)
@@ -131,8 +131,7 @@ class PolicyTrainer:
     def learn(self, batch: Batch, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """One optimiser step on N pairs; their losses (N,) and statistics, detached. `conditioning` is the rollout's.
 
-        The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive. In
-        float16 the loss is scaled (`LossScale`); a step that it skips changes neither weights nor average.
+        The gradient of the mean is summed over micro-batches, so that activations of a few pairs only are alive.
         """
         self.optimizer.zero_grad(set_to_none=True)
         seen: list[dict[str, torch.Tensor]] = []
@@ -209,8 +208,6 @@ class PolicyTrainer:
             what = f"a rollout of {least} prompts can't be shared by {distributed.count()} processes"
             raise LpoError(what, "params.yaml: tune.prompts, tune.prompts_per_rollout", "raise them, or start fewer")
         done, first = self.resume(folder), distributed.is_first()
-        if done == 0:
-            self.best_value = BASE_VALUE
         if self.stopped:
             done = self.rollouts
         for r in (
@@ -284,9 +281,8 @@ class PolicyTrainer:
         self.family.load_lora_state(found.state("lora"))
         self.ema, self.best = found.state("ema"), found.state("best")
         self.old = None if self.old is None else found.state("old")
-        meta = found.meta
-        self.history, self.best_value, self.updates = meta["history"], meta["best_value"], meta["updates"]
-        self.scale.load(meta)
+        self.history, self.best_value, self.updates = (found.meta[k] for k in ("history", "best_value", "updates"))
+        self.scale.load(found.meta)
         return found.step
 
 
