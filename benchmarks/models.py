@@ -108,11 +108,10 @@ def build(
             module.requires_grad_(False).eval()
     codec = Codec(vae, VAE | {"scaling_factor": shape.vae_scaling, "shift_factor": None}, device, dtype)
     scheduler, pixels = DDIMScheduler(**SCHEDULER), 8 * unet.config.sample_size
-    if size == "sdxl":
-        first, second = encoders
-        return SDXL(unet, first, second, tokenizer, tokenizer, scheduler, codec, pixels, False, device, dtype)
-    (encoder,) = encoders
-    return SD(unet, encoder, tokenizer, scheduler, codec, pixels, device, dtype)
+    names = ("text_encoder", "text_encoder_2")[: len(encoders)]
+    words = dict.fromkeys(("tokenizer", "tokenizer_2")[: len(names)], tokenizer)
+    shared = unet, dict(zip(names, encoders, strict=True)), words, scheduler, codec, pixels, device, dtype
+    return SDXL(*shared, zero_null=False) if size == "sdxl" else SD(*shared)
 
 
 def build_reward(

@@ -30,11 +30,11 @@ class Published:
 
     def __init__(self, family: SD | SDXL, reward: LatentRewardModel, config: Tune, seed: int, recompute: bool) -> None:
         self.config, self.reward, self.prompt_encoder = config, reward, family
-        policy = replace(family, unet=copy.deepcopy(family.unet))
-        self.reference = copy.deepcopy(family.unet)
+        policy = replace(family, denoiser=copy.deepcopy(family.denoiser))
+        self.reference = copy.deepcopy(family.denoiser)
         self.weights = policy.add_lora(config.lora_rank, seed)
-        self.unet = policy.unet
-        self.lrm = copy.deepcopy(family.unet)
+        self.unet = policy.denoiser
+        self.lrm = copy.deepcopy(family.denoiser)
         self.lrm.load_state_dict(reward.backbone.denoiser.state_dict(), strict=False)  # up blocks stay, unused
         if recompute:
             self.unet.enable_gradient_checkpointing()

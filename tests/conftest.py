@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -139,6 +140,15 @@ def tiny_sd3_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support import tiny_models
 
     return tiny_models.sd3(tmp_path_factory.mktemp("tiny") / "sd3", t5=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a model of `tiny_transformers.MODELS`, by its name; written once a session."""
+    from support.tiny_transformers import MODELS
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return lambda name: folder / name if (folder / name).exists() else MODELS[name][1](folder / name)
 
 
 @pytest.fixture(scope="session")

@@ -46,11 +46,12 @@ def save_merged(family: Family, params: Params, folder: Path) -> None:
             lora_of.merge(module)
             module.to(family.dtype)
     own = {**family.modules(), **family.tokenizers(), "vae": family.codec.vae}
-    absent: dict[str, dict[str, Any]] = {  # of SD a filter that no preset loads, of SD3 a T5 that the model may lack
-        "sd": {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
-        "sd3": {} if "text_encoder_3" in own else {"text_encoder_3": None, "tokenizer_3": None},
-    }
-    options = absent.get(family.name, {})
+    options: dict[str, Any] = {}
+    if family.name == "sd":  # a filter that no preset loads
+        options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    optional = [suffix for suffix, encoder in family.encoders.items() if encoder.optional]
+    lacking = [suffix for suffix in optional if f"text_encoder{suffix}" not in own]  # SD3 without T5
+    options |= {f"{part}{suffix}": None for suffix in lacking for part in ("text_encoder", "tokenizer")}
     pipeline = family.pipeline.from_pretrained(params.model.path, **own, **options)
     pipeline.save_pretrained(folder)
 
@@ -59,14 +60,14 @@ def single_file(family: Family) -> dict[str, torch.Tensor]:
     """The adapter under the names of kohya's trainer, which ComfyUI, A1111 and others read.
 
     A U-Net's: `lora_unet_` and the layer's path with underscores, then .lora_down.weight, .lora_up.weight, .alpha;
-    SDXL's layers are counted as in its original code. SD3's transformer: diffusers' own names, the layout those tools
+    SDXL's layers are counted as in its original code. A transformer's: diffusers' own names, the layout those tools
     read for it; it has no alphas, which means alpha = rank, as ours is.
     """
     state: dict[str, torch.Tensor] = {}  # empty where a LoRA of others changes the text encoders alone
     for layer, update in lora_of.updates_of(family.denoiser).items():
         state[f"{layer}.lora_A.weight"], state[f"{layer}.lora_B.weight"] = update.down, update.up
     state = {key: value.contiguous() for key, value in state.items()}
-    if family.name == "sd3":
+    if family.part == "transformer":
         return {f"transformer.{k}": v for k, v in state.items()} | text_encoders(family, kohya=False)
     kohya = convert_state_dict_to_kohya({f"unet.{k}": v for k, v in state.items()}) if state else {}
     kohya = {k: v.float() if k.endswith(".alpha") else v for k, v in kohya.items()}

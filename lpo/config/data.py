@@ -11,7 +11,7 @@ from lpo.config.reader import Range
 
 @dataclass(frozen=True)
 class Model:
-    family: Literal["sd", "sdxl", "sd3"]
+    family: Literal["sd", "sdxl", "sd3", "flux", "flux2_klein", "qwen_image", "sana", "z_image"]
     path: str
     vae: str | None
     denoiser: str | None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from transformers import CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
@@ -31,7 +32,9 @@ def token_counter(model: str, max_tokens: int) -> Tokens:
     """
     where = f"{model}/tokenizer"
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(model, subfolder="tokenizer")
+        name = get_tokenizer_config(model, subfolder="tokenizer").get("tokenizer_class") or "CLIPTokenizer"
+        cls = CLIPTokenizer if name.startswith("CLIPTokenizer") else AutoTokenizer
+        tokenizer = cls.from_pretrained(model, subfolder="tokenizer")
     except (OSError, ValueError) as error:
         raise LpoError(f"no tokenizer here: {error}", where, "run `lpo base`, or correct model.path") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes, in silence, of an absent folder

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_iter
 
 from lpo.config import Model, Params, Score
 from lpo.doctor import scorer_memory
-from lpo.families import DTYPES, load_family, sharding
+from lpo.families import DTYPES, load_family, lora, sharding
 from lpo.families.family import Family
 from lpo.families.parts import local
 from lpo.rewards.lrm import LatentRewardModel
@@ -184,15 +184,25 @@ def drawing(family: Family, batch: int, scale: float) -> int:
 
 
 def of_reward(params: Params) -> Need:
-    """Trained weights: float32, its copy in the dtype of the forward pass, gradient, Adam, the best so far."""
+    """Trained weights: float32, its copy in the dtype of the forward pass, gradient, Adam, the best so far.
+
+    Where only a LoRA trains, the model under it keeps its own dtype and needs no copy.
+    """
     config = params.reward
     base = configured(replace(params.model, path=config.base or params.model.path))
     base = replace(base, vae=None, denoiser=None) if config.base else base
-    backbone = load_family(base, reward=True, layer=config.layer, dtype=DTYPES[config.dtype], device=META)
+    rank = config.adapter_rank if config.trainable == "adapter" else None
+    dtype = DTYPES[base.dtype if rank else config.dtype]
+    backbone = load_family(base, reward=True, layer=config.layer, dtype=dtype, device=META)
     projection = "none" if config.text_projection == "none" else "random"
-    model = LatentRewardModel(backbone, config.embedding_dim, config.guidance_scale, config.features, projection)
+    model = LatentRewardModel(
+        backbone, config.embedding_dim, config.guidance_scale, config.features, projection, adapter_rank=rank
+    )
     modules = list(backbone.modules().values())
-    trained = {"full": modules, "denoiser": modules[:1], "frozen": [], "adapter": []}[config.trainable]
+    trained: list[nn.Module] = {"full": modules, "denoiser": modules[:1], "frozen": []}.get(config.trainable, [])
+    if rank:
+        lora.activate(backbone.denoiser, lora.REWARD)
+        trained = [model.adapter]
     for part in trained:
         part.requires_grad_(True)
     weights = sum(p.numel() for p in model.parameters())
@@ -208,10 +218,13 @@ def of_reward(params: Params) -> Need:
 
     activations = peak(step, backward=bool(trained))
     gradients = bytes_of(*trained)
-    copies = 0 if config.dtype == "fp32" else 2 * weights
     stored = 8 * weights + count * (8 + 4)  # the artifact; weights, moments and best of a checkpoint
-    held = 4 * (weights - elsewhere(params, backbone.denoiser))
-    return Need("reward", held + copies + count * (ADAM + 4), activations - gradients, stored)
+    copies = 0 if config.dtype == "fp32" else 2 * weights
+    held = 4 * weights + copies
+    if rank:  # `weights` are those of the LoRA and the projections
+        held = 4 * weights + bytes_of(*modules)
+    away = elsewhere(params, backbone.denoiser) * (dtype.itemsize if rank else 4)
+    return Need("reward", held - away + count * (ADAM + 4), activations - gradients, stored)
 
 
 def of_policy(params: Params, family: Family, everything: int) -> Need:
@@ -227,9 +240,12 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     adapter = sum(p.numel() for p in family.add_lora(config.lora_rank, seed=0))
     latents, t, text = inputs(family, min(config.batch_size, config.micro_batch_size))
     update = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale), backward=True)
-    weights = everything + bytes_of(*backbone.modules().values()) + adapter * (4 + ADAM + 8)
-    weights -= elsewhere(params, family.denoiser, backbone.denoiser) * family.dtype.itemsize
-    encoders = [part for each in (family, backbone) for part in list(each.modules().values())[1:]]
+    shared = params.reward.trainable == "adapter" and params.reward.pretrained is None  # a LoRA of the policy's model
+    models = [family] if shared else [family, backbone]
+    weights = everything + adapter * (4 + ADAM + 8)
+    weights += 0 if shared else bytes_of(*backbone.modules().values())
+    weights -= elsewhere(params, *(each.denoiser for each in models)) * family.dtype.itemsize
+    encoders = [part for each in models for part in list(each.modules().values())[1:]]
     assert family.codec.vae is not None
     away = bytes_of(*encoders, family.codec.vae)  # in host memory but for prompts and validations
     validation = drawing(family, params.evaluate.batch_size, params.evaluate.guidance_scale)

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from lpo.config import Model
 from lpo.errors import LpoError
-from lpo.families import parts, sd, sd3, sdxl
+from lpo.families import parts
 from lpo.families.family import Family
 from lpo.families.latent_space import Codec, LatentSpace, load_codec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LOADERS: dict[str, Callable[..., Family]] = {"sd": sd.load, "sdxl": sdxl.load, "sd3": sd3.load}
-PIPELINES = {
-    "sd": "StableDiffusionPipeline",
-    "sdxl": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
+# model.family -> (its file in this room, its class there, the pipeline of diffusers that it is)
+FAMILIES = {
+    "sd": ("sd", "SD", "StableDiffusionPipeline"),
+    "sdxl": ("sdxl", "SDXL", "StableDiffusionXLPipeline"),
+    "sd3": ("dit.sd3", "SD3", "StableDiffusion3Pipeline"),
+    "flux": ("dit.flux", "Flux", "FluxPipeline"),
+    "flux2_klein": ("dit.flux2", "Flux2Klein", "Flux2KleinPipeline"),
+    "qwen_image": ("dit.qwen_image", "QwenImage", "QwenImagePipeline"),
+    "sana": ("dit.sana", "Sana", "SanaPipeline"),
+    "z_image": ("dit.z_image", "ZImage", "ZImagePipeline"),
 }
+
+
+def family_class(name: str) -> type[Family]:
+    """The class of a family; its file is imported when it is first asked for."""
+    file, cls, _ = FAMILIES[name]
+    return getattr(import_module(f"lpo.families.{file}"), cls)
 
 
 def device_of(model: Model) -> torch.device:
@@ -47,16 +58,17 @@ def load_family(
     """
     dtype, device = dtype or DTYPES[model.dtype], device or device_of(model)
     settle(device)
-    found = parts.pipeline_config(model.path).get("_class_name", PIPELINES[model.family])
-    if found != PIPELINES[model.family]:
-        names = {pipeline: name for name, pipeline in PIPELINES.items()}
-        remedy = f"set it to {names[found]}" if found in names else "take a model of the families sd, sdxl or sd3"
+    cls, expected = family_class(model.family), FAMILIES[model.family][2]
+    found = parts.pipeline_config(model.path).get("_class_name", expected)
+    if found != expected:
+        names = {pipeline: name for name, (_, _, pipeline) in FAMILIES.items()}
+        remedy = f"set it to {names[found]}" if found in names else f"take a model of one of {', '.join(FAMILIES)}"
         raise LpoError(f"{model.path} is a {found}", f"params.yaml: model.family is {model.family}", remedy)
     own: dict[str, Any] = {"sampler": model.scheduler, "prediction_type": model.prediction_type}
-    if model.family == "sd3":
+    if cls.part == "transformer":
         own = {"form": model.flow_step, "layer": layer}
     parts_of = {"vae": model.vae, "denoiser": model.denoiser, "resolution": model.resolution, "shard": model.shard}
-    family = LOADERS[model.family](model.path, device, dtype, reward, **parts_of, **own)
+    family = cls.load(model.path, device, dtype, reward, **parts_of, **own)
     if model.gradient_checkpointing:
         family.denoiser.enable_gradient_checkpointing()
     if model.compile and not reward:

@@ -2,6 +2,9 @@
 
     x0 = (z - shift) scaling,  z ~ VAE(picture)          decode: VAE^-1(x0 / scaling + shift)
 
+Shift and scaling are numbers, or one number a channel (and place in a patch) where the VAE's configuration has
+latents_mean and latents_std.
+
 A reward that reads latents can serve every model with the same latents (LPO paper, heterogeneous rewards: LRM-1.5
 trains SD2.1). Files cannot say so: two releases of one VAE differ in names and number formats. What a VAE makes of a
 fixed picture can.
@@ -10,24 +13,24 @@ fixed picture can.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from inspect import signature
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 
 from lpo import hub
 from lpo.errors import LpoError, NotFinite
+from lpo.families import vae as vaes
 from lpo.families.parts import module, place
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 0.1  # of |a - b| / |a|: rounding and corrected releases lie below it, another VAE far above
 PROBE_SIDE = 8  # latents
-# What a config.json that leaves them out means: that of SD 1.5 is older than scaling_factor.
-DEFAULTS = {name: field.default for name, field in signature(AutoencoderKL.__init__).parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -45,44 +48,61 @@ class LatentSpace:
 class Codec:
     """A VAE with its numbers. `vae` is None in the backbone of a reward, which reads stored latents."""
 
-    vae: AutoencoderKL | None
+    vae: Any
     config: Mapping[str, Any]  # what its config.json says
     device: torch.device
     dtype: torch.dtype
 
     @property
     def channels(self) -> int:
-        return self.config.get("latent_channels", DEFAULTS["latent_channels"])
+        return vaes.channels(self.config)
 
     @property
     def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.config.get("block_out_channels", DEFAULTS["block_out_channels"])) - 1)
+        return vaes.pixels_per_latent(self.config)
 
     @property
     def scaling_factor(self) -> float:
-        return self.config.get("scaling_factor", DEFAULTS["scaling_factor"])
+        """The mean, where channels differ."""
+        factor = self._shift_and_factor()[1]
+        return float(factor.mean()) if isinstance(factor, torch.Tensor) else factor
 
     @property
     def shift_factor(self) -> float:
-        return self.config.get("shift_factor") or 0.0
+        """The mean, where channels differ."""
+        shift = self._shift_and_factor()[0]
+        return float(shift.mean()) if isinstance(shift, torch.Tensor) else shift
+
+    def _shift_and_factor(self, latents: torch.Tensor | None = None) -> tuple[Any, Any]:
+        """Numbers, or tensors (C, h, w) for these latents."""
+        mean, std = self.config.get("latents_mean"), self.config.get("latents_std")
+        if mean is None or std is None:
+            return self.config.get("shift_factor") or 0.0, vaes.value(self.config, "scaling_factor")
+        if latents is None:
+            return torch.tensor(mean), 1 / torch.tensor(std)
+        patch = math.isqrt(len(mean) // self.channels)  # 1, or a patch of FLUX.2: c, then row, then column of the patch
+        times = 1, latents.shape[2] // patch, latents.shape[3] // patch
+        values = [torch.tensor(v, dtype=torch.float32).view(-1, patch, patch).repeat(times) for v in (mean, std)]
+        shift, std_ = (v.to(latents.device, latents.dtype) for v in values)
+        return shift, 1 / std_
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """Pictures (N, 3, H, W) in [-1, 1] -> latent moments (N, 2 C, h, w): mean and log variance, unscaled."""
         assert self.vae is not None
-        vae = self.vae
-        return self._finite(lambda x: vae.encode(x).latent_dist.parameters, images.to(self.device), "pictures")
+        return self._finite(lambda x: vaes.moments(self.vae, x), images.to(self.device), "pictures")
 
     def scale(self, latents: torch.Tensor) -> torch.Tensor:
         """VAE latents -> latents of unit scale, which the denoiser reads."""
-        return (latents - self.shift_factor) * self.scaling_factor
+        shift, factor = self._shift_and_factor(latents)
+        return (latents - shift) * factor
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, clamp: bool = True) -> torch.Tensor:
         """Scaled latents (N, C, h, w) -> pictures (N, 3, H, W) in [-1, 1]; without `clamp` as the VAE gives them."""
         assert self.vae is not None
-        vae, z = self.vae, latents / self.scaling_factor + self.shift_factor
-        pictures = self._finite(lambda x: vae.decode(x).sample, z, "latents")
+        shift, factor = self._shift_and_factor(latents)
+        pictures = self._finite(lambda z: vaes.pictures(self.vae, z), latents / factor + shift, "latents")
         return pictures.clamp(-1, 1) if clamp else pictures
 
     def _finite(self, run: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor, name: str) -> torch.Tensor:
@@ -131,16 +151,23 @@ def load_codec(source: str, part: str, dtype: torch.dtype, device: torch.device,
     """The VAE of a source; without `weights` its numbers only."""
     root, where = place(source, part)
     try:
-        config = AutoencoderKL.load_config(root, **where)
+        config = dict(AutoencoderKL.load_config(root, **where))
     except (OSError, ValueError) as error:
         remedy = "name a folder or hub id with a VAE in it"
         raise hub.refusal(error, f"can't load vae: {error}", source, remedy) from error
-    kind = config.get("_class_name", "AutoencoderKL")
-    if kind != "AutoencoderKL":
-        raise LpoError(f"its VAE is an {kind}, not an AutoencoderKL", f"{source}/{part}".rstrip("/"), "set model.vae")
+    kind = vaes.kind(config)
+    if kind not in vaes.KINDS:
+        what = f"its VAE is an {kind}, not an {' or '.join(vaes.KINDS)}"
+        raise LpoError(what, f"{source}/{part}".rstrip("/"), "set model.vae")
     upcast = dtype == torch.float16 and config.get("force_upcast", False)  # SDXL's own overflows in float16
-    vae = module(AutoencoderKL, source, part, torch.float32 if upcast else dtype, device) if weights else None
-    return Codec(vae, dict(config), device, dtype)
+    told = kind != "AutoencoderKLFlux2" or "latents_mean" in config  # where not, the weights know shift and scale
+    vae = None
+    if weights or not told:
+        cls = getattr(diffusers, kind)
+        vae = module(cls, source, part, torch.float32 if upcast else dtype, device)
+    if not told:
+        config |= vaes.batch_norm(vae)
+    return Codec(vae if weights else None, config, device, dtype)
 
 
 def check_channels(codec: Codec, read: int, path: str) -> None:

@@ -99,7 +99,7 @@ def module(
     absent = sorted(set(missing) & set(model.state_dict()))
     if absent:
         raise LpoError(f"{len(absent)} weights are missing, such as {absent[0]}", label, "take a whole model")
-    if device.type == "cuda":
+    if device.type == "cuda" and all(weight.dim() < 5 for weight in model.parameters()):  # films have another format
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions, in place
     return model.to(device).requires_grad_(False).eval()
 

@@ -2,8 +2,8 @@
 and gathers a block while it runs, forwards and backwards (FSDP, arXiv 2304.11277).
 
 Adapters come after sharding and are whole in every process, so that optimiser, average and checkpoints know nothing of
-it. Every block is a root of its own, because a reward runs blocks without their model. All processes must run the same
-blocks in the same order, so each makes as many forwards as the others.
+it. Every block is a root of its own, because a reward of a U-Net runs blocks without their model. All processes must
+run the same blocks in the same order, so each makes as many forwards as the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers.models.attention import BasicTransformerBlock, JointTransformerBlock
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
@@ -20,12 +21,15 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-BLOCKS = (ResnetBlock2D, Downsample2D, Upsample2D, BasicTransformerBlock, JointTransformerBlock)
+BLOCKS = (ResnetBlock2D, Downsample2D, Upsample2D, BasicTransformerBlock)  # of a U-Net
 
 
 def blocks(denoiser: nn.Module) -> list[nn.Module]:
     """What is gathered at a time; the rest (first and last layers, projections between blocks, time) stays whole."""
-    return [module for module in denoiser.modules() if isinstance(module, BLOCKS)]
+    if isinstance(denoiser, UNet2DConditionModel):
+        return [module for module in denoiser.modules() if isinstance(module, BLOCKS)]
+    names = set(denoiser._no_split_modules)  # of transformers, as diffusers names them; sharding makes subclasses
+    return [module for module in denoiser.modules() if names & {cls.__name__ for cls in type(module).__mro__}]
 
 
 def shard(denoiser: Any, device: torch.device) -> None:

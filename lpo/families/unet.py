@@ -1,20 +1,20 @@
 """What the families with a UNet2DConditionModel share: its first half, which a latent reward model reads (LPO paper,
-section 3.2), its sampler's steps, its LoRA, and loading its parts."""
+section 3.2), its sampler's steps, and loading its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
 from lpo.diffusion.transitions import DDIM
-from lpo.families import parts, scheduler
-from lpo.families.family import Family, load_denoiser
+from lpo.families import lora, scheduler
+from lpo.families.conditioning import Conditioning
+from lpo.families.family import Family, Features
 
 
 def down_and_mid(
@@ -54,35 +54,56 @@ def drop_up_blocks(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
-def load(
-    path: str, device: torch.device, dtype: torch.dtype, reward: bool, vae: str | None, denoiser: str | None,
-    resolution: int | None, shard: bool, sampler: str | None, prediction_type: str | None,
-) -> dict[str, Any]:  # fmt: skip
-    """The fields that `SD` and `SDXL` both have, by name. See `sd.load`."""
-    ddim = scheduler.load(path, sampler, prediction_type)
-    net, codec, pixels = load_denoiser(
-        UNet2DConditionModel, "unet", path, device, dtype, reward, drop_up_blocks, vae, denoiser, resolution,
-        shard,
-    )  # fmt: skip
-    return {
-        "unet": net, "text_encoder": parts.module(CLIPTextModel, path, "text_encoder", dtype, device),
-        "tokenizer": parts.tokenizer(CLIPTokenizer, path, "tokenizer", device), "scheduler": ddim,
-        "codec": codec, "pixels": pixels, "device": device, "dtype": dtype,
-    }  # fmt: skip
+@dataclass
+class UNet(Family):
+    """A family with a U-Net and DDIM."""
 
+    part = "unet"
+    network = UNet2DConditionModel
 
-# The methods that are the same for both families, taken in as those of `lpo.families.family` are.
+    @property
+    def reward_targets(self) -> str:
+        return lora.HALF_UNET
 
+    def added(self, conditioning: Conditioning) -> dict[str, torch.Tensor] | None:
+        """What the U-Net adds to its time embedding."""
+        return None
 
-def transition(family: Family, eta: float) -> DDIM:
-    return DDIM.from_scheduler(family.scheduler, eta)
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The U-Net's prediction, of the scheduler's prediction_type."""
+        states = conditioning.tensors["prompt_embeds"]
+        return self.denoiser(latents.to(self.dtype), t, states, added_cond_kwargs=self.added(conditioning)).sample
 
+    def features(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> Features:
+        """Pooled down block and mid block features, see `down_and_mid`."""
+        states = conditioning.tensors["prompt_embeds"]
+        return down_and_mid(self.denoiser, latents.to(self.dtype), t, states, self.added(conditioning))
 
-def steps(family: Family, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(t, s) of the sampler's steps, (n,) long each; s = -1 after the last."""
-    ddim = family.scheduler
-    return ddim_timesteps(ddim, num_inference_steps), previous_timesteps(ddim, num_inference_steps)
+    def transition(self, eta: float) -> DDIM:
+        return DDIM.from_scheduler(self.scheduler, eta)
 
+    def steps(self, num_inference_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(t, s) of the sampler's steps, (n,) long each; s = -1 after the last."""
+        ddim = self.scheduler
+        return ddim_timesteps(ddim, num_inference_steps), previous_timesteps(ddim, num_inference_steps)
 
-def save_lora(family: Family, folder: Path, state: dict[str, torch.Tensor]) -> None:
-    family.pipeline.save_lora_weights(folder, unet_lora_layers=state, safe_serialization=True)
+    @classmethod
+    def load(
+        cls, path: str, device: torch.device, dtype: torch.dtype, reward: bool = False, vae: str | None = None,
+        denoiser: str | None = None, resolution: int | None = None, shard: bool = False, sampler: str | None = None,
+        prediction_type: str | None = None,
+    ) -> Self:  # fmt: skip
+        """See `Family.load_parts`, and `scheduler.load` for sampler and prediction_type.
+
+        Raises LpoError also where the scheduler's settings are unsupported.
+        """
+        ddim = scheduler.load(path, sampler, prediction_type)
+        return cls.load_parts(
+            path, device, dtype, reward, drop_up_blocks, vae, denoiser, resolution, shard, scheduler=ddim,
+            **cls.own_fields(path),
+        )  # fmt: skip
+
+    @classmethod
+    def own_fields(cls, path: str) -> dict[str, Any]:
+        """Fields that only this family has."""
+        return {}

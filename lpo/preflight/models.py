@@ -18,7 +18,7 @@ from lpo.emoji.scenes import CANVAS
 from lpo.errors import LpoError
 from lpo.evaluate.prompt_files import HUB
 from lpo.evaluate.sides import check_promoted, is_denoiser
-from lpo.families import load_family, lora
+from lpo.families import family_class, load_family, lora
 from lpo.families.latent_space import check_same, load_codec
 from lpo.families.parts import either, local
 from lpo.preflight.files import missing
@@ -31,7 +31,6 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of diffusers' parts: 
 DIFFUSERS = ("config.json", "|".join(WEIGHTS))
 TRANSFORMERS = ("config.json", "*.safetensors|*.bin|*.index.json")
 TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
-ENCODERS = {"sd": ("",), "sdxl": ("", "_2"), "sd3": ("", "_2")}  # of text; SD3's third may be left out
 
 
 def is_here(model: Model) -> bool:
@@ -52,12 +51,12 @@ def pixels(model: Model) -> int | None:
 def base(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     """The model that is tuned: all files of its parts, of the family that model.family names."""
     model, where = params.model, "params.yaml: model"
-    denoiser = "transformer" if model.family == "sd3" else "unet"
+    family = family_class(model.family)
     own = ["model_index.json", "scheduler/scheduler_config.json"]
-    for suffix in ENCODERS[model.family]:
+    for suffix in [suffix for suffix, encoder in family.encoders.items() if not encoder.optional]:
         own += [_any(f"text_encoder{suffix}", ["config.json"]), _any(f"text_encoder{suffix}", WEIGHTS)]
         own += [_any(f"tokenizer{suffix}", TOKENIZER)]
-    for part, other, key in ((denoiser, model.denoiser, "denoiser"), ("vae", model.vae, "vae")):
+    for part, other, key in ((family.part, model.denoiser, "denoiser"), ("vae", model.vae, "vae")):
         if other is None:
             own += [f"{part}/config.json", _any(part, WEIGHTS)]
         else:

@@ -81,7 +81,7 @@ def model_card(params: Json, metrics: Mapping[str, Json]) -> str:
         "Run this in the project's folder. Elsewhere, replace `data/tuned` by the folder of this file.",
         _python(snippets.draw(params)),
         f"{_sampler(setting)} are the settings of the evaluation. `lpo generate` uses them too."
-        + (_NO_ETA if params["model"]["family"] == "sd3" and setting["eta"] else ""),
+        + (_NO_ETA if params["model"]["family"] not in snippets.WITH_DDIM and setting["eta"] else ""),
         "## Results",
         _results(params, evaluate),
         *(["## What people said", _people(metrics["people"])] if "people" in metrics else []),

@@ -11,11 +11,17 @@ from typing import Any
 
 Json = Mapping[str, Any]
 DTYPES = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
-DENOISERS = {  # model.family -> (argument of the pipeline, class)
-    "sd": ("unet", "UNet2DConditionModel"),
-    "sdxl": ("unet", "UNet2DConditionModel"),
-    "sd3": ("transformer", "SD3Transformer2DModel"),
+DENOISERS = {  # model.family -> class
+    "sd": "UNet2DConditionModel",
+    "sdxl": "UNet2DConditionModel",
+    "sd3": "SD3Transformer2DModel",
+    "flux": "FluxTransformer2DModel",
+    "flux2_klein": "Flux2Transformer2DModel",
+    "qwen_image": "QwenImageTransformer2DModel",
+    "sana": "SanaTransformer2DModel",
+    "z_image": "ZImageTransformer2DModel",
 }
+WITH_DDIM = ("sd", "sdxl")
 
 
 def prompt(params: Json) -> str:
@@ -31,7 +37,8 @@ def draw(params: Json) -> str:
     """
     model, setting = params["model"], params["evaluate"]
     classes, parts = ["DiffusionPipeline"], []
-    name, denoiser = DENOISERS[model["family"]]
+    ddim, denoiser = model["family"] in WITH_DDIM, DENOISERS[model["family"]]
+    name = "unet" if ddim else "transformer"
     for part, kind, source in (("vae", "AutoencoderKL", model["vae"]), (name, denoiser, model["denoiser"])):
         if source is not None:
             classes.append(kind)
@@ -43,10 +50,10 @@ def draw(params: Json) -> str:
         sources += ["text_encoder_3=None", "tokenizer_3=None"]  # saved without T5
     call = [
         repr(prompt(params)), f"num_inference_steps={setting['num_inference_steps']}",
-        f"guidance_scale={setting['guidance_scale']!r}",
+        _guidance(model["family"], setting["guidance_scale"]),
     ]  # fmt: skip
     scheduler = []
-    if model["family"] != "sd3":  # a flow's pipeline has its own sampler, and no eta
+    if ddim:  # a flow's pipeline has its own sampler, and no eta
         classes.append("DDIMScheduler")
         scheduler = ["pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"]
         call.append(f"eta={setting['eta']!r}")
@@ -70,36 +77,41 @@ def draw(params: Json) -> str:
     )
 
 
+def _guidance(family: str, scale: float) -> str:
+    """The scale as the family's pipeline takes it. That of Z-Image begins at 0, that of Qwen-Image has another name."""
+    if family == "qwen_image":
+        return f'true_cfg_scale={scale!r}, negative_prompt=" "'
+    if family == "sana":
+        return f"guidance_scale={scale!r}, complex_human_instruction=None"
+    return f"guidance_scale={scale - 1 if family == 'z_image' else scale!r}"
+
+
 def score(params: Json) -> str:
     """Encode an image with the VAE of the base, and score its latents at one timestep."""
-    model = params["model"]
-    vae = repr(model["path"]) + ', subfolder="vae"' if model["vae"] is None else _place(model["vae"])
     adapter = params["reward"]["trainable"] == "adapter" and not params["reward"]["pretrained"]
-    family = ["from lpo.config import load_params", "from lpo.families import load_family"] if adapter else []
-    load = "Path(\"data/reward\"), torch.device(\"cpu\")"
+    load = 'Path("data/reward"), torch.device("cpu")'
     if adapter:  # it is a change of the base's own denoiser
-        load += ", family=load_family(load_params().model, device=torch.device(\"cpu\"), dtype=torch.float32)"
+        load += ', family=load_family(load_params().model, device=torch.device("cpu"), dtype=torch.float32)'
     return "\n".join(
         [
             "from pathlib import Path",
             "",
             "import torch",
-            "from diffusers import AutoencoderKL",
             "from diffusers.image_processor import VaeImageProcessor",
             "from PIL import Image",
             "",
-            *family,
+            "from lpo.config import load_params",
+            f"from lpo.families import codec_of{', load_family' if adapter else ''}",
             "from lpo.rewards import lrm",
             "",
             f"reward = lrm.load({load})",
-            f"vae = AutoencoderKL.from_pretrained({vae}, torch_dtype=torch.float32)",
+            "codec = codec_of(load_params().model)",
             "size = reward.backbone.pixels",
             'image = VaeImageProcessor().preprocess(Image.open("image.png").convert("RGB"), size, size)',
             "timesteps = torch.tensor([1])  # almost clean",
             "with torch.no_grad():",
-            "    latents = vae.encode(image).latent_dist.mean - (vae.config.shift_factor or 0)",
-            "    latents = latents * vae.config.scaling_factor",
-            f"    text, null = reward.encode_prompts([{prompt(params)!r}]), reward.encode_prompts([\"\"])",
+            "    latents = codec.scale(codec.encode(image).chunk(2, dim=1)[0].float().cpu())",
+            f'    text, null = reward.encode_prompts([{prompt(params)!r}]), reward.encode_prompts([""])',
             "    print(reward.score(latents, timesteps, text, null))",
         ]
     )

@@ -32,7 +32,7 @@ from torch import nn
 from transformers import CLIPTextModelWithProjection
 
 from lpo.errors import LpoError
-from lpo.families import LOADERS, lora, parts
+from lpo.families import family_class, lora, parts
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.families.latent_space import LatentSpace, space_of
@@ -178,7 +178,7 @@ def load(
             backbone = _carrier(family, config["anchor"], folder)
             backbone = replace(backbone, **layer)  # type: ignore[type-var]
         else:
-            load_backbone = LOADERS[config["family"]]
+            load_backbone = family_class(config["family"]).load
             backbone = load_backbone(
                 str(folder), device, dtype, True, resolution=config["resolution"], shard=shard, **layer
             )

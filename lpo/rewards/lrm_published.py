@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from lpo.config import Model
 from lpo.errors import LpoError
@@ -40,10 +39,11 @@ def load(source: str, base: Model) -> LatentRewardModel:
     state = read_state(source)
     backbone = load_family(replace(base, denoiser=f"{source}/unet"), reward=True)
     device, dtype = backbone.device, backbone.dtype
-    own: dict[str, Any] = {"text_encoder": parts.module(CLIPTextModel, source, "text_encoder", dtype, device)}
-    if backbone.name == "sdxl":
-        own["text_encoder_2"] = parts.module(CLIPTextModelWithProjection, source, "text_encoder_2", dtype, device)
-    backbone = replace(backbone, **own)  # type: ignore[type-var]
+    own = {
+        f"text_encoder{suffix}": parts.module(encoder.model, source, f"text_encoder{suffix}", dtype, device)
+        for suffix, encoder in backbone.encoders.items()
+    }
+    backbone = replace(backbone, text_encoders=own)
     heads = {"logit_scale": scale_of(state), "visual_projection.weight": weight_of(state)}
     if "text_projection" in state:
         heads["text_projection.weight"] = state["text_projection"]["weight"].float()

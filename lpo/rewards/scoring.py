@@ -25,7 +25,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from lpo.errors import LpoError
-from lpo.families import DTYPES, LOADERS, parts, settle
+from lpo.families import DTYPES, FAMILIES, family_class, parts, settle
 from lpo.families.latent_space import Codec, check_same, load_codec
 from lpo.images import to_tensor
 from lpo.random import generator
@@ -69,7 +69,7 @@ class Reward:
         settle(where)
         source = str(base) if base is not None else _base_of(folder)
         if config.get("adapter_rank"):
-            family = LOADERS[config["family"]](source, where, DTYPES[dtype], False)
+            family = family_class(config["family"]).load(source, where, DTYPES[dtype], False)
             model, codec = lrm.load(folder, where, DTYPES[dtype], family), family.codec
         else:
             codec = load_codec(*parts.either(None, source, "vae"), DTYPES[dtype], where)
@@ -101,9 +101,7 @@ class Reward:
         return ensemble_score(self.model, transition, latents, TIMESTEPS, draws, conditioning, null, noise)
 
     @torch.no_grad()
-    def score_at(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, prompts: str | Sequence[str]
-    ) -> torch.Tensor:
+    def score_at(self, latents: torch.Tensor, timesteps: torch.Tensor, prompts: str | Sequence[str]) -> torch.Tensor:
         """(N,) float32 scores of noisy latents (N, C, h, w) at timesteps (N,), as LPO ranks candidates."""
         texts = [prompts] * len(latents) if isinstance(prompts, str) else list(prompts)
         conditioning, null = self.model.encode_prompts(texts), self.model.encode_prompts([""])
@@ -126,7 +124,7 @@ def _config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LpoError("no reward model here", str(folder), "run `dvc repro reward`, or `dvc pull` it") from error
-    if config.get("family") not in LOADERS:
+    if config.get("family") not in FAMILIES:
         what = "this is not a latent reward model" + (" but SPO's" if config.get("kind") == "spm" else "")
         raise LpoError(what, str(file), "name the folder of a latent reward model, such as data/reward")
     return config

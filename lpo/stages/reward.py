@@ -72,7 +72,8 @@ def reward_model(params: Params, latents: Latents) -> LatentRewardModel:
         return model
     space = latent_space_of(base)
     check_same(space, latents.space, base.path)
-    backbone = load_family(base, reward=True, layer=config.layer, dtype=torch.float32)
+    dtype = None if config.trainable == "adapter" else torch.float32  # of what does not train: as tune will have it
+    backbone = load_family(base, reward=True, layer=config.layer, dtype=dtype)
     torch.manual_seed(params.seed)
     return LatentRewardModel(
         backbone, config.embedding_dim, config.guidance_scale, config.features, config.text_projection, space,

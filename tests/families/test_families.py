@@ -14,7 +14,9 @@ from diffusers import DiffusionPipeline
 
 from lpo.config import Model, SamplerSettings, load_params
 from lpo.errors import LpoError
-from lpo.families import load_family, sd3, sdxl
+from lpo.families import load_family, sdxl
+from lpo.families.dit import sd3
+from lpo.families.dit.base import Transformer
 from lpo.families.family import Family
 from lpo.families.parts import away
 
@@ -142,7 +144,7 @@ def test_the_adapter_off_is_a_frozen_copy_and_the_file_loads_everywhere(
     torch.testing.assert_close(again.predict(latents(), t, conditioning), after)
     pipe = pipeline_of(base)
     pipe.load_lora_weights(tmp_path)
-    again = replace(frozen, **{next(iter(frozen.modules())): getattr(pipe, next(iter(frozen.modules())))})
+    again = replace(frozen, denoiser=getattr(pipe, frozen.part))
     torch.testing.assert_close(again.predict(latents(), t, conditioning), after)
 
 
@@ -254,12 +256,11 @@ def test_a_layer_that_is_not_there_is_refused(tiny_sd3_base: Path, layer: int | 
         sd3.load(str(tiny_sd3_base), CPU, F32, reward=True, layer=layer)
 
 
-def test_dynamic_shifting_is_refused(tiny_sd3_base: Path) -> None:
-    from lpo.families.transformer import check_scheduler
-
+def test_a_scheduler_that_adds_noise_of_its_own_is_refused(tiny_sd3_base: Path, tmp_path: Path) -> None:
     scheduler = sd3.load(str(tiny_sd3_base), CPU, F32).scheduler
-    with pytest.raises(LpoError, match="use_dynamic_shifting"):
-        check_scheduler(type(scheduler).from_config(scheduler.config, use_dynamic_shifting=True))
+    type(scheduler).from_config(scheduler.config, stochastic_sampling=True).save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(LpoError, match="stochastic_sampling"):
+        Transformer.load_scheduler(str(tmp_path))
 
 
 def test_weights_that_are_missing_are_refused_and_pickles_are_not_read(tiny_sdxl_base: Path, tmp_path: Path) -> None:

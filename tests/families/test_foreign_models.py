@@ -176,7 +176,7 @@ def test_latents_and_pictures_that_are_no_numbers_are_errors_where_they_appear(f
         family.decode(broken)
     with pytest.raises(LpoError, match="1 of 2 pictures are NaN"):
         family.encode_images(torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), torch.inf)]))
-    family.unet.conv_out.weight.data[:] = torch.nan
+    family.denoiser.conv_out.weight.data[:] = torch.nan
     with pytest.raises(LpoError, match="1 of 1 pictures became NaN"):
         sample(family, ["a cat"], [0], SamplerSettings(2, 1.0, 1.0, 1))
 

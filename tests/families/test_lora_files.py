@@ -185,7 +185,7 @@ def test_every_layer_of_a_u_net_by_the_names_of_its_original_code(sdxl_folder: P
     tensors = named(halves, ".lora_down.weight", ".lora_up.weight", original)
     attention = {k: v for k, v in tensors.items() if re.search(r"unet_(input|output)_blocks_\d+_1_", k)}
     assert attention, "the names are those that diffusers converts, where it does"
-    _maybe_map_sgm_blocks_to_diffusers(dict(attention), family.unet.config)
+    _maybe_map_sgm_blocks_to_diffusers(dict(attention), family.denoiser.config)
     save_file(tensors, tmp_path / "locon.safetensors")
     family.load_lora(tmp_path / "locon.safetensors")
     check(family, halves, 1)

@@ -39,14 +39,14 @@ def test_prompts_are_encoded_as_the_pipeline_does(tiny, tiny_base):
 def test_features_equal_what_the_unet_computes_inside_its_own_forward(tiny):
     conditioning = tiny.encode_prompts(PROMPTS)
     seen: dict[str, torch.Tensor] = {}
-    blocks = tiny.unet.down_blocks
+    blocks = tiny.denoiser.down_blocks
     for i, block in enumerate(blocks):
         # the last residual at a block's own width and resolution: the output of its last attention or resnet
         last = block.attentions[-1] if getattr(block, "has_cross_attention", False) else block.resnets[-1]
         last.register_forward_hook(
             lambda _m, _i, out, i=i: seen.update({str(i): out[0] if isinstance(out, tuple) else out})
         )
-    tiny.unet.mid_block.register_forward_hook(lambda _m, _i, out: seen.update(mid=out))
+    tiny.denoiser.mid_block.register_forward_hook(lambda _m, _i, out: seen.update(mid=out))
     tiny.predict(latents(), T, conditioning)
     expected = {name: value.mean(dim=(2, 3)) for name, value in seen.items()}
     down, mid = tiny.features(latents(), T, conditioning)
@@ -59,7 +59,7 @@ def test_features_equal_what_the_unet_computes_inside_its_own_forward(tiny):
 @torch.no_grad()
 def test_a_reward_backbone_has_no_up_blocks_and_the_same_features(tiny, tiny_base):
     backbone = sd.load(str(tiny_base), torch.device("cpu"), torch.float32, reward=True)
-    size = [sum(p.numel() for p in f.unet.parameters()) for f in (backbone, tiny)]
+    size = [sum(p.numel() for p in f.denoiser.parameters()) for f in (backbone, tiny)]
     assert backbone.codec.vae is None and size[0] < 0.6 * size[1]
     ours, theirs = (f.features(latents(), T, f.encode_prompts(PROMPTS)) for f in (backbone, tiny))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -96,7 +96,7 @@ def test_a_fresh_adapter_changes_nothing_and_is_seeded(tiny):
     other.add_lora(4, seed=3)
     torch.testing.assert_close(tiny.predict(latents(), T, conditioning), before, rtol=0, atol=0)
     torch.testing.assert_close(tiny.lora_state(), other.lora_state(), rtol=0, atol=0)
-    assert sum(p.requires_grad for p in tiny.unet.parameters()) == len(weights) > 0
+    assert sum(p.requires_grad for p in tiny.denoiser.parameters()) == len(weights) > 0
 
 
 @torch.no_grad()

@@ -120,13 +120,13 @@ def test_a_training_of_the_policy_leaves_the_reward_as_it_is(saved, tiny_base, r
 def test_training_it_changes_the_adapter_and_the_projections_only(tiny_base):
     backbone = sd.load(str(tiny_base), torch.device("cpu"), torch.float32, reward=True)
     model = LatentRewardModel(backbone, 8, 1.0, "multi_scale", adapter_rank=2)
-    before = {k: v.clone() for k, v in backbone.unet.state_dict().items()}
+    before = {k: v.clone() for k, v in backbone.denoiser.state_dict().items()}
     weights = [p.requires_grad_(True) for p in model.trained("adapter")]
     text, null = model.encode_prompts(PROMPTS), model.encode_prompts([""])
     model.score(latents(), T, text, null).sum().backward()
     assert all(w.grad is not None for w in weights)
     torch.optim.SGD(weights, lr=1.0).step()
-    changed = {k for k, v in backbone.unet.state_dict().items() if not torch.equal(v, before[k])}
+    changed = {k for k, v in backbone.denoiser.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all(f".{lora.REWARD}." in k for k in changed)
 
 
@@ -134,11 +134,11 @@ def test_a_saved_adapter_is_small_and_knows_its_model(saved, tiny_base):
     _, folder = saved
     assert {p.name for p in folder.iterdir()} == {"config.json", "reward.safetensors"}
     family = sd.load(str(tiny_base), torch.device("cpu"), torch.float32)
-    whole = sum(p.numel() * p.element_size() for p in family.unet.parameters())
+    whole = sum(p.numel() * p.element_size() for p in family.denoiser.parameters())
     assert (folder / "reward.safetensors").stat().st_size < whole / 4
     with pytest.raises(LpoError, match="no model is given"):
         lrm.load(folder, family.device)
-    next(iter(family.unet.parameters())).data.mul_(2)
+    next(iter(family.denoiser.parameters())).data.mul_(2)
     with pytest.raises(LpoError, match="another base model"):
         lrm.load(folder, family.device, family.dtype, family)
 

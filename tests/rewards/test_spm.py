@@ -88,7 +88,7 @@ def test_gradients_reach_this_model_and_not_the_backbone(tiny, model):
     model.score(latents(), T, text, null).sum().backward()
     reached = [model.clip.visual_projection, model.clip.text_projection, model.modulation[0]]
     assert all(module.weight.grad is not None and bool(module.weight.grad.any()) for module in reached)
-    assert not any(p.requires_grad or p.grad is not None for p in tiny.unet.parameters())
+    assert not any(p.requires_grad or p.grad is not None for p in tiny.denoiser.parameters())
     assert not any(name.startswith("backbone") for name, _ in model.named_parameters())
 
 

@@ -1,9 +1,11 @@
-"""The stages end to end on tiny SDXL and SD3 folders: encode, reward, rollouts and updates, the LoRA reloaded."""
+"""The stages end to end on tiny folders of every family: encode, reward, rollouts and updates, evaluate, export."""
 
 from __future__ import annotations
 
 import io
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,18 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from support.judge_folders import with_tiny_judges
+from support.tiny_transformers import MODELS
 
-from lpo.commands import generate
+from lpo.commands import export, generate
 from lpo.config import Params, load_params
 from lpo.data.latents import Latents
 from lpo.errors import LpoError
 from lpo.families import load_family
 from lpo.images import decode_rgb, to_tensor
 from lpo.rewards import lrm as rewards
-from lpo.stages import encode, reward, tune
+from lpo.stages import encode, evaluate, reward, tune
+from lpo.train.policy import trainer
 
 pytestmark = pytest.mark.slow
 
@@ -31,18 +36,18 @@ CAPTIONS = ["a cat", "two dogs", "a star on grass"]
 
 def params_of(repository: Path, family: str, base: Path) -> Params:
     loaded = load_params(repository / "params.yaml")
-    sd3 = family == "sd3"
+    transformer = family not in ("sd", "sdxl")
     return replace(
         loaded,
-        model=replace(loaded.model, family=family, path=str(base), device="cpu"),
+        model=replace(loaded.model, family=family, path=str(base), device="cpu", resolution=32),
         score=replace(loaded.score, scorers=str(repository / loaded.score.scorers)),
         encode=replace(loaded.encode, batch_size=4),
         reward=replace(
             loaded.reward, steps=3, warmup_steps=1, batch_size=4, validate_every=3, checkpoint_every=3,
             guidance_scale=3.0,
             embedding_dim=24 if family == "sdxl" else 8, text_projection="none" if family == "sdxl" else "random",
-            layer=2 if sd3 else None, features="mid" if sd3 else "multi_scale", dtype="bf16",
-            trainable="denoiser" if sd3 else "full", example_weights=True,
+            layer=2 if transformer else None, features="mid" if transformer else "multi_scale", dtype="bf16",
+            trainable="denoiser" if transformer else "full", example_weights=True,
         ),
         tune=replace(
             loaded.tune, prompts=4, prompts_per_rollout=2, num_inference_steps=4, num_candidates=3, batch_size=4,
@@ -80,6 +85,50 @@ def write_pairs(folder: Path) -> None:
     pd.DataFrame(prompts, columns=["prompt", "split", "category"]).to_parquet(folder / "data/prompts.parquet")
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_transformer_from_pictures_to_a_pipeline_with_its_lora(
+    project: Path, repository: Path, tiny_transformer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The reward is a LoRA of the model. A tuning that is killed in its second rollout ends with the same bytes."""
+    params = with_tiny_judges(params_of(repository, MODELS[name][0], tiny_transformer(name)), project)
+    params = replace(
+        params,
+        reward=replace(params.reward, trainable="adapter", adapter_rank=2, dtype="fp32", learning_rate=1e-2),
+        evaluate=replace(params.evaluate, judges=("aesthetic",), prompts=2, bootstrap=20, judge_batch_size=4),
+    )  # fmt: skip
+    write_pairs(project)
+    encode.run(params)
+    reward.run(params)
+    tune.run(params)
+    straight = Path("data/tuned/pytorch_lora_weights.safetensors").read_bytes()
+    shutil.rmtree("data/tuned")
+    shutil.rmtree(".checkpoints/tune")
+    update, calls = trainer.PolicyTrainer.update, []
+
+    def killed(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return update(*arguments)
+
+    monkeypatch.setattr(trainer.PolicyTrainer, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune.run(params)
+    tune.run(params)
+    assert len(calls) == 3 and Path("data/tuned/pytorch_lora_weights.safetensors").read_bytes() == straight
+
+    evaluate.run(params)
+    assert json.loads(Path("metrics/evaluate.json").read_text())["judges"].keys() == {"aesthetic"}
+    export.run(params, Path("data/tuned"), Path("merged"))
+    merged = load_family(replace(params.model, path="merged"))
+    pipe = DiffusionPipeline.from_pretrained(params.model.path, local_files_only=True)
+    pipe.load_lora_weights("data/tuned")
+    x, t, text = torch.zeros(1, *merged.latent_shape), torch.tensor([500]), merged.encode_prompts(["a cat"])
+    plain = replace(merged, denoiser=pipe.transformer)
+    torch.testing.assert_close(merged.predict(x, t, text), plain.predict(x, t, text), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(load_family(params.model).predict(x, t, text), plain.predict(x, t, text))
+
+
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_from_pictures_to_a_lora_that_diffusers_loads(
     project: Path, repository: Path, request: pytest.FixtureRequest, family: str
@@ -99,8 +148,7 @@ def test_from_pictures_to_a_lora_that_diffusers_loads(
     pipe.load_lora_weights("data/tuned")
     tuned = load_family(params.model)
     tuned.load_lora(Path("data/tuned"))
-    name = next(iter(tuned.modules()))
-    theirs = replace(tuned, **{name: getattr(pipe, name)})  # type: ignore[type-var]
+    theirs = replace(tuned, denoiser=getattr(pipe, tuned.part))
     x, t, text = torch.zeros(1, *tuned.latent_shape), torch.tensor([500]), tuned.encode_prompts(["a cat"])
     torch.testing.assert_close(theirs.predict(x, t, text), tuned.predict(x, t, text))
     generate.run(params, "a cat", Path("data/tuned"), Path("cat.png"), 3, None, 3, 1, 1)

@@ -87,23 +87,37 @@ def sdxl(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def sd3(folder: Path, t5: bool, seed: int = 0) -> Path:
-    """Three layers of width 16, latents of 4 channels with a shift, two CLIPs of 8 and 12, perhaps T5 of 24."""
+PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [(f"▁{w}", -1.0) for w in ("a", "cat", "two", "dogs")]
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    return T5TokenizerFast(vocab=PIECES, extra_ids=5)
+
+
+def t5_encoder() -> T5EncoderModel:
+    """Of width 24."""
+    return T5EncoderModel(
+        T5Config(vocab_size=len(PIECES) + 5, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    )
+
+
+def sd3(folder: Path, t5: bool, seed: int = 0, dual: tuple[int, ...] = (), qk_norm: str | None = None) -> Path:
+    """Three layers of width 16, latents of 4 channels with a shift, two CLIPs of 8 and 12, perhaps T5 of 24.
+
+    dual, qk_norm: blocks with a second attention and normalised queries and keys, as SD3.5 has them.
+    """
     torch.manual_seed(seed)
     words = make_tokenizer()
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [(f"▁{w}", -1.0) for w in ("a", "cat", "two", "dogs")]
-    t5_config = T5Config(vocab_size=len(pieces) + 5, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=24, caption_projection_dim=16, pooled_projection_dim=8 + 12, out_channels=4,
-        pos_embed_max_size=8,
+        pos_embed_max_size=8, dual_attention_layers=dual, qk_norm=qk_norm,
     )  # fmt: skip
     StableDiffusion3Pipeline(
         transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=CLIPTextModelWithProjection(text_config(8, 8)), tokenizer=words,
         text_encoder_2=CLIPTextModelWithProjection(text_config(12, 12)), tokenizer_2=make_tokenizer(),
-        text_encoder_3=T5EncoderModel(t5_config) if t5 else None,
-        tokenizer_3=T5TokenizerFast(vocab=pieces, extra_ids=5) if t5 else None,
+        text_encoder_3=t5_encoder() if t5 else None, tokenizer_3=t5_tokenizer() if t5 else None,
     ).save_pretrained(folder)  # fmt: skip
     return folder

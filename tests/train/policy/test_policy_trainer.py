@@ -126,7 +126,8 @@ def test_a_rollout_in_parts_is_the_rollout(tiny, tiny_reward, config, monkeypatc
 
 def test_steps_and_updates_run_nothing_that_is_away(tiny, tiny_reward, config, tmp_path, monkeypatch):
     """Text encoders and the VAE leave a GPU during a rollout's steps and updates; here they break instead."""
-    calls, parts = [], {id(tiny.text_encoder), id(tiny_reward.backbone.text_encoder), id(tiny.codec.vae)}
+    encoders = [family.text_encoders["text_encoder"] for family in (tiny, tiny_reward.backbone)]
+    calls, parts = [], {id(part) for part in (*encoders, tiny.codec.vae)}
 
     @contextmanager
     def broken(modules, device):
@@ -146,7 +147,7 @@ def test_steps_and_updates_run_nothing_that_is_away(tiny, tiny_reward, config, t
 
 def test_a_reward_of_pixels_keeps_the_vae(tiny, tiny_reward):
     assert tiny.codec.vae in rollouts.idle(tiny, tiny_reward)
-    assert rollouts.idle(tiny, SimpleNamespace()) == [tiny.text_encoder]
+    assert rollouts.idle(tiny, SimpleNamespace()) == [tiny.text_encoders["text_encoder"]]
 
 
 def test_a_threshold_keeps_only_what_is_above_it(tiny, tiny_reward, config):
@@ -276,12 +277,12 @@ def test_weights_in_the_order_of_a_gpu_make_the_same_pairs_and_losses(tiny, tiny
     found = []
     for order in (torch.contiguous_format, torch.channels_last):
         family, reward = copy.deepcopy(tiny), copy.deepcopy(tiny_reward)
-        for part in (family.unet, family.codec.vae, reward.backbone.unet):
+        for part in (family.denoiser, family.codec.vae, reward.backbone.denoiser):
             part.to(memory_format=order)
         made, conditioning, _ = pairs_of(family, reward, config)
         losses, _ = PolicyTrainer(family, reward, config, seed=0).learn(made, conditioning)
         found.append((made.x_s, losses, family.decode(made.best)))
-    assert not family.unet.conv_in.weight.is_contiguous()
+    assert not family.denoiser.conv_in.weight.is_contiguous()
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
 
 

@@ -1,0 +1,1 @@
+"""Families with a diffusion transformer of diffusers, one short file each."""
