@@ -18,7 +18,7 @@ import typer
 
 from lpo import cli_tools as tools
 from lpo import timings
-from lpo.cli_groups import PARAMS, Force, ParamsFile, data, models
+from lpo.cli_groups import PARAMS, Force, ParamsFile, data, models, serve
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
 from lpo.outputs import check_file, check_folder
@@ -39,6 +39,7 @@ STUDIES = Path("studies/results")
 
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
+app.add_typer(serve, name="serve")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands of the command line that have commands of their own: `lpo data ...` and `lpo models ...`."""
+"""The commands of the command line that have commands of their own: `lpo data`, `lpo models` and `lpo serve`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a file that this c
 
 data = typer.Typer(help="Import pairs and scores of your own.", no_args_is_help=True)
 models = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+serve = typer.Typer(help="Web services.", no_args_is_help=True)
 
 
 @models.callback()
@@ -38,6 +39,44 @@ def rollback(
     from lpo.registry.ledger import rollback as run
 
     run(name)
+
+
+@serve.callback()
+def services() -> None:
+    """Answer requests over HTTP."""
+
+
+@serve.command("reward")
+def serve_reward(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A latent reward model.")] = Path("data/reward"),
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model whose VAE it reads. Default: the one that its card names.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Off loopback, requests need a token: see LPO_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_batch: Annotated[int, typer.Option(min=1, help="Rows scored together, and rows of a request.")] = 32,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a request waits for others.")] = 5.0,
+    max_queue: Annotated[int, typer.Option(min=1, help="Rows that may wait; more are refused with 503.")] = 256,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="The largest request.")] = 64,
+    embeddings: Annotated[
+        bool,
+        typer.Option(
+            "--embeddings", help="Take prompt embeddings, as verl-omni sends them. Right only if the reward was "
+            "trained with the base's own text encoders (reward.trainable: denoiser, adapter or frozen)."
+        ),
+    ] = False,
+) -> None:
+    """Score latents or images over HTTP (docs/serving.md). The environment variable LPO_TOKEN sets the token."""
+    from lpo.commands.serve import reward
+    from lpo.web.reward import Limits
+
+    limits = Limits(max_batch, max_wait_ms, max(max_queue, max_batch), max_megabytes * 2**20)
+    reward(folder, base, device, dtype, host, port, limits, embeddings)
 
 
 @data.command("import")

@@ -57,7 +57,7 @@ BELOW: dict[str, set[str]] = {
     "commands": WORK | {"preflight", "web"},
     "cli": GROUND | {"stages", "commands", "study", "preflight", "cli_tools", "cli_groups"},
     "cli_tools": GROUND | {"commands", "cli_groups"},
-    "cli_groups": GROUND | {"commands", "registry"},
+    "cli_groups": GROUND | {"commands", "registry", "web"},
 }
 
 HEAVY = {

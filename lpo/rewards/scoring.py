@@ -26,6 +26,7 @@ from PIL import Image
 
 from lpo.errors import LpoError
 from lpo.families import DTYPES, FAMILIES, family_class, parts, settle
+from lpo.families.conditioning import Conditioning
 from lpo.families.latent_space import Codec, check_same, load_codec
 from lpo.images import to_tensor
 from lpo.random import generator
@@ -79,35 +80,40 @@ class Reward:
 
     @torch.no_grad()
     def score(
-        self, images: Sequence[Image.Image] | torch.Tensor, prompts: str | Sequence[str], draws: int = 1, seed: int = 0
-    ) -> torch.Tensor:
+        self, images: Sequence[Image.Image] | torch.Tensor, prompts: str | Sequence[str] | Conditioning, draws: int = 1,
+        seed: int = 0,
+    ) -> torch.Tensor:  # fmt: skip
         """(N,) float32 scores, higher is better; see `comparable`.
 
         Args:
             images: N PIL images of any size, or clean latents (N, C, h, w) of unit scale as a denoiser reads them.
-            prompts: one for all images, or N.
+            prompts: one for all images, or N, or N that are encoded already.
             draws: of noise at each timestep. seed: of the noise.
 
         Raises:
             LpoError: if there are not as many prompts as images.
         """
         latents = images if isinstance(images, torch.Tensor) else self.encode(images)
-        texts = [prompts] * len(latents) if isinstance(prompts, str) else list(prompts)
-        if len(texts) != len(latents):
-            raise LpoError(f"{len(texts)} prompts for {len(latents)} images", "Reward.score", "one prompt, or one each")
-        conditioning, null = self.model.encode_prompts(texts), self.model.encode_prompts([""])
+        conditioning, null = self._encode_prompts(prompts, len(latents)), self.model.encode_prompts([""])
         latents = latents.to(self.model.backbone.device, self.model.backbone.dtype)
         transition, noise = self.model.backbone.transition(1.0), generator(seed, "score")
         return ensemble_score(self.model, transition, latents, TIMESTEPS, draws, conditioning, null, noise)
 
     @torch.no_grad()
-    def score_at(self, latents: torch.Tensor, timesteps: torch.Tensor, prompts: str | Sequence[str]) -> torch.Tensor:
+    def score_at(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, prompts: str | Sequence[str] | Conditioning
+    ) -> torch.Tensor:
         """(N,) float32 scores of noisy latents (N, C, h, w) at timesteps (N,), as LPO ranks candidates."""
-        texts = [prompts] * len(latents) if isinstance(prompts, str) else list(prompts)
-        conditioning, null = self.model.encode_prompts(texts), self.model.encode_prompts([""])
+        conditioning, null = self._encode_prompts(prompts, len(latents)), self.model.encode_prompts([""])
         backbone = self.model.backbone
         latents = latents.to(backbone.device, backbone.dtype)
         return self.model.score(latents, timesteps.to(backbone.device), conditioning, null)
+
+    def _encode_prompts(self, prompts: str | Sequence[str] | Conditioning, count: int) -> Conditioning:
+        texts = [prompts] * count if isinstance(prompts, str) else prompts
+        if len(texts) != count:
+            raise LpoError(f"{len(texts)} prompts for {count} images", "Reward.score", "one prompt, or one each")
+        return texts if isinstance(texts, Conditioning) else self.model.encode_prompts(list(texts))
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
