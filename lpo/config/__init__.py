@@ -19,7 +19,7 @@ from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, S
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
 from lpo.config.results import MARGINS, Evaluate, Ingest, JudgeModels, People, Promote, Report, Study, Tracking
 from lpo.config.sampler import SamplerSettings
-from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune
+from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune, Window
 from lpo.errors import ConfigError
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "Tune",
     "check_params",
     "load_params",
+    "Window",
 ]
 
 

@@ -39,6 +39,7 @@ class Evaluate:
     guidance_scale: Guidance
     base_guidance_scale: Guidance
     eta: Share
+    adapter_timesteps: Annotated[tuple[int, int], Range(at_least=0, ascending=True)] | None
     batch_size: Count
     judge_batch_size: Count
     judge_models: JudgeModels
@@ -47,7 +48,9 @@ class Evaluate:
     @property
     def sampler(self) -> SamplerSettings:
         """Settings of the tuned model's images, and of the base's that they are compared with."""
-        return SamplerSettings(self.num_inference_steps, self.guidance_scale, self.eta, self.batch_size)
+        return SamplerSettings(
+            self.num_inference_steps, self.guidance_scale, self.eta, self.batch_size, self.adapter_timesteps
+        )
 
 
 @dataclass(frozen=True)

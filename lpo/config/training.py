@@ -81,8 +81,14 @@ class Nft:
 
 
 @dataclass(frozen=True)
+class Window:
+    steps: Count
+    every: Count
+
+
+@dataclass(frozen=True)
 class Tune:
-    method: Literal["lpo", "spo", "grpo", "diffusion_dpo", "smpo", "kto", "nft", "dgpo"]
+    method: Literal["lpo", "spo", "grpo", "mixgrpo", "dense_grpo", "diffusion_dpo", "smpo", "kto", "nft", "dgpo"]
     reward: str
     prompts: Count
     prompts_per_rollout: Count
@@ -96,8 +102,10 @@ class Tune:
     timestep_range: Annotated[tuple[int, int], Range(at_least=0, ascending=True)]
     timestep_weights: Literal["none", "balanced"]
     beta: Positive
+    kl_weight: NotNegative
     clip_epsilon: Annotated[float, Range(above=0, below=1)]
     nft: Nft
+    window: Window
     logprob_reduction: Literal["mean", "sum"]
     lora_rank: Count
     learning_rate: Positive

@@ -31,7 +31,12 @@ from lpo.files import file_hash, key_of
 from lpo.hub import file_of
 from lpo.sampling.generate import generate
 
-SAMPLER = ("num_inference_steps", "eta", "batch_size")  # with the prompts and seeds, what decides a picture
+SAMPLER = (
+    "num_inference_steps",
+    "eta",
+    "batch_size",
+    "adapter_timesteps",
+)  # with the prompts and seeds, what decides a picture
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def _layers(denoiser: Any) -> dict[str, BaseTunerLayer]:
 
 @contextmanager
 def switched_off(*modules: Any) -> Iterator[None]:
-    """Inside, all adapters are off: the reference policy."""
-    layers = [layer for module in modules for layer in _layers(module).values()]
+    """Inside, all adapters are off: the reference policy. Those that were off before stay off afterwards."""
+    layers = [layer for module in modules for layer in _layers(module).values() if not layer.disable_adapters]
     for layer in layers:
         layer.enable_adapters(False)
     try:

@@ -183,6 +183,18 @@ def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
     return torch.where(equal, 0.0, centred / std)
 
 
+def step_advantages(gains: torch.Tensor) -> torch.Tensor:
+    """(gain - mean) / std over all candidates of all prompts at one step, (B, K); population std, 0 if all are equal.
+
+    gain = S(x_s, s) - S(x_t, t), what a step added to the reward (DenseGRPO, arXiv 2601.20218). The candidates of a
+    group share x_t, so S(x_t, t) would cancel if a group was centred on its own. Over prompts it does not: a group all
+    of whose candidates gained much has positive advantages.
+    """
+    wide = _wide(gains)
+    centred = wide - wide.mean()
+    return torch.where(wide.max() == wide.min(), 0.0, centred / centred.square().mean().sqrt())
+
+
 def grpo_loss(
     logp_policy: torch.Tensor,
     logp_sampling: torch.Tensor,

@@ -20,12 +20,12 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     "encode": (models.base, models.latents),
     "reward": (models.base, models.latents, models.reward_sources),
     "tune": (
-        models.base, models.steps, models.policy_reward, policy.method, models.scorer_files, data.scorers,
-        data.validation_prompts,
+        models.base, models.steps, models.policy_reward, policy.method, policy.adapter_timesteps, models.scorer_files,
+        data.scorers, data.validation_prompts,
     ),
     "evaluate": (
-        models.base, models.steps, models.tuned, models.promoted, models.judges, models.evaluation_prompt_file,
-        data.evaluation_prompts,
+        models.base, models.steps, models.tuned, policy.adapter_timesteps, models.promoted, models.judges,
+        models.evaluation_prompt_file, data.evaluation_prompts,
     ),
     "report": (),
 }  # fmt: skip

@@ -1,11 +1,16 @@
-"""What a method of tuning needs of the other parameters."""
+"""What a method of tuning, and the use of its adapter, need of the other parameters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from lpo.config import Params
+from lpo.doctor.memory import META, configured
 from lpo.errors import LpoError
+from lpo.evaluate.sides import is_denoiser
+from lpo.families import load_family
+from lpo.preflight.models import is_here
 from lpo.train.policy.methods import METHODS
 
 
@@ -16,6 +21,26 @@ def method(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     if chosen.finished and config.guidance_scale != 1:
         what = f"{config.method} draws and learns without guidance; tune.guidance_scale is {config.guidance_scale:g}"
         yield LpoError(what, "params.yaml: tune.guidance_scale", "set it to 1, or take another method")
+    if config.kl_weight > 0 and chosen.batch != "steps":
+        what = f"{config.method} learns from no steps, so there is no KL divergence of a step to weigh"
+        yield LpoError(what, f"params.yaml: tune.kl_weight: {config.kl_weight:g}", "set it to 0")
     if chosen.batch == "soft pairs" and params.filter.strategy == "none":
         what = "soft labels come from the score gaps of the pairs, and filter.strategy none computes no scores"
         yield LpoError(what, where, "set filter.strategy to another one, or tune.method to diffusion_dpo")
+
+
+def adapter_timesteps(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
+    """Timesteps at which the adapter is on: there must be an adapter, and a step of the sampler among them."""
+    config = params.evaluate
+    if config.adapter_timesteps is None:
+        return
+    low, high = config.adapter_timesteps
+    where = f"params.yaml: evaluate.adapter_timesteps: [{low}, {high}]"
+    if is_denoiser(Path(config.tuned)):
+        what = f"evaluate.tuned: {config.tuned} is a whole denoiser, so there is no adapter to switch off"
+        yield LpoError(what, where, "set it to null")
+    if is_here(params.model):
+        t = load_family(configured(params.model), device=META).steps(config.num_inference_steps)[0].tolist()
+        if not any(low <= value < high for value in t):
+            what = f"none of the {len(t)} steps begins in this range, so the adapter would always be off"
+            yield LpoError(what, where, "widen it, or set it to null")

@@ -35,6 +35,16 @@ METHODS = {  # of tune.method: its name, and what it does
         "A reward model scored a group of candidates at every sampling step. The adapter learned to raise or lower the "
         "likelihood of each by its advantage over the group (step-wise GRPO, arXiv 2502.01051, appendix B).",
     ),
+    "mixgrpo": (
+        "MixGRPO",
+        "A reward model scored a group of candidates at every step of a window that slid along the sampler. The "
+        "adapter learned to raise or lower the likelihood of each by its advantage (MixGRPO, arXiv 2507.21802).",
+    ),
+    "dense_grpo": (
+        "group relative policy optimization with dense rewards",
+        "A reward model scored a group of candidates at every sampling step. The adapter learned to raise or lower the "
+        "likelihood of each by what its step added to the score (DenseGRPO, arXiv 2601.20218).",
+    ),
     "diffusion_dpo": (
         "Diffusion-DPO",
         "The adapter learned from stored pairs to denoise the chosen image better than the rejected one "

@@ -57,6 +57,10 @@ def draw(params: Json) -> str:
         classes.append("DDIMScheduler")
         scheduler = ["pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"]
         call.append(f"eta={setting['eta']!r}")
+    switch = []
+    if setting["adapter_timesteps"] is not None:
+        switch = _switch(*setting["adapter_timesteps"], setting["num_inference_steps"])
+        call.append("callback_on_step_end=switch")
     if model["resolution"] is not None:
         call += [f"height={model['resolution']}", f"width={model['resolution']}"]
     return "\n".join(
@@ -70,6 +74,7 @@ def draw(params: Json) -> str:
             f"pipe = DiffusionPipeline.from_pretrained({', '.join(sources)})",
             *scheduler,
             'pipe.load_lora_weights("data/tuned", weight_name="pytorch_lora_weights.safetensors")',
+            *switch,
             "generator = torch.Generator().manual_seed(0)",
             f"image = pipe.to(device)({', '.join([*call, 'generator=generator'])}).images[0]",
             'image.save("image.png")',
@@ -84,6 +89,22 @@ def _guidance(family: str, scale: float) -> str:
     if family == "sana":
         return f"guidance_scale={scale!r}, complex_human_instruction=None"
     return f"guidance_scale={scale - 1 if family == 'z_image' else scale!r}"
+
+
+def _switch(low: int, high: int, steps: int) -> list[str]:
+    """A callback of diffusers that sets the adapter for the step that follows, and its call for the first step."""
+    return [
+        "",
+        "",
+        f"def switch(pipe, step, t, kwargs):  # the adapter is off at timesteps outside of {low} to {high - 1}",
+        "    following = pipe.scheduler.timesteps[min(step + 1, len(pipe.scheduler.timesteps) - 1)]",
+        f"    pipe.enable_lora() if {low} <= following < {high} else pipe.disable_lora()",
+        "    return kwargs",
+        "",
+        "",
+        f"pipe.scheduler.set_timesteps({steps})",
+        "switch(pipe, -1, None, {})",
+    ]
 
 
 def score(params: Json) -> str:

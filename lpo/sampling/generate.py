@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -12,6 +13,12 @@ from lpo.config import SamplerSettings
 from lpo.errors import NotFinite
 from lpo.families.family import Family
 from lpo.images import to_uint8
+
+
+def adapter_at(family: Family, settings: SamplerSettings, t: float) -> AbstractContextManager[None]:
+    """Inside, the adapter is off if `settings.adapter_timesteps` leaves out the step that begins at t."""
+    on = settings.adapter_timesteps
+    return nullcontext() if on is None or on[0] <= t < on[1] else family.reference()
 
 
 @torch.no_grad()
@@ -35,7 +42,9 @@ def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], setting
     x = draw()
     for now, after in zip(starts.tolist(), ends.tolist(), strict=True):
         t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
-        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, settings.guidance_scale), x, t, s)
+        with adapter_at(family, settings, now):
+            prediction = family.guided(x, t, conditioning, null, settings.guidance_scale)
+        mean, std = transition.mean_std(prediction, x, t, s)
         x = mean + std * draw() if settings.eta > 0 else mean
     if not bool(x.isfinite().all()):
         broken = [prompts[i] for i in (~x.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()]

@@ -20,6 +20,7 @@ from lpo.errors import LpoError
 from lpo.families.family import Family
 from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.protocol import Reward
+from lpo.sampling.generate import adapter_at
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def search(
     x, scored = draw(1), 0
     for now, after in schedule:
         t, s = (torch.full((n,), value, device=family.device) for value in (now, after))
-        mean, std = transition.mean_std(family.guided(x, t, conditioning, null, settings.guidance_scale), x, t, s)
+        with adapter_at(family, settings, now):
+            prediction = family.guided(x, t, conditioning, null, settings.guidance_scale)
+        mean, std = transition.mean_std(prediction, x, t, s)
         if eta == 0:
             x = mean
             continue

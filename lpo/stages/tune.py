@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import nullcontext
 from dataclasses import asdict
 
 import pandas as pd
 
 from lpo import paths, resume
-from lpo.config import Params
+from lpo.config import Params, Tune
 from lpo.errors import NotFinite
 from lpo.families import device_of, load_family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
@@ -87,6 +88,8 @@ def tune(params: Params) -> None:
         "warnings": [f"rollout {h['rollout']}: {text}" for h in history for text in h.get("warnings", [])]
         + ([f"{diverged.where}: {diverged.what}"] if diverged is not None else []),
     }
+    if config.method in ("lpo", "spo"):
+        metrics["beta_per_nat"] = beta_per_nat(config, family.latent_shape)
     with atomic_folder(TUNED) as out:
         family.save_lora(out, trainer.best)
         write_json(out / "history.json", history)
@@ -95,3 +98,10 @@ def tune(params: Params) -> None:
     write_json(paths.metrics("tune"), metrics)
     if diverged is not None:
         raise diverged
+
+
+def beta_per_nat(config: Tune, latent_shape: tuple[int, int, int]) -> float:
+    """What beta weighs a difference of true log densities with, in 1 / nats: beta / D where they are means over D
+    dimensions. Only this figure can be compared between resolutions: a pair is settled at about 3 / beta_per_nat nats.
+    """
+    return config.beta / (math.prod(latent_shape) if config.logprob_reduction == "mean" else 1)

@@ -11,6 +11,7 @@ from lpo.preference.losses import (
     kto_loss,
     lpo_loss,
     pairwise_loss,
+    step_advantages,
     thurstone_loss,
 )
 
@@ -227,6 +228,13 @@ def test_a_group_of_a_pair_is_diffusion_dpo_and_a_soft_label_of_one_half_has_no_
     assert policy.grad is not None
     assert torch.equal(policy.grad[:, 0].sign(), certainty.sign())  # a lower error of the chosen one, unless a < 1/2
     torch.testing.assert_close(policy.grad[:, 0], -policy.grad[:, 1])
+
+
+def test_step_advantages_are_over_all_prompts() -> None:
+    """Gains (3, 1) and (-1, -3): mean 0, variance (9 + 1 + 1 + 9) / 4 = 5. Within their groups both would be +-1."""
+    found = step_advantages(torch.tensor([[3.0, 1.0], [-1.0, -3.0]]))
+    torch.testing.assert_close(found, torch.tensor([[3.0, 1.0], [-1.0, -3.0]]) / math.sqrt(5))
+    assert step_advantages(torch.ones(2, 3)).tolist() == [[0.0] * 3] * 2
 
 
 def test_kto_by_hand() -> None:

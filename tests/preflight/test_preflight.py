@@ -78,6 +78,8 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"tune__timestep_range": (3, 40)}, "nothing is learnt", "tune.timestep_range"),
     ({"tune__method": "dgpo", "tune__guidance_scale": 2.0}, "without guidance", "tune.guidance_scale"),
     ({"tune__method": "nft", "tune__reward": "data/spm"}, "this reward scores pictures", "tune.reward"),
+    ({"tune__method": "kto", "tune__kl_weight": 0.1}, "learns from no steps", "tune.kl_weight: 0.1"),
+    ({"evaluate__adapter_timesteps": (3, 40)}, "the adapter would always be off", "adapter_timesteps: [3, 40]"),
     ({"tune__method": "smpo", "filter__strategy": "none"}, "computes no scores", "tune.method: smpo"),
     ({"evaluate__judges": ("geneval",)}, "needs prompts with tasks", "evaluate.prompts_file"),
 ]

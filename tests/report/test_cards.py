@@ -88,19 +88,19 @@ def test_the_code_of_the_model_card_draws_with_the_adapter(
     assert found["pipe"].scheduler.__class__.__name__.startswith("Flow" if family == "sd3" else "DDIM")
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize(("family", "on"), [("sd", None), ("sdxl", None), ("sd", (300, 700))])
 def test_the_code_draws_the_image_of_the_evaluation(
-    params: dict[str, Any], family: str, request: pytest.FixtureRequest
+    params: dict[str, Any], family: str, on: tuple[int, int] | None, request: pytest.FixtureRequest
 ) -> None:
     shutil.copytree(request.getfixturevalue(f"tiny_{family}_base"), "data/base")
     save_adapter(family)
-    setting = {"num_inference_steps": 4, "guidance_scale": 1.5, "eta": 1.0}
+    setting = {"num_inference_steps": 4, "guidance_scale": 1.5, "eta": 1.0, "adapter_timesteps": on}
     params = changed(changed(params, "model", family=family), "evaluate", **setting)
     drawn = np.asarray(run(model_card(params, metrics()))["image"]).astype(int)
     model = load_family(replace(load_params().model, family=family))
     base = generate(model, [prompt(params)], [0], SamplerSettings(4, 1.5, 1.0, 1), "")[0]
     model.load_lora(Path("data/tuned"))
-    tuned = generate(model, [prompt(params)], [0], SamplerSettings(4, 1.5, 1.0, 1), "")[0]
+    tuned = generate(model, [prompt(params)], [0], SamplerSettings(4, 1.5, 1.0, 1, on), "")[0]
     assert abs(drawn - tuned).max() <= 1 < abs(drawn - base).max()
 
 

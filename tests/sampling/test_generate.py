@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +39,31 @@ def test_batches_do_not_change_the_pictures(tiny):
     one, two = (generate(tiny, prompts, seeds, SamplerSettings(2, 3.0, 1.0, size), "") for size in (5, 2))
     assert one.shape == (5, 32, 32, 3) and one.dtype == np.uint8
     assert np.abs(one.astype(int) - two).max() <= 1
+
+
+def test_the_adapter_is_off_outside_of_its_timesteps(tiny):
+    """Three steps from 667, 334 and 1: the first with the adapter, the others by the base, also inside `reference`."""
+    weights = tiny.add_lora(2, 0)
+    for weight in weights:
+        weight.data.fill_(0.05)
+    settings = replace(SETTINGS, eta=0.0)
+
+    def drawn(on: tuple[int, int] | None) -> torch.Tensor:
+        return sample(tiny, PROMPTS[:1], [3], replace(settings, adapter_timesteps=on))
+
+    with tiny.reference():
+        base, still_base = drawn(None), drawn((500, 1000))
+    tuned = drawn(None)
+    assert torch.equal(base, still_base) and torch.equal(drawn((0, 1000)), tuned) and torch.equal(drawn((2, 300)), base)
+    transition, (starts, ends) = tiny.transition(0.0), tiny.steps(3)
+    x = torch.randn(tiny.latent_shape, generator=torch.Generator().manual_seed(3))[None]
+    with torch.no_grad():
+        for i, (t, s) in enumerate(zip(starts[:, None], ends[:, None], strict=True)):
+            with tiny.reference() if i > 0 else nullcontext():
+                prediction = tiny.guided(x, t, tiny.encode_prompts(PROMPTS[:1]), tiny.null(), 3.0)
+            x, _ = transition.mean_std(prediction, x, t, s)
+    assert torch.equal(drawn((500, 1000)), x) and not torch.allclose(x, tuned) and not torch.allclose(x, base)
+    assert torch.equal(drawn(None), tuned)  # it is on again
 
 
 def test_bytes_survive_the_round_trip():

@@ -4,6 +4,8 @@
     lpo             best and worst    -log sigmoid(beta (log r_w - log r_l)), r clamped to 1 -+ eps
     spo             as lpo            as lpo; the reward sees decoded pictures
     grpo            the whole group   -min(r A, clamp(r) A) + beta KL, r against the policy that sampled
+    mixgrpo         as grpo           as grpo; steps outside of a sliding window are deterministic and not learned from
+    dense_grpo      as grpo           as grpo; A of the gain S(x_s, s) - S(x_t, t) over all prompts of a step
     diffusion_dpo   (stored pairs)    -log sigmoid(-beta / 2 ((mse_w - mse_l)_theta - (mse_w - mse_l)_ref))
     smpo            (stored pairs)    the same with beta times 2 a - 1, a the soft label of the scores
     kto             (single votes)    1 - sigmoid(A beta (mse_ref - mse_theta - Q)),  A = 1 liked, -1 disliked
@@ -61,6 +63,8 @@ class Method(NamedTuple):
     batch: Literal["steps", "pairs", "soft pairs", "votes", "finished", "finished groups"]
     select: Select | None
     loss: Loss
+    window: bool = False  # steps are random and learned from inside of `tune.window` alone
+    gain: bool = False  # a candidate's credit is what its step gained, not its rank in the group
 
     @property
     def stored(self) -> bool:
@@ -146,6 +150,8 @@ METHODS: dict[str, Method] = {
     "lpo": Method("steps", best_and_worst, pair_loss),
     "spo": Method("steps", best_and_worst, pair_loss),
     "grpo": Method("steps", whole_group, group_loss),
+    "mixgrpo": Method("steps", whole_group, group_loss, window=True),
+    "dense_grpo": Method("steps", whole_group, group_loss, gain=True),
     "diffusion_dpo": Method("pairs", None, stored_pair_loss),
     "smpo": Method("soft pairs", None, noisy_group_loss),
     "kto": Method("votes", None, vote_loss),

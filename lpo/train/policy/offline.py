@@ -17,6 +17,7 @@ import torch
 
 from lpo.config import Tune
 from lpo.data.latents import Latents, sample_latents
+from lpo.diffusion.transitions import Transition
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.preference.mpcf import soft_labels
@@ -81,3 +82,14 @@ def draw(
     x_t, noise, t, prompt, advantage = (x.to(device) for x in (x_t, noise, t, prompt, advantage))
     noisy = NoisyGroups(x_t.to(family.dtype), noise, advantage, t, prompt)
     return noisy, family.encode_prompts([stored.captions[i] for i in rows])
+
+
+def noise_errors(
+    family: Family, transition: Transition, batch: NoisyGroups, conditioning: Conditioning
+) -> torch.Tensor:
+    """Mean squared error of the noise prediction of each image of a group, (N, M), of the model as it stands."""
+    m = batch.x_t.shape[1]
+    x_t, t = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(m)
+    _, noise = transition.pred_x0_eps(family.predict(x_t, t, conditioning.repeat(m)), x_t, t)
+    error = noise.float().view(batch.x_t.shape) - batch.noise[:, None]
+    return error.square().flatten(2).mean(2)

@@ -5,26 +5,34 @@
     the next x_t is one of the candidates, drawn uniformly
 
 The policy runs once a step with guidance; every prompt is encoded once, for the policy and for the reward.
+
+    mixgrpo (arXiv 2507.21802): steps outside of a window are deterministic, x_s = mean at eta 0, and not scored; the
+        window slides by one step every `tune.window.every` rollouts, from the first step on and round again
+    dense_grpo (arXiv 2601.20218): advantages of the gain S(p, x_s^k, s) - S(p, x_t, t), see `step_advantages`
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
-from lpo.config import Tune
+from lpo.config import Tune, Window
 from lpo.diffusion.transitions import Transition, step_gain
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.families.parts import away
+from lpo.preference.losses import step_advantages
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
 from lpo.train.common import distributed
-from lpo.train.policy.methods import Select
+from lpo.train.policy.methods import METHODS, Select
 from lpo.train.policy.steps import Steps, concatenate
+
+PlannedStep = tuple[int, float, float, bool]  # index, t, s, scored
 
 
 @dataclass(frozen=True)
@@ -54,14 +62,17 @@ class Trajectory:
 
 
 def rollout(
-    family: Family, reward: Reward, select: Select, prompts: list[str], config: Tune, generator: torch.Generator
-) -> tuple[Steps, Conditioning, list[StepStatistics]]:
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Tune, generator: torch.Generator,
+    index: int = 0,
+) -> tuple[Steps, Conditioning, list[StepStatistics]]:  # fmt: skip
     """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s.
+
+    index: which rollout of the training it is, for a window that slides.
 
     Raises:
         LpoError: if a score is NaN or infinite.
     """
-    made, conditioning = explore(family, reward, select, prompts, config, generator)
+    made, conditioning = explore(family, reward, select, prompts, config, generator, index)
     check_finite(made.scores)
     keep, gap = (torch.cat(distributed.gathered(x.cpu()), dim=1) for x in (made.keep, made.gap))
     times = made.steps.t.view(keep.shape[0], -1)[:, 0].tolist()
@@ -84,8 +95,9 @@ def _together(steps: Steps) -> Steps:
 
 @torch.no_grad()
 def explore(
-    family: Family, reward: Reward, select: Select, prompts: list[str], config: Tune, generator: torch.Generator
-) -> tuple[Trajectory, Conditioning]:
+    family: Family, reward: Reward, select: Select, prompts: list[str], config: Tune, generator: torch.Generator,
+    index: int = 0,
+) -> tuple[Trajectory, Conditioning]:  # fmt: skip
     """All steps of this process's share of a batch of prompts, and the conditioning of the whole batch.
 
     The loop reads nothing back from the device, so that the host runs ahead of it: all noise is drawn beforehand, and
@@ -93,7 +105,7 @@ def explore(
     and the reward are given K micro_batch_size rows at a time: without gradients these take less than an update's.
     What only prompts need is away meanwhile (`idle`).
     """
-    device, k = family.device, config.num_candidates
+    device, k, method = family.device, config.num_candidates, METHODS[config.method]
     mine = distributed.share(torch.arange(len(prompts)))
     rows, count = mine.to(device), len(mine)
     conditioning, null = family.encode_prompts(prompts), family.null()
@@ -101,37 +113,63 @@ def explore(
     text = (conditioning if own else reward.encode_prompts(prompts))[rows].repeat(k)
     text_null = reward.encode_prompts([""])
     transition = family.transition(config.eta).to(device)
+    outside = family.transition(0.0).to(device) if method.window else transition  # of steps that are not scored
     steps = plan(family, config)
+    if method.window:
+        steps = within_window(steps, config.window, index)
     x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in steps], generator)
     starts, ends = family.steps(config.num_inference_steps)
     sigmas = family.transition(1.0).sigma(starts, ends)
     own_text, every = conditioning[rows], torch.arange(count, device=device)
     longest = distributed.largest_share(len(prompts))
     parts, scored_parts = (consecutive(count * n, k * config.micro_batch_size, longest * n) for n in (1, k))
+
+    def score(latents: torch.Tensor, t: torch.Tensor, own: Conditioning, parts: list[slice]) -> torch.Tensor:
+        return torch.cat([reward.score(latents[p], t[p], own[p], text_null) for p in parts])
+
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
     with away(idle(family, reward), device):
-        for (index, now, after, scored), (noise, following) in zip(steps, draws, strict=True):
+        for (step, now, after, scored), (noise, following) in zip(steps, draws, strict=True):
             t = torch.full((count,), now, device=device)
             s = torch.full((count,), after, device=device)
             prediction = torch.cat([family.guided(x[p], t[p], own_text[p], null, config.guidance_scale) for p in parts])
-            mean, std = transition.mean_std(prediction, x, t, s)
+            mean, std = (transition if scored else outside).mean_std(prediction, x, t, s)
             if not scored:
                 x = mean + std * noise
                 continue
             candidates = mean[:, None] + std[:, None] * noise
             shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
-            flat = candidates.flatten(0, 1)
-            scored_rows = [reward.score(flat[p], shown[p], text[p], text_null) for p in scored_parts]
-            scores = torch.cat(scored_rows).view(count, k)
-            limit = _limit(config, scores, sigmas, index, now, starts)
+            scores = score(candidates.flatten(0, 1), shown, text, scored_parts).view(count, k)
+            limit = _limit(config, scores, sigmas, step, now, starts)
             chosen, advantage, keep, gap = select(scores, limit)
+            if method.gain:
+                gains = scores - score(x, t, text[::k], parts)[:, None]
+                advantage = _step_advantages(gains, mine).gather(1, chosen)
             x_s = candidates[every[:, None], chosen]
             found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
             outcomes.append((scores, keep, gap, limit))
             x = candidates[every, following if config.continue_from == "random" else scores.argmax(dim=1)]
     stacked = [torch.stack(column) for column in zip(*outcomes, strict=True)]
     return Trajectory(concatenate(found), *stacked), conditioning
+
+
+def _step_advantages(gains: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
+    """`step_advantages` over the prompts of all processes; the rows of this one's."""
+    if distributed.count() == 1:
+        return step_advantages(gains)
+    return step_advantages(torch.cat(distributed.gathered(gains.cpu())))[mine].to(gains.device)
+
+
+def within_window(steps: list[PlannedStep], window: Window, index: int) -> list[PlannedStep]:
+    """The steps, scored only where the window of rollout `index` lies over those that could be.
+
+    It starts at the first one, moves on by one every `window.every` rollouts, and returns to the first from the end.
+    """
+    places = [i for i, (*_, scored) in enumerate(steps) if scored]
+    first = (index // window.every) % max(len(places) - window.steps + 1, 1)
+    inside = set(places[first : first + window.steps])
+    return [(step, t, s, i in inside) for i, (step, t, s, _) in enumerate(steps)]
 
 
 def idle(family: Family, reward: Reward) -> list[torch.nn.Module]:
@@ -153,7 +191,7 @@ def consecutive(count: int, size: int, longest: int) -> list[slice]:
     return [slice(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
 
 
-def plan(family: Family, config: Tune) -> list[tuple[int, float, float, bool]]:
+def plan(family: Family, config: Tune) -> list[PlannedStep]:
     """(index, t, s, scored) of every step. A step without noise has no density and yields no pair.
 
     Raises:
@@ -224,3 +262,18 @@ def log_probs(
     """log p (N, M) of M samples a row, x_s (N, M, C, h, w), under one mean (N, C, h, w) and std (N, 1, 1, 1) a row."""
     reduction = config.logprob_reduction
     return torch.stack([transition.log_prob(x, mean, std, reduction) for x in x_s.unbind(1)], dim=1)
+
+
+def by_timestep(seen: list[StepStatistics], learned: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
+    """What a rollout saw at every timestep, beside what was learned there."""
+    return [asdict(s) | learned.get(s.t, {}) for s in seen]
+
+
+def tracked_by_timestep(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The rows of `by_timestep`, such as tune/by_timestep/kept/t0501, as a tracker takes them."""
+    found: dict[str, float] = {}
+    names = ("kept", "gap", "clipped", "implicit_accuracy", "drift")  # the last three where a pair was learned from
+    for row in rows:
+        figures = row | {"kept": row["kept"] / row["seen"]}
+        found |= {f"tune/by_timestep/{name}/t{row['t']:04d}": float(figures[name]) for name in names if name in figures}
+    return found

@@ -4,7 +4,8 @@ It learns from steps of rollouts, from stored pairs and votes, or from finished 
 
     lpo:  L = w(t) (-log sigmoid(beta (log r_w - log r_l))),  r = clamp(p_theta(x_s | x_t) / p_ref(x_s | x_t), 1 -+ eps)
 
-w is 1, or mean(g) / g(t) with `timestep_weights: balanced` (step_gain in lpo/diffusion/transitions.py).
+w is 1, or mean(g) / g(t) with `timestep_weights: balanced` (step_gain in lpo/diffusion/transitions.py). To any loss of
+steps `kl_weight` adds the KL divergence of the step's two Gaussians, |mean - mean_ref|^2 / (2 std^2), in nats.
 
 The candidates of a step share x_t, t and prompt, so one policy and one reference forward give all log densities
 (decisions.md 3); the reference is the same U-Net with its adapter off (4). What is validated, kept and saved is the
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,16 @@ from lpo.train.common.loss_scale import LossScale
 from lpo.train.policy import overoptimisation
 from lpo.train.policy.finished import State, finished, follow
 from lpo.train.policy.methods import METHODS
-from lpo.train.policy.offline import Stored, draw
-from lpo.train.policy.rollout import StepStatistics, idle, log_probs, mean_gain, rollout
+from lpo.train.policy.offline import Stored, draw, noise_errors
+from lpo.train.policy.rollout import (
+    StepStatistics,
+    by_timestep,
+    idle,
+    log_probs,
+    mean_gain,
+    rollout,
+    tracked_by_timestep,
+)
 from lpo.train.policy.steps import Finished, NoisyGroups, Steps
 
 log = logging.getLogger(__name__)
@@ -97,35 +105,32 @@ class PolicyTrainer:
         if isinstance(batch, Finished):
             return self.family.predict(batch.x_t, batch.t, conditioning), None
         if isinstance(batch, NoisyGroups):
-            return -self.noise_errors(batch, conditioning), None
+            return -noise_errors(self.family, self.transition, batch, conditioning), None
         scale = self.config.guidance_scale
         prediction = self.family.guided(batch.x_t, batch.t, conditioning, self.null, scale)
         mean, std = self.transition.mean_std(prediction, batch.x_t, batch.t, batch.s)
-        return log_probs(self.transition, batch.x_s, mean, std, self.config), mean.detach() / std
-
-    def noise_errors(self, batch: NoisyGroups, conditioning: Conditioning) -> torch.Tensor:
-        m = batch.x_t.shape[1]
-        x_t, t = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(m)
-        prediction = self.family.predict(x_t, t, conditioning.repeat(m))
-        _, noise = self.transition.pred_x0_eps(prediction, x_t, t)
-        error = noise.float().view(batch.x_t.shape) - batch.noise[:, None]
-        return error.square().flatten(2).mean(2)
+        compared = mean if self.config.kl_weight > 0 else mean.detach()
+        return log_probs(self.transition, batch.x_s, mean, std, self.config), compared / std
 
     def loss(self, batch: Batch, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The method's loss of N rows, (N,), with its statistics; `conditioning` is theirs, row by row.
 
         Losses of steps are weighted by `timestep_weights`. A further statistic of steps is their drift, the distance
         |mean - mean_ref| / std of policy and reference (Euclidean, over all dimensions): drift^2 / 2 is their KL
-        divergence in nats.
+        divergence in nats. `kl_weight` times that is added, with the same weight at every timestep: the sum over the
+        steps is the divergence of the whole sampler from the base's.
         """
         with torch.no_grad(), self.family.reference():
             reference, base_mean = self.outputs(batch, conditioning)
         policy, mean = self.outputs(batch, conditioning)
         loss, statistics = self.method.loss(policy, reference, batch, self.config)
-        if mean is not None and base_mean is not None:
-            statistics["drift"] = (mean - base_mean).flatten(1).norm(dim=1)
         if self.mean_gain is not None and isinstance(batch, Steps):
             loss = loss * self.mean_gain / step_gain(self.transition, batch.t, batch.s)
+        if mean is not None and base_mean is not None:
+            distance = (mean - base_mean).flatten(1)
+            statistics["drift"] = distance.detach().norm(dim=1)
+            if self.config.kl_weight > 0:
+                loss = loss + self.config.kl_weight * distance.square().sum(1) / 2
         return loss, statistics
 
     def learn(self, batch: Batch, conditioning: Conditioning) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -186,7 +191,7 @@ class PolicyTrainer:
             made = finished(self.family, self.reward, self.old, batch, self.config, generator, grouped)
             return *made, [], len(batch)
         assert self.method.select is not None
-        found = rollout(self.family, self.reward, self.method.select, batch, self.config, generator)
+        found = rollout(self.family, self.reward, self.method.select, batch, self.config, generator, r)
         return *found, len(batch)
 
     def run(
@@ -227,7 +232,7 @@ class PolicyTrainer:
                 learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
             if self.old is not None:
                 self.old = follow(self.old, self.trained, self.config.nft.old_decay)
-            entry |= self.scale.figures | learned | {"by_timestep": _by_timestep(seen, learned["by_timestep"])}
+            entry |= self.scale.figures | learned | {"by_timestep": by_timestep(seen, learned["by_timestep"])}
             entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1) if seen else 1.0
             last = r + 1 == self.rollouts
             if (r + 1) % self.config.validate_every == 0 or last:
@@ -240,7 +245,8 @@ class PolicyTrainer:
             names = ("loss", "pairs", "kept", "drift", "validation", "reward", "diversity", "loss_scale", "skipped")
             shown = {k: entry[k] for k in names if k in entry}
             if tracker is not None:
-                tracker.log(r, {f"tune/{k}": float(v) for k, v in shown.items()} | _tracked_by_timestep(entry))
+                steps = tracked_by_timestep(entry["by_timestep"])
+                tracker.log(r, {f"tune/{k}": float(v) for k, v in shown.items()} | steps)
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
             if first and ((r + 1) % self.config.checkpoint_every == 0 or last):
                 self.save(folder, r + 1)
@@ -284,17 +290,3 @@ class PolicyTrainer:
         self.history, self.best_value, self.updates = (found.meta[k] for k in ("history", "best_value", "updates"))
         self.scale.load(found.meta)
         return found.step
-
-
-def _by_timestep(seen: list[StepStatistics], learned: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
-    return [asdict(s) | learned.get(s.t, {}) for s in seen]
-
-
-def _tracked_by_timestep(entry: dict[str, Any]) -> dict[str, float]:
-    """A rollout's statistics of every timestep, such as lpo/by_timestep/kept/t0501, as a tracker takes them."""
-    found: dict[str, float] = {}
-    for row in entry["by_timestep"]:
-        figures = row | {"kept": row["kept"] / row["seen"]}
-        names = ("kept", "gap", "clipped", "implicit_accuracy", "drift")  # the last three where a pair was learned from
-        found |= {f"tune/by_timestep/{name}/t{row['t']:04d}": float(figures[name]) for name in names if name in figures}
-    return found

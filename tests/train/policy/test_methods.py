@@ -19,7 +19,7 @@ from lpo.train.policy.methods import (
     stored_pair_loss,
     whole_group,
 )
-from lpo.train.policy.rollout import rollout
+from lpo.train.policy.rollout import explore, plan, rollout, within_window
 from lpo.train.policy.steps import Finished, Steps
 from lpo.train.policy.trainer import PolicyTrainer
 
@@ -189,7 +189,7 @@ def test_finished_gradcheck(config) -> None:
 def test_gradcheck(name, config) -> None:
     """Of kto where Q is 0 and stays there: it carries no gradient, which a difference of losses would see."""
     generator = torch.Generator().manual_seed(0)
-    width = 4 if name in ("grpo", "dgpo") else 2
+    width = 4 if "grpo" in name or name == "dgpo" else 2
     policy, reference, old, advantage = 0.02 * torch.randn(4, 5, width, generator=generator, dtype=torch.float64)
     batch = steps_of(advantage * 50, old)
     policy = (policy - 0.2 if name == "kto" else policy).requires_grad_()
@@ -213,6 +213,47 @@ def test_spo_with_the_latent_reward_is_lpo_bit_for_bit(tiny, tiny_reward, config
     assert lpo.history == spo.history and lpo.updates == spo.updates > 0
     assert all(torch.equal(lpo.ema[k], spo.ema[k]) for k in lpo.ema)
     assert any(bool(v.any()) for k, v in lpo.ema.items() if "lora_B" in k)  # it moved
+
+
+def explored(tiny, tiny_reward, config, index=0):
+    select = METHODS[config.method].select
+    return explore(tiny, tiny_reward, select, PROMPTS, config, random.generator(0, "test"), index)
+
+
+def test_the_window_slides_and_its_outside_is_deterministic(tiny, tiny_reward, config) -> None:
+    """Four steps, a window of one: rollouts 0 and 1 learn at the first step, rollout 2 at the second one.
+
+    x_t of rollout 2 lies at the end of one deterministic step from the noise that x_T was drawn from.
+    """
+    config = replace(config, method="mixgrpo", num_inference_steps=4, window=replace(config.window, steps=1, every=2))
+    starts, ends = tiny.steps(4)
+    found = [explored(tiny, tiny_reward, config, index)[0].steps for index in (0, 1, 2, 8)]
+    assert [steps.t.unique().tolist() for steps in found] == [[int(starts[i])] for i in (0, 0, 1, 0)]
+    first, second = found[0], found[2]
+    assert torch.equal(first.x_t, found[1].x_t)
+    conditioning, null = tiny.encode_prompts(PROMPTS), tiny.null()
+    with torch.no_grad():
+        prediction = tiny.guided(first.x_t, first.t, conditioning, null, config.guidance_scale)
+        x, std = tiny.transition(0.0).mean_std(prediction, first.x_t, first.t, first.s)
+    assert float(std.max()) == 0
+    torch.testing.assert_close(second.x_t, x, rtol=1e-3, atol=1e-3)
+    places = [i for i, (*_, scored) in enumerate(within_window(plan(tiny, config), config.window, 4)) if scored]
+    assert places == [2]
+
+
+def test_the_gain_is_that_of_the_reward_from_the_latents_of_the_step(tiny, tiny_reward, config) -> None:
+    """Sorted by score, advantages fall within a group, and over a step they are the normalised gains."""
+    config = replace(config, method="dense_grpo", reward_timestep="next")
+    made, _ = explored(tiny, tiny_reward, config)
+    text, null = tiny_reward.encode_prompts(PROMPTS), tiny_reward.encode_prompts([""])
+    for step, rows in enumerate(torch.arange(len(made.steps)).split(len(PROMPTS))):
+        steps = made.steps[rows]
+        with torch.no_grad():
+            before = tiny_reward.score(steps.x_t, steps.t, text, null)
+        gain = made.scores[step].sort(dim=1, descending=True).values - before[:, None]
+        expected = (gain - gain.mean()) / gain.std(correction=0)
+        torch.testing.assert_close(steps.advantage, expected, rtol=1e-3, atol=1e-3)
+        assert (steps.advantage.diff(dim=1) <= 0).all()
 
 
 def test_the_sampling_policy_of_a_group_is_the_one_that_drew_it(tiny, tiny_reward, config) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch.distributions import Normal, kl_divergence
 
 from lpo import random
 from lpo.config import load_params
@@ -260,6 +261,29 @@ def test_drift_is_how_far_a_step_lies_from_the_bases(tiny, tiny_reward, config):
 
 
 @pytest.mark.slow
+def test_the_kl_divergence_is_that_of_torch(tiny, tiny_reward, config):
+    """What kl_weight adds to every row is its divergence from torch, and its gradient draws the mean to the base's."""
+    pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
+    text = conditioning[pairs.prompt]
+    trainer = PolicyTrainer(tiny, tiny_reward, replace(config, timestep_weights="balanced"), seed=0)
+    trainer.update(pairs, conditioning, random.generator(0, "update"))
+    plain, found = trainer.loss(pairs, text)
+    trainer.config = replace(trainer.config, kl_weight=0.3)
+    loss, _ = trainer.loss(pairs, text)
+    with torch.no_grad():
+        means = [trainer.family.guided(pairs.x_t, pairs.t, text, trainer.null, config.guidance_scale)]
+        with tiny.reference():
+            means.append(trainer.family.guided(pairs.x_t, pairs.t, text, trainer.null, config.guidance_scale))
+        policy, base = (Normal(*trainer.transition.mean_std(p, pairs.x_t, pairs.t, pairs.s)) for p in means)
+        divergence = kl_divergence(policy, base).flatten(1).sum(1)
+    assert float(divergence.min()) > 1e-4
+    torch.testing.assert_close(loss - plain, 0.3 * divergence, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found["drift"].square() / 2, divergence, rtol=1e-3, atol=1e-5)
+    trainer.config = replace(trainer.config, kl_weight=100.0, epochs_per_rollout=5)
+    trainer.update(pairs, conditioning, random.generator(1, "update"))
+    assert float(trainer.loss(pairs, text)[1]["drift"].mean()) < float(found["drift"].mean()) / 2
+
+
 def test_a_batch_in_parts_is_the_batch(tiny, tiny_reward, config):
     """Gradients of one optimiser step, from micro-batches of 1, of 3 (which leaves a rest) and of all."""
     pairs, conditioning, _ = pairs_of(tiny, tiny_reward, config)
