@@ -28,7 +28,7 @@ def ingest(folder: Path) -> dict[str, Any]:
 
 @task(cache_policy=NO_CACHE)
 def promote(folder: Path) -> dict[str, Any]:
-    """Apply the gate of params.yaml. Returns what `lpo promote` prints: {"promoted": bool, "reason": ...}."""
+    """Apply the gate of params.yaml. Returns what `lpo promote` prints: {"promoted", "waits", "reason", "name"}."""
     return _answer(folder, "promote")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from safetensors.numpy import save_file
 from support.dvc_lock import md5_folder, write_lock
 
 from lpo.commands import promote
-from lpo.config import load_params
+from lpo.config import People, load_params
 from lpo.errors import LpoError
 from lpo.files import file_hash
 from lpo.registry import ledger
@@ -74,7 +76,7 @@ def promoted() -> str | None:
 
 def test_a_model_that_passes_the_gate_is_taken_into_use_and_recorded(decide: Any) -> None:
     name = train(1.0)
-    assert decide() == {"promoted": True, "reason": "the gate holds", "name": name}
+    assert decide() == {"promoted": True, "waits": False, "reason": "the gate holds", "name": name}
     assert promoted() == name
     assert sorted(path.name for path in Path("models", name).iterdir()) == ["README.md", WEIGHTS]
     (record,) = ledger.read_ledger()
@@ -87,11 +89,27 @@ def test_a_model_that_passes_the_gate_is_taken_into_use_and_recorded(decide: Any
     assert made["revision"] == {"commit": "unknown", "changed": []}
 
 
+def test_a_gate_that_waits_for_votes_records_nothing(decide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = load_params()
+    params = replace(asked, promote=replace(asked.promote, people=People(votes=50, win_rate_low=0.5)))
+    monkeypatch.setattr(promote.run.__module__ + ".what_people_said", lambda params: said)
+    monkeypatch.setattr(sys.modules[__name__], "load_params", lambda: params)
+    train(1.0)
+    row = {"opponent": "base@1", "win_rate": None, "stopping": {"low": 0.0, "high": 1.0}}
+    said = {"against": {"base": row}}
+    found = decide()
+    assert (found["promoted"], found["waits"]) == (False, True) and "0 of 50 against the base" in found["reason"]
+    assert ledger.read_ledger() == [] and promoted() is None
+    row |= {"win_rate": {"value": 0.7, "low": 0.6, "high": 0.8, "votes": 50}, "stopping": {"low": 0.55, "high": 0.9}}
+    assert decide()["promoted"]
+    assert ledger.read_ledger()[0]["metrics"]["people"] == said
+
+
 def test_the_same_model_again_does_nothing(decide: Any) -> None:
     name = train(1.0)
     decide()
     before = ledger.LEDGER.read_bytes()
-    assert decide() == {"promoted": False, "reason": "it is the promoted model already", "name": name}
+    assert decide() == {"promoted": False, "waits": False, "reason": "it is the promoted model already", "name": name}
     write_figures(0.1)  # evaluated again, against itself
     assert not decide()["promoted"]
     assert ledger.LEDGER.read_bytes() == before
