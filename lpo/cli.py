@@ -18,7 +18,7 @@ import typer
 
 from lpo import cli_tools as tools
 from lpo import timings
-from lpo.cli_groups import PARAMS, Force, ParamsFile, data, models, serve
+from lpo.cli_groups import PARAMS, Force, ParamsFile, data, models, serve, votes
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
 from lpo.outputs import check_file, check_folder
@@ -40,6 +40,7 @@ STUDIES = Path("studies/results")
 app.add_typer(data, name="data")
 app.add_typer(models, name="models")
 app.add_typer(serve, name="serve")
+app.add_typer(votes, name="votes")
 
 
 @app.command()
@@ -200,7 +201,7 @@ def promote(params: ParamsFile = PARAMS) -> None:
     run(loaded)
 
 
-for tool in (tools.generate, tools.export, tools.preset, tools.doctor, tools.summary):
+for tool in (tools.generate, tools.export, tools.preset, tools.doctor, tools.summary, tools.vote):
     app.command()(tool)
 
 

@@ -18,6 +18,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a file that this c
 data = typer.Typer(help="Import pairs and scores of your own.", no_args_is_help=True)
 models = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 serve = typer.Typer(help="Web services.", no_args_is_help=True)
+votes = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 
 @models.callback()
@@ -105,11 +106,7 @@ def data_import(
     loaded = load_params(params)
     from lpo.commands.imports import import_pairs
 
-    wrong = [item for item in column or [] if not all(item.partition("="))]
-    if wrong:
-        raise LpoError(f"no column is named in {wrong[0]!r}", "--column", "write --column OURS=THEIRS: caption=prompt")
-    columns = {item.partition("=")[0]: item.partition("=")[2] for item in column or []}
-    counts = import_pairs(loaded, tables, images, out, columns)
+    counts = import_pairs(loaded, tables, images, out, named_columns(column))
     for name, found in counts.items():
         typer.echo(f"{name:<6} " + (", ".join(f"{key}: {count}" for key, count in found.items()) or "none"))
     if counts["left"]:
@@ -128,3 +125,53 @@ def data_scores(
     from lpo.commands.imports import import_scores
 
     typer.echo(f"{import_scores(table, out, force)} rows; now set score.table to {out} in params.yaml")
+
+
+@votes.callback()
+def show_votes(context: typer.Context, params: ParamsFile = PARAMS) -> None:
+    """List voters, their consistency and their agreement; export and import votes."""
+    if context.invoked_subcommand is None:
+        loaded = load_params(params)
+        from lpo.commands.vote import show
+
+        show(loaded)
+
+
+@votes.command("export")
+def votes_export(params: ParamsFile = PARAMS) -> None:
+    """Write new votes into the inbox as pairs. `lpo ingest` does this too. Prints one line of JSON."""
+    loaded = load_params(params)
+    from lpo.commands.vote import export
+
+    export(loaded)
+
+
+@votes.command("import")
+def votes_import(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A table (.csv, .tsv, .jsonl, .parquet) or the .json of Label Studio or Argilla.",
+            exists=True, dir_okay=False,
+        ),
+    ],
+    images: Annotated[
+        Path | None, typer.Option(help="The folder that image paths start from. Default: the file's.", metavar="FOLDER")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="A column of ours = the file's name for it. May be repeated.", metavar="prompt=text"),
+    ] = None,
+) -> None:  # fmt: skip
+    """Import votes that were collected elsewhere: prompt, image a, image b, choice."""
+    columns = named_columns(column)
+    from lpo.commands.vote import import_file
+
+    import_file(file, images or file.parent, columns)
+
+
+def named_columns(column: list[str] | None) -> dict[str, str]:
+    """Our name -> theirs, of options such as caption=prompt. Raises LpoError if one names no column."""
+    if wrong := [item for item in column or [] if not all(item.partition("="))]:
+        raise LpoError(f"no column is named in {wrong[0]!r}", "--column", "write --column OURS=THEIRS: caption=prompt")
+    return {item.partition("=")[0]: item.partition("=")[2] for item in column or []}

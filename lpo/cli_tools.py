@@ -1,8 +1,9 @@
-"""The commands of the command line that are not stages: generate, export, preset, doctor, summary."""
+"""The commands of the command line that are not stages: generate, export, preset, doctor, summary, vote."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -139,3 +140,23 @@ def summary(
     from lpo.commands.summary import run
 
     run(markdown, save, force or save == QUOTED)
+
+
+def vote(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on. Other than loopback, the page's address holds a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    against: Annotated[
+        str | None,
+        typer.Option(help="base, promoted, tuned, or a folder of pictures. Default: vote.against.", metavar="WHAT"),
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Open a page on which people compare pictures, blind. Ends with Ctrl-C; then see `lpo votes`."""
+    loaded = load_params(params)
+    if against is not None:
+        loaded = replace(loaded, vote=replace(loaded.vote, against=against))
+    from lpo.commands.vote import run
+
+    run(loaded, host, port)

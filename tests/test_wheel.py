@@ -36,7 +36,7 @@ def test_a_wheel_installs_lpo_alone(clone: Path) -> None:
     files = build(clone, "wheel").namelist()
     names = {name.partition("/")[0] for name in files}
     assert {name for name in names if not name.endswith(".dist-info")} == {"lpo"}
-    assert {"lpo/presets/sd15.yaml", "lpo/emoji/atlas.png", "lpo/emoji/NOTICE"} <= set(files)
+    assert {"lpo/presets/sd15.yaml", "lpo/emoji/atlas.png", "lpo/emoji/NOTICE", "lpo/web/static/vote.js"} <= set(files)
     assert any("lpo/presets/models/THUDM--ImageReward/" in name for name in files)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in files)
 

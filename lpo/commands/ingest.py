@@ -29,6 +29,7 @@ from lpo.files import alone, file_hash, write_json
 
 SOURCES = (Path("data/pairs"), Path("data/prompts.parquet"))
 COLLECTED, QUARANTINE = Path("data/collected"), Path("data/quarantine")
+VOTES = Path("data/votes.sqlite")
 WORK, LOCK = Path("data/.inbox.partial"), Path("data/.ingest.lock")
 HELD_OUT = ("validation", "test")
 DONE = ("taken", "refused")  # folders of the inbox
@@ -36,7 +37,7 @@ DIGITS = 16  # of a file's hash, in names
 
 
 def run(params: Params) -> None:
-    """Take in what lies in the inbox and print one line of JSON.
+    """Take in what lies in the inbox, new votes of people among it, and print one line of JSON.
 
     {"new_pairs", "quarantined", "duplicates": rows, "files": [{"name", the same three, "reason"}]}; a file with a
     reason was refused as a whole, and counts as quarantined rows (at least one).
@@ -46,6 +47,10 @@ def run(params: Params) -> None:
     """
     with alone(LOCK, "another `lpo ingest` is at work"):
         shutil.rmtree(WORK, ignore_errors=True)
+        if VOTES.exists():  # what people said on the page of `lpo vote`
+            from lpo.votes.export import export
+
+            export(VOTES, params.ingest.source, params.vote.min_consistency)
         inbox = Inbox(params.ingest.source)
         files = [inbox.fetch(name) for name in inbox.names]
         reports = _take(sorted(files, key=lambda file: (file.digest, file.name)), inbox, params) if files else []

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
-from lpo.config.results import MARGINS, Evaluate, Ingest, JudgeModels, People, Promote, Report, Study, Tracking
+from lpo.config.results import MARGINS, Evaluate, Ingest, JudgeModels, People, Promote, Report, Study, Tracking, Vote
 from lpo.config.sampler import SamplerSettings
 from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune, Window
 from lpo.errors import ConfigError
@@ -47,6 +47,7 @@ __all__ = [
     "TieMargins",
     "Tracking",
     "Tune",
+    "Vote",
     "check_params",
     "load_params",
     "Window",
@@ -67,6 +68,7 @@ class Params:
     tune: Tune
     evaluate: Evaluate
     report: Report
+    vote: Vote
     ingest: Ingest
     promote: Promote
     study: Study

@@ -63,6 +63,21 @@ class Ingest:
     source: str
 
 
+@dataclass(frozen=True)
+class Vote:
+    """What `lpo vote` shows, and which votes count (lpo/votes/questions.py, lpo/votes/consistency.py).
+
+    against: base, promoted, tuned (another sample of it), or a folder of pictures (lpo/votes/folder.py).
+    """
+
+    against: str
+    pictures: Literal["two", "four"]
+    voters_per_pair: Count
+    held_out_share: Share
+    check_share: Annotated[float, Range(at_least=0, at_most=0.5)]
+    min_consistency: Share
+
+
 # What the gate of a promotion can ask of each judge; each name is a key of promote.margins.
 MARGINS: dict[str, tuple[str, ...]] = {
     name: ("all_correct", "alignment", "aesthetics", "scorer_clip", "scorer_vqa", "scorer_aesthetic")

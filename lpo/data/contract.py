@@ -187,8 +187,7 @@ def pair_rules(limits: Limits, splits: Sequence[str] = SPLITS, scored: bool = Tr
         _one_of("same_image", [False], "image_0_uid and image_1_uid are the same"),
         _one_of("has_label", [True], "has_label is false"),
         *([_one_of("are_different", [True], "are_different is false")] if limits.must_differ else []),
-        _one_of("label_0", [0, 0.5, 1], "label_0 is not 0, 0.5 or 1"),
-        _one_of("label_1", [0, 0.5, 1], "label_1 is not 0, 0.5 or 1"),
+        *(_share(name) for name in ("label_0", "label_1")),
         gxe.ExpectMulticolumnSumToEqual(
             column_list=["label_0", "label_1"],
             sum_total=1,
@@ -225,6 +224,11 @@ def _filled(column: str) -> Any:
 def _between(column: str, low: float | None, high: float | None, reason: str) -> Any:
     meta = {"reason": reason, "tell": True}  # tell the value too, which no table shows beside the reason
     return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, meta=meta)
+
+
+def _share(column: str) -> Any:
+    meta = {"reason": f"{column} is not in 0..1"}
+    return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=1, meta=meta)
 
 
 def _at_most(column: str, most: int, reason: str) -> Any:

@@ -33,7 +33,7 @@ PAIRS = {
     "caption": pa.string(),
     "image_0_uid": pa.string(),
     "image_1_uid": pa.string(),
-    "label_0": pa.float64(),  # 1 and 0, 0 and 1, or 0.5 and 0.5 for a tie
+    "label_0": pa.float64(),  # the share of votes for image 0: 1 or 0 of one vote, 0.5 for a tie
     "label_1": pa.float64(),
     "has_label": pa.bool_(),
     "are_different": pa.bool_(),

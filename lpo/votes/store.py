@@ -50,6 +50,7 @@ CREATE TABLE IF NOT EXISTS images (
 CREATE TABLE IF NOT EXISTS sets (
     set_id INTEGER PRIMARY KEY, created_at TEXT NOT NULL, prompt TEXT NOT NULL,
     split TEXT NOT NULL,    -- of the prompt: votes on train become pairs, votes on validation only judge models
+    source TEXT NOT NULL,   -- what the pictures were drawn for: a page shows the sets of one source
     kind TEXT NOT NULL,     -- regular | obvious | imported
     images TEXT NOT NULL,   -- JSON list of SHA-256, ascending
     models TEXT NOT NULL,   -- JSON list, in the order of images
@@ -57,7 +58,7 @@ CREATE TABLE IF NOT EXISTS sets (
     claims INTEGER NOT NULL DEFAULT 0,  -- voters whom it was shown to, less those who skipped it
     UNIQUE (prompt, images)
 );
-CREATE INDEX IF NOT EXISTS sets_open ON sets (kind, claims);
+CREATE INDEX IF NOT EXISTS sets_open ON sets (source, kind, claims);
 CREATE TABLE IF NOT EXISTS questions (
     question_id TEXT PRIMARY KEY, set_id INTEGER NOT NULL REFERENCES sets, voter TEXT NOT NULL,
     kind TEXT NOT NULL,     -- regular | repeat | obvious
@@ -68,6 +69,7 @@ CREATE TABLE IF NOT EXISTS questions (
 );
 CREATE INDEX IF NOT EXISTS questions_voter ON questions (voter, state);
 CREATE INDEX IF NOT EXISTS questions_set ON questions (set_id, voter);
+CREATE INDEX IF NOT EXISTS questions_repeats ON questions (repeats) WHERE repeats IS NOT NULL;
 CREATE TABLE IF NOT EXISTS votes (
     vote_id INTEGER PRIMARY KEY AUTOINCREMENT, created_at TEXT NOT NULL, question_id TEXT NOT NULL, voter TEXT NOT NULL,
     prompt TEXT NOT NULL, split TEXT NOT NULL, image_a TEXT NOT NULL, image_b TEXT NOT NULL, model_a TEXT NOT NULL,
@@ -137,11 +139,12 @@ class Store:
 
     def add_set(
         self, prompt: str, images: Sequence[bytes], models: Sequence[str], *, split: Split = "train",
-        kind: str = "regular", best: int | None = None,
+        kind: str = "regular", best: int | None = None, source: str = "",
     ) -> int | None:  # fmt: skip
         """Store pictures of one prompt (see `to_png`), and return their set_id.
 
-        A set that is there already keeps its id. None if two of the pictures are the same: nobody could choose.
+        A set that is there already keeps its id, and is shown for this source from now on. None if two of the pictures
+        are the same: nobody could choose.
 
         Args:
             models: who drew each picture: base@HASH, or the name of a LoRA as `lpo models` lists it.
@@ -157,6 +160,8 @@ class Store:
         with self.writing() as db:
             found = db.execute("SELECT set_id FROM sets WHERE prompt = ? AND images = ?", (prompt, key)).fetchone()
             if found:
+                if kind != "imported":
+                    db.execute("UPDATE sets SET source = ?, kind = ? WHERE set_id = ?", (source, kind, found[0]))
                 return int(found[0])
             for name, data in zip(names, images, strict=True):
                 db.execute(
@@ -165,8 +170,9 @@ class Store:
                     (name, data, served),
                 )
             cursor = db.execute(
-                "INSERT INTO sets (created_at, prompt, split, kind, images, models, best) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (now(), prompt, split, kind, key, json.dumps([models[i] for i in order]),
+                "INSERT INTO sets (created_at, prompt, split, source, kind, images, models, best)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (now(), prompt, split, source, kind, key, json.dumps([models[i] for i in order]),
                  None if best is None else names[best]),
             )  # fmt: skip
             return cursor.lastrowid

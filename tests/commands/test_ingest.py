@@ -94,7 +94,7 @@ def test_new_bad_and_known_rows_each_go_their_way(take: Any) -> None:
     assert sorted(collected()["caption"]) == sorted(frame.loc[[0, 4, 5], "caption"])
     bad = pd.concat(pd.read_parquet(file) for file in Path("data/quarantine").glob("*.parquet"))
     assert dict(zip(bad["row"], bad["reason"], strict=True)) == {
-        1: "label_0 is not 0, 0.5 or 1; the labels do not sum to 1",
+        1: "label_0 is not in 0..1; the labels do not sum to 1",
         2: "the caption is held out: test",
         3: "the caption is held out: test",
     }

@@ -114,9 +114,9 @@ CASES: dict[str, tuple[Break, str]] = {
     "10,000 characters": (cell("caption", "c " * 5000), "the caption has more than 77 tokens: 5002"),
     "no ranking_id": (cell("ranking_id", pd.NA), "ranking_id is missing"),
     "no label_0": (cell("label_0", np.nan), "label_0 is missing"),
-    "label 2": (cell("label_0", 2.0), "label_0 is not 0, 0.5 or 1; the labels do not sum to 1"),
-    "label -1": (cell("label_1", -1.0), "label_1 is not 0, 0.5 or 1; the labels do not sum to 1"),
-    "infinite label": (cell("label_1", np.inf), "label_1 is not 0, 0.5 or 1; the labels do not sum to 1"),
+    "label 2": (cell("label_0", 2.0), "label_0 is not in 0..1; the labels do not sum to 1"),
+    "label -1": (cell("label_1", -1.0), "label_1 is not in 0..1; the labels do not sum to 1"),
+    "infinite label": (cell("label_1", np.inf), "label_1 is not in 0..1; the labels do not sum to 1"),
     "two winners": (cell("label_0", 1.0), "the labels do not sum to 1"),
     "half a tie": (cell("label_0", 0.5), "the labels do not sum to 1"),
     "no label": (cell("has_label", False), "has_label is false"),
@@ -257,7 +257,7 @@ def test_counts_and_reasons_agree_beyond_the_limits_of_a_validation_result() -> 
     assert verdict.counts == {
         reason: int(verdict.reasons.str.contains(reason, regex=False).sum()) for reason in verdict.counts
     }
-    assert verdict.counts["label_0 is not 0, 0.5 or 1"] == 700
+    assert verdict.counts["label_0 is not in 0..1"] == 700
     assert verdict.counts["image_1 has no usable scores"] == 300
 
 

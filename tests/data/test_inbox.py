@@ -93,7 +93,7 @@ def test_what_is_wrong_with_a_row_is_told(tmp_path: Path) -> None:
     frame.at[8, "jpg_0"], frame.at[8, "jpg_1"] = frame.at[0, "jpg_0"], frame.at[0, "jpg_1"]
     rows = look(tmp_path, frame, Known({"a dog at night": "test"}, set(), set()))
     expected = {
-        0: "several times under one ranking_id", 1: "label_0 is not 0, 0.5 or 1", 2: "image_0 is unusable",
+        0: "several times under one ranking_id", 1: "label_0 is not in 0..1", 2: "image_0 is unusable",
         3: "the caption is held out: test", 4: "image_1_uid stands for several images",
         5: "image_1_uid stands under several captions", 6: "more than 77 tokens: 78", 7: "caption is missing",
         8: "several times under one ranking_id",
@@ -147,7 +147,7 @@ def test_quarantine_holds_the_row_as_it_was_found(tmp_path: Path) -> None:
     (row,) = pd.read_parquet(tmp_path / "bad.parquet").to_dict("records")
     assert (row["ranking_id"], row["image_0_uid"], row["label_0"], row["row"]) == (2, "2a", 2.0, 2)
     assert row["jpg_1"] == png(5) and row["file"] == "../odd name.parquet"
-    assert "label_0 is not 0, 0.5 or 1" in row["reason"]
+    assert "label_0 is not in 0..1" in row["reason"]
 
 
 def test_a_file_without_rows_brings_nothing(tmp_path: Path) -> None:

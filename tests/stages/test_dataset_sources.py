@@ -428,7 +428,7 @@ def test_hostile_rows_go_through_every_stage_and_each_ends_with_its_reason(proje
     reasons = quarantine.groupby("ranking_id")["reason"].agg("; ".join).to_dict()
     expected = {
         0: "image_0 is unusable: has no bytes", 1: "image_0 is unusable: claims 5000x5000 pixels",
-        2: "the caption has more than 16 tokens", 3: "label_0 is not 0, 0.5 or 1",
+        2: "the caption has more than 16 tokens", 3: "label_0 is not in 0..1",
         4: "the caption is in several splits",
         5: "image_0_uid stands for several images", 6: "image_0_uid stands for several images",
         7: "image_0_uid and image_1_uid are the same", 9: "the pair is there several times under one ranking_id",
