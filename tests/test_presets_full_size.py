@@ -20,7 +20,7 @@ from lpo.rewards.lrm import LatentRewardModel
 
 META = torch.device("meta")
 MILLION = 1e6
-REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl"]
+REAL = ["sd15", "sd21", "sdxl", "sdxl-turbo", "sd3", "spo-sd15", "spo-sdxl"]
 
 
 def preset_text(repository: Path, name: str) -> str:

@@ -15,7 +15,7 @@ class Model:
     path: str
     vae: str | None
     denoiser: str | None
-    scheduler: Literal["ddim"] | None
+    scheduler: Literal["ddim", "turbo", "lcm", "tcd"] | None
     prediction_type: Literal["epsilon", "v_prediction"] | None
     dtype: Literal["fp32", "bf16", "fp16"]
     device: Literal["auto", "cpu", "cuda"]
@@ -23,7 +23,7 @@ class Model:
     gradient_checkpointing: bool
     compile: bool
     shard: bool
-    flow_step: Literal["ddim", "sde"]
+    flow_step: Literal["ddim", "renoise", "sde"]
 
 
 @dataclass(frozen=True)

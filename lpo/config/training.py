@@ -97,7 +97,7 @@ class Tune:
     guidance_scale: Guidance
     num_candidates: Annotated[int, Range(at_least=2)]
     continue_from: Literal["random", "best"]
-    reward_timestep: Literal["current", "next"]
+    reward_timestep: Literal["current", "next", "look_ahead"]
     threshold: Threshold
     timestep_range: Annotated[tuple[int, int], Range(at_least=0, ascending=True)]
     timestep_weights: Literal["none", "balanced"]
@@ -117,5 +117,6 @@ class Tune:
     ema_decay: Decay
     validate_every: Count
     validation_prompts: Count
+    blind: Literal["aesthetic", "clip", "vqa", "pickscore", "imagereward", "hps_v2", "hps_v2_1"] | None
     checkpoint_every: Count
     guard: Guard

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import LCMScheduler, TCDScheduler
 
-from lpo.diffusion.schedule import alpha_at, check_scheduler, ddim_sigma
+from lpo.diffusion.schedule import Scheduler, alpha_at, check_scheduler, ddim_sigma
 
 Reduction = Literal["mean", "sum"]
 
@@ -69,7 +69,7 @@ def step_gain(transition: Transition, t: torch.Tensor, s: torch.Tensor) -> torch
 
         epsilon     g = |direction - sqrt(a_s (1 - a_t) / a_t)| / std
         v           g = |sqrt(a_t) direction - sqrt(a_s (1 - a_t))| / std
-        flow, ddim  g = |(1 - t) sqrt(s^2 - std^2) - t (1 - s)| / std
+        flow        g = |(1 - t) sqrt(s^2 - std^2) - t (1 - s)| / std      ("ddim" and "renoise")
         flow, sde   g = (t - s) (1 + g_sde^2 (1 - t) / (2 t)) / std
 
     It is nearly flat for epsilon, and for v and flow 10 to 60 times larger at the last steps than at the first, where
@@ -89,14 +89,23 @@ class DDIM:
         x_t  = sqrt(a_t) x0 + sqrt(1 - a_t) eps
         mean = sqrt(a_s) x0_hat + sqrt(1 - a_s - sigma^2) eps_hat,  std = sigma(t, s)
 
+        form "ddim"     sigma = eta sqrt((1 - a_s) / (1 - a_t)) sqrt(1 - a_t / a_s)
+        form "renoise"  sigma = eta sqrt(1 - a_s):  at eta 1 x_s = sqrt(a_s) x0_hat + sqrt(1 - a_s) noise (LCM, arXiv
+                        2310.04378, multistep sampling)
+        form "tcd"      sigma = sqrt(1 - a_s / a_u),  u = floor((1 - eta) s):  a step to u without noise, then noise
+                        from u to s (TCD, arXiv 2402.19159, whose gamma is eta)
+
     t, s are long tensors of timesteps; s = -1 is the end of the last step, where a_s is final_alpha_cumprod. Equal to
-    diffusers' DDIMScheduler.step without clipping.
+    diffusers' DDIMScheduler.step, LCMScheduler.step and TCDScheduler.step without clipping. LCM's boundary scalings are
+    left out: they change x0_hat by 7e-6 at t = 19 and by less than float32 resolves from t = 150 on.
+    The last step of "renoise" and "tcd" has std 0, so it has no density: four steps give three to learn from.
     """
 
     alphas_cumprod: torch.Tensor  # (T,)
     final_alpha_cumprod: torch.Tensor  # ()
     prediction_type: Literal["epsilon", "v_prediction"]
     eta: float
+    form: Literal["ddim", "renoise", "tcd"] = "ddim"
 
     log_prob = staticmethod(gaussian_log_prob)
     sample = sample
@@ -106,12 +115,17 @@ class DDIM:
         return len(self.alphas_cumprod)
 
     @classmethod
-    def from_scheduler(cls, scheduler: DDIMScheduler, eta: float) -> DDIM:
+    def from_scheduler(cls, scheduler: Scheduler, eta: float) -> DDIM:
         """Read a scheduler. Raises LpoError on unsupported settings (`check_scheduler`)."""
         check_scheduler(scheduler.config)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], is {eta}")
-        return cls(scheduler.alphas_cumprod, scheduler.final_alpha_cumprod, scheduler.config.prediction_type, eta)
+        alphas, prediction_type = scheduler.alphas_cumprod, scheduler.config.prediction_type
+        if isinstance(scheduler, LCMScheduler):  # its last step returns x0_hat
+            return cls(alphas, torch.ones(()), prediction_type, eta, "renoise")
+        if isinstance(scheduler, TCDScheduler):  # its last step ends at t = 0
+            return cls(alphas, alphas[0], prediction_type, eta, "tcd")
+        return cls(alphas, scheduler.final_alpha_cumprod, prediction_type, eta)
 
     def to(self, device: torch.device) -> DDIM:
         """The same with its tensors on `device`, so that a step copies nothing there."""
@@ -135,9 +149,14 @@ class DDIM:
         return root * x_t - noise_root * prediction, root * prediction + noise_root * x_t
 
     def sigma(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Standard deviation of the step, (B,); 0 where a_s = 1 and at eta 0."""
-        final = self.final_alpha_cumprod
-        return ddim_sigma(alpha_at(self.alphas_cumprod, final, t), alpha_at(self.alphas_cumprod, final, s), self.eta)
+        """Standard deviation of the step, (B,); 0 where a_s = 1, at eta 0, and in the last step but of "ddim"."""
+        alphas, final = self.alphas_cumprod, self.final_alpha_cumprod
+        alpha_s = alpha_at(alphas, final, s)
+        if self.form == "ddim":
+            return ddim_sigma(alpha_at(alphas, final, t), alpha_s, self.eta)
+        if self.form == "renoise":
+            return torch.where(s < 0, 0.0, self.eta * (1 - alpha_s) ** 0.5)
+        return (1 - alpha_s / alpha_at(alphas, final, self._between(s))).clamp(min=0) ** 0.5
 
     def mean_std(
         self, prediction: torch.Tensor, x_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
@@ -146,9 +165,21 @@ class DDIM:
         _check(x_t, prediction, t, s)
         x0, eps = self.pred_x0_eps(prediction, x_t, t)
         alpha_s, std = self._alpha(x_t, s), self.sigma(t, s).view(_column(x_t, len(t)))
+        return alpha_s**0.5 * x0 + self._direction(alpha_s, std, s.view(std.shape)) ** 0.5 * eps, std
+
+    def _direction(self, alpha_s: torch.Tensor, std: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """1 - a_s - sigma^2, without the rounding of a difference where it is a product: its root would show it."""
+        if self.form == "renoise":
+            return (1 - self.eta**2) * (1 - alpha_s)
+        if self.form == "tcd":
+            between = alpha_at(self.alphas_cumprod, self.final_alpha_cumprod, self._between(s))
+            return alpha_s / between * (1 - between)
         # At zero terminal SNR the difference is 0 up to rounding, which may fall below it.
-        direction = (1 - alpha_s - std**2).clamp(min=0) ** 0.5
-        return alpha_s**0.5 * x0 + direction * eps, std
+        return (1 - alpha_s - std**2).clamp(min=0)
+
+    def _between(self, s: torch.Tensor) -> torch.Tensor:
+        """u = floor((1 - eta) s) of "tcd"; after the last step s itself."""
+        return torch.where(s < 0, s, ((1 - self.eta) * s).floor().long())
 
     def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """x_t = sqrt(a_t) x0 + sqrt(1 - a_t) noise, of x0's dtype."""
@@ -173,15 +204,17 @@ class Flow:
     form "ddim", eta in [0, 1]: the DDIM step with alpha = 1 - t (LPO, appendix B; derived for these coefficients)
         std  = eta (s / t) sqrt(t^2 - ((1 - t) / (1 - s))^2 s^2)
         mean = (1 - s) x0_hat + sqrt(s^2 - std^2) eps_hat
+    form "renoise", eta in [0, 1]: at eta 1 x_s = (1 - s) x0_hat + s noise, the stochastic sampling of distilled models
+        std  = eta s                                          mean as above
     form "sde", eta = a: the step of Flow-GRPO (arXiv 2505.05470), g = a sqrt(t / (1 - t)), dt = s - t
         std  = g sqrt(-dt)
         mean = x_t (1 + g^2 / (2 t) dt) + v (1 + g^2 (1 - t) / (2 t)) dt
 
-    eta 0 is the Euler step x_t + v dt in both, and so is the last step, to s = 0: it has std 0 and no density.
+    eta 0 is the Euler step x_t + v dt in all three, and so is the last step, to s = 0: it has std 0 and no density.
     """
 
     eta: float
-    form: Literal["ddim", "sde"] = "ddim"
+    form: Literal["ddim", "renoise", "sde"] = "ddim"
     scale: float = 1.0
 
     log_prob = staticmethod(gaussian_log_prob)
@@ -206,6 +239,8 @@ class Flow:
     def sigma(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Standard deviation of the step, (B,)."""
         t, s = self._level(t), self._level(s)
+        if self.form == "renoise":
+            return self.eta * s
         if self.form == "ddim":
             return self.eta * (s / t) * (t**2 - ((1 - t) / (1 - s) * s) ** 2) ** 0.5
         return self._diffusion(t, s) * (t - s) ** 0.5
@@ -217,7 +252,7 @@ class Flow:
         _check(x_t, prediction, t, s)
         column = _column(x_t, len(t))
         std = self.sigma(t, s).view(column)
-        if self.form == "ddim":
+        if self.form != "sde":
             x0, eps = self.pred_x0_eps(prediction, x_t, t)
             level = self._level(s).view(column)
             # At t = 1 and eta 1 the difference is 0 up to rounding, which may fall below it.

@@ -233,12 +233,14 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     base = configured(replace(params.model, path=params.reward.base or params.model.path, denoiser=None))
     backbone = load_family(base, reward=True, layer=params.reward.layer, device=META)
     at_once = config.num_candidates * config.micro_batch_size  # rows of a forward without gradients
-    latents, t, text = inputs(family, min(config.prompts_per_rollout, at_once))
+    drawn = config.prompts_per_rollout * (config.num_candidates if config.reward_timestep == "look_ahead" else 1)
+    latents, t, text = inputs(family, min(drawn, at_once))
     rollout = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale))
     seen, when, words = inputs(backbone, min(config.prompts_per_rollout * config.num_candidates, at_once))
     scored = peak(lambda: backbone.features(seen, when, words)[1])
     adapter = sum(p.numel() for p in family.add_lora(config.lora_rank, seed=0))
-    latents, t, text = inputs(family, min(config.batch_size, config.micro_batch_size))
+    in_a_row = {"diffusion_dpo": 2, "smpo": 2, "dgpo": config.num_candidates}.get(config.method, 1)
+    latents, t, text = inputs(family, min(config.batch_size, config.micro_batch_size) * in_a_row)
     update = peak(lambda: family.guided(latents, t, text, text[:1], config.guidance_scale), backward=True)
     shared = params.reward.trainable == "adapter" and params.reward.pretrained is None  # a LoRA of the policy's model
     models = [family] if shared else [family, backbone]

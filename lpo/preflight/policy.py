@@ -10,7 +10,11 @@ from lpo.doctor.memory import META, configured
 from lpo.errors import LpoError
 from lpo.evaluate.sides import is_denoiser
 from lpo.families import load_family
+from lpo.paths import SPM
+from lpo.preference.mpcf import SCORES
+from lpo.preflight.files import missing
 from lpo.preflight.models import is_here
+from lpo.scorers.judges import sources_of
 from lpo.train.policy.methods import METHODS
 
 
@@ -24,6 +28,12 @@ def method(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     if config.kl_weight > 0 and chosen.batch != "steps":
         what = f"{config.method} learns from no steps, so there is no KL divergence of a step to weigh"
         yield LpoError(what, f"params.yaml: tune.kl_weight: {config.kl_weight:g}", "set it to 0")
+    if config.reward_timestep == "look_ahead" and Path(config.reward) == SPM:
+        what = "this reward predicts x_0 itself, and look_ahead would do it twice"
+        yield LpoError(what, "params.yaml: tune.reward_timestep: look_ahead", "set it to next")
+    if config.blind is not None and config.blind not in SCORES:
+        for source, file in sources_of(config.blind, params.evaluate.judge_models, params.score.models):
+            yield from missing(source, [file], f"params.yaml: tune.blind: {config.blind}: {source}")
     if chosen.batch == "soft pairs" and params.filter.strategy == "none":
         what = "soft labels come from the score gaps of the pairs, and filter.strategy none computes no scores"
         yield LpoError(what, where, "set filter.strategy to another one, or tune.method to diffusion_dpo")

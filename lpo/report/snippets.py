@@ -54,12 +54,16 @@ def draw(params: Json) -> str:
     ]  # fmt: skip
     scheduler = []
     if ddim:  # a flow's pipeline has its own sampler, and no eta
-        classes.append("DDIMScheduler")
-        scheduler = ["pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)"]
+        sampler = {"lcm": "LCMScheduler", "tcd": "TCDScheduler"}.get(model["scheduler"], "DDIMScheduler")
+        turbo = ', timestep_spacing="trailing", set_alpha_to_one=True' if model["scheduler"] == "turbo" else ""
+        classes.append(sampler)
+        scheduler = [f"pipe.scheduler = {sampler}.from_config(pipe.scheduler.config{turbo})"]
         call.append(f"eta={setting['eta']!r}")
     switch = []
     if setting["adapter_timesteps"] is not None:
-        switch = _switch(*setting["adapter_timesteps"], setting["num_inference_steps"])
+        steps = setting["num_inference_steps"] if ddim else None
+        low, high = setting["adapter_timesteps"]
+        switch = _switch(low, high, steps)
         call.append("callback_on_step_end=switch")
     if model["resolution"] is not None:
         call += [f"height={model['resolution']}", f"width={model['resolution']}"]
@@ -91,8 +95,14 @@ def _guidance(family: str, scale: float) -> str:
     return f"guidance_scale={scale - 1 if family == 'z_image' else scale!r}"
 
 
-def _switch(low: int, high: int, steps: int) -> list[str]:
-    """A callback of diffusers that sets the adapter for the step that follows, and its call for the first step."""
+def _switch(low: int, high: int, steps: int | None) -> list[str]:
+    """A callback of diffusers that sets the adapter for the step that follows, and what sets it for the first one.
+
+    steps: of DDIM; None for a flow, whose first step begins at 1000.
+    """
+    first = [f"pipe.scheduler.set_timesteps({steps})", "switch(pipe, -1, None, {})"]
+    if steps is None:
+        first = [] if low <= 1000 < high else ["pipe.disable_lora()"]
     return [
         "",
         "",
@@ -102,8 +112,7 @@ def _switch(low: int, high: int, steps: int) -> list[str]:
         "    return kwargs",
         "",
         "",
-        f"pipe.scheduler.set_timesteps({steps})",
-        "switch(pipe, -1, None, {})",
+        *first,
     ]
 
 

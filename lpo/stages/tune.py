@@ -19,7 +19,7 @@ from lpo.report.cards import model_card
 from lpo.scorers.published import load_scorers
 from lpo.tracking import Tracker
 from lpo.train.common import distributed
-from lpo.train.policy.load import policy_trainer
+from lpo.train.policy.load import blind_judge, policy_trainer
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.trainer import BASE_VALUE
 from lpo.train.policy.validation import Validation
@@ -48,14 +48,17 @@ def tune(params: Params) -> None:
     }  # fmt: skip
     if METHODS[config.method].stored:
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
+    if config.blind is not None:
+        identity |= {"judge_models": asdict(params.evaluate.judge_models)}
     folder = resume.folder("tune", identity)
     family = load_family(params.model)
     trainer = policy_trainer(family, config, params.seed, params.model.shard)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
     scorers = load_scorers(params.score, family.device)
     validate = Validation(
-        family, trainer.reward, scorers, held_out, params.evaluate.sampler, params.score.batch_size, config.guard
-    )
+        family, trainer.reward, scorers, held_out, params.evaluate.sampler, params.score.batch_size, config.guard,
+        config.blind, blind_judge(config, params.evaluate.judge_models, params.score.models, family.device),
+    )  # fmt: skip
     tracked = Tracker("tune", params.tracking, asdict(params), folder)
     with tracked if distributed.is_first() else nullcontext() as tracker:
 
@@ -83,7 +86,11 @@ def tune(params: Params) -> None:
         "pairs": sum(h["pairs"] for h in history),
         "updates": trainer.updates,
         **trainer.scale.figures,
-        "validation": [{"rollout": h["rollout"], "value": h["validation"]} for h in history if "validation" in h],
+        "validation": [
+            {"rollout": h["rollout"], "value": h["validation"]} | ({"blind": h["blind"]} if "blind" in h else {})
+            for h in history
+            if "validation" in h
+        ],
         "best_validation": trainer.best_value,
         "warnings": [f"rollout {h['rollout']}: {text}" for h in history for text in h.get("warnings", [])]
         + ([f"{diverged.where}: {diverged.what}"] if diverged is not None else []),

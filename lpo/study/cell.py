@@ -32,7 +32,7 @@ from lpo.rewards.spm import StepPreferenceModel
 from lpo.sampling.generate import generate
 from lpo.scorers.published import load_scorers
 from lpo.tracking import Tracker
-from lpo.train.policy.load import policy_trainer
+from lpo.train.policy.load import blind_judge, policy_trainer
 from lpo.train.policy.trainer import PolicyTrainer
 from lpo.train.policy.validation import Validation
 from lpo.train.reward.data import reward_data
@@ -96,8 +96,9 @@ def run(params: Params) -> None:
     trainer = policy_trainer(family, params.tune, params.seed, params.model.shard)
     scorers, sampler = load_scorers(params.score, family.device), params.evaluate.sampler
     validate = Validation(
-        family, trainer.reward, scorers, held_out, sampler, params.score.batch_size, params.tune.guard
-    )
+        family, trainer.reward, scorers, held_out, sampler, params.score.batch_size, params.tune.guard,
+        params.tune.blind, blind_judge(params.tune, params.evaluate.judge_models, params.score.models, family.device),
+    )  # fmt: skip
     clock = Clock(trainer, params.study.seconds)
     with atomic_folder(OUT) as out, Tracker("cell", params.tracking, asdict(params)) as tracker:
         checkpoints = out / "checkpoints"  # never resumed: a clock that is stopped and started tells nothing

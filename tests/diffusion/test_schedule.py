@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
 
 from lpo.diffusion.schedule import check_scheduler, ddim_sigmas, ddim_timesteps, previous_timesteps
 from lpo.errors import LpoError
@@ -18,6 +18,25 @@ def test_timesteps_are_those_of_the_scheduler(steps: int, offset: int) -> None:
     ours = ddim_timesteps(theirs, steps)
     assert ours.dtype == torch.long
     assert torch.equal(ours, theirs.timesteps)
+
+
+@pytest.mark.parametrize("kind", ["trailing", "lcm", "tcd"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8, 20, 50])
+def test_timesteps_of_few_steps_are_those_of_the_scheduler(steps: int, kind: str) -> None:
+    """And where each ends: LCM and TCD at the next timestep, DDIM floor(T / n) below."""
+    theirs = (
+        scheduler(timestep_spacing="trailing") if kind == "trailing"
+        else {"lcm": LCMScheduler, "tcd": TCDScheduler}[kind](clip_sample=False)
+    )  # fmt: skip
+    theirs.set_timesteps(steps)
+    t, s = ddim_timesteps(theirs, steps), previous_timesteps(theirs, steps)
+    after = t - 1000 // steps if kind == "trailing" else torch.cat([t[1:], torch.tensor([-1])])
+    assert torch.equal(t, theirs.timesteps) and torch.equal(s, after.clamp(min=-1)) and t.dtype == s.dtype == torch.long
+
+
+def test_more_steps_than_a_model_was_distilled_for_are_refused() -> None:
+    with pytest.raises(LpoError, match="51 sampling steps do not fit 50 steps of distillation"):
+        ddim_timesteps(LCMScheduler(), 51)
 
 
 @pytest.mark.parametrize("steps", [7, 20, 30, 501])
@@ -48,7 +67,7 @@ def test_sigmas_are_the_roots_of_the_schedulers_variance() -> None:
         ({"clip_sample": True}, "clip_sample is on"),
         ({"thresholding": True}, "thresholding is on"),
         ({"prediction_type": "sample"}, "prediction_type is 'sample'"),
-        ({"timestep_spacing": "trailing"}, "timestep_spacing is 'trailing'"),
+        ({"timestep_spacing": "linspace"}, "timestep_spacing is 'linspace'"),
     ],
 )
 def test_unsupported_settings_are_named(settings: dict, named: str) -> None:

@@ -1,6 +1,14 @@
+from typing import Any
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 
 from lpo.diffusion.schedule import ddim_timesteps, previous_timesteps
 from lpo.diffusion.transitions import DDIM, Flow, gaussian_log_prob, step_gain
@@ -33,6 +41,84 @@ def test_a_ddim_step_is_the_schedulers(prediction_type: str, eta: float, alpha_t
         step = theirs.step(prediction[i], int(t[i]), x[i], eta=eta, variance_noise=noise[i])
         torch.testing.assert_close(x_s[i], step.prev_sample, rtol=2e-6, atol=1e-6)
         torch.testing.assert_close(x0[i], step.pred_original_sample, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("n", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("kind", "eta"), [(LCMScheduler, 1.0), (TCDScheduler, 1.0), (TCDScheduler, 0.3), (TCDScheduler, 0.0)]
+)
+def test_a_step_of_few_is_the_schedulers(kind: Any, eta: float, n: int, prediction_type: str) -> None:
+    """LCM and TCD to the last digits, their noise drawn from the same generator; the last step has none."""
+    theirs = kind(prediction_type=prediction_type, clip_sample=False)
+    theirs.set_timesteps(n)
+    t, s = ddim_timesteps(theirs, n), previous_timesteps(theirs, n)
+    ours, own = DDIM.from_scheduler(theirs, eta), {} if kind is LCMScheduler else {"eta": eta}
+    x, prediction = normal(n, 4, 5, 3, seed=0), normal(n, 4, 5, 3, seed=1)
+    for i in range(n):
+        step = theirs.step(prediction[i], int(t[i]), x[i], generator=torch.Generator().manual_seed(i), **own)
+        found = ours.sample(prediction[i : i + 1], x[i : i + 1], t[i : i + 1], s[i : i + 1], normal(1, 4, 5, 3, seed=i))
+        torch.testing.assert_close(found[0], step.prev_sample, rtol=4e-6, atol=2e-6)
+    std = ours.sigma(t, s)
+    assert std[-1] == 0 and bool((std[:-1] > 0).all()) == (eta > 0 or n == 1)
+
+
+def test_turbo_is_eulers_ancestral_sampler() -> None:
+    """SDXL-Turbo's: x / sqrt(1 + sigma^2) of its latents are ours, sigma^2 = (1 - a) / a."""
+    config = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "timestep_spacing": "trailing",
+    }
+    theirs = EulerAncestralDiscreteScheduler(**config)
+    theirs.set_timesteps(4)
+    ddim = scheduler(**config, set_alpha_to_one=True)
+    ours, t, s = DDIM.from_scheduler(ddim, 1.0), ddim_timesteps(ddim, 4), previous_timesteps(ddim, 4)
+    assert torch.equal(t.float(), theirs.timesteps)
+    for i in range(4):
+        scale, following = ((1 + theirs.sigmas[j] ** 2) ** 0.5 for j in (i, i + 1))
+        x, prediction, noise = (normal(1, 4, 5, 3, seed=seed) for seed in (0, 1, i))
+        step = theirs.step(prediction, theirs.timesteps[i], x * scale, generator=torch.Generator().manual_seed(i))
+        found = ours.sample(prediction, x, t[i : i + 1], s[i : i + 1], noise)
+        torch.testing.assert_close(found, step.prev_sample / following, rtol=1e-4, atol=1e-4)
+
+
+def test_renoising_of_a_flow_is_the_schedulers_stochastic_sampling() -> None:
+    theirs = FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=True)
+    theirs.set_timesteps(4)
+    levels, flow = theirs.sigmas, Flow(1.0, "renoise")
+    for i in range(4):
+        x, v = normal(1, 4, 5, 3, seed=0), normal(1, 4, 5, 3, seed=1)
+        step = theirs.step(v, theirs.timesteps[i], x, generator=torch.Generator().manual_seed(i))
+        found = flow.sample(v, x, levels[i : i + 1], levels[i + 1 : i + 2], normal(1, 4, 5, 3, seed=i))
+        torch.testing.assert_close(found, step.prev_sample, rtol=2e-6, atol=1e-6)
+    assert flow.sigma(levels[3:4], levels[4:5]) == 0
+
+
+@pytest.mark.parametrize("kind", ["renoise", "tcd", "flow"])
+def test_densities_of_few_steps_are_those_of_torch(kind: str) -> None:
+    """At eta 1 re-noising is N(sqrt(a_s) x0_hat, 1 - a_s), whatever x_t is beside its x0_hat."""
+    x, prediction, noise = (normal(3, 4, 5, 3, seed=seed) for seed in range(3))
+    if kind == "flow":
+        transition: DDIM | Flow = Flow(1.0, "renoise")
+        t, s = torch.tensor([1.0, 0.75, 0.5]), torch.tensor([0.75, 0.5, 0.25])
+        signal, level = 1 - s, s
+    else:
+        theirs = (LCMScheduler if kind == "renoise" else TCDScheduler)(clip_sample=False)
+        transition = DDIM.from_scheduler(theirs, 1.0 if kind == "renoise" else 0.4)
+        t, s = ddim_timesteps(theirs, 4)[:3], previous_timesteps(theirs, 4)[:3]
+        signal, level = theirs.alphas_cumprod[s] ** 0.5, (1 - theirs.alphas_cumprod[s]) ** 0.5
+    mean, std = transition.mean_std(prediction, x, t, s)
+    x_s = mean + std * noise
+    expected = torch.distributions.Normal(mean, std).log_prob(x_s).flatten(1).sum(1)
+    torch.testing.assert_close(transition.log_prob(x_s, mean, std, "sum"), expected)
+    x0, eps = transition.pred_x0_eps(prediction, x, t)
+    if kind != "tcd":
+        torch.testing.assert_close(mean, signal.view(3, 1, 1, 1) * x0, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(std.flatten(), level)
+    rest = mean - signal.view(3, 1, 1, 1) * x0  # the direction of eps_hat, so that the marginal is kept
+    torch.testing.assert_close((rest / eps).flatten(1)[:, 0] ** 2 + std.flatten() ** 2, level**2, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 7), (2, 4, 8, 8), (2, 4, 2, 3, 3)])

@@ -90,6 +90,18 @@ def test_of_another_sampler_betas_and_prediction_type_are_read(
     torch.testing.assert_close(found.alphas_cumprod, expected)
 
 
+@pytest.mark.parametrize("sampler", ["turbo", "lcm", "tcd"])
+def test_the_sampler_of_a_model_of_few_steps_is_a_parameter(folder: Path, sampler: str) -> None:
+    """Four steps from t = 999; the last one has no density. Betas and prediction type are the file's."""
+    written_by(folder, diffusers.EulerAncestralDiscreteScheduler, prediction_type="v_prediction")
+    family = sd.load(str(folder), CPU, F32, sampler=sampler)
+    assert family.scheduler.config.prediction_type == "v_prediction"
+    t, s = family.steps(4)
+    std = family.transition(1.0).sigma(t, s)
+    assert t[0] == 999 and s[-1] == -1 and std[-1] == 0 and bool((std[:-1] > 0).all())
+    torch.testing.assert_close(family.transition(1.0).alphas_cumprod, scheduler.load(str(folder)).alphas_cumprod)
+
+
 def rewrite(folder: Path, **changes: Any) -> None:
     path = folder / "scheduler" / "scheduler_config.json"
     values = json.loads(path.read_text()) | changes

@@ -80,6 +80,9 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"tune__method": "nft", "tune__reward": "data/spm"}, "this reward scores pictures", "tune.reward"),
     ({"tune__method": "kto", "tune__kl_weight": 0.1}, "learns from no steps", "tune.kl_weight: 0.1"),
     ({"evaluate__adapter_timesteps": (3, 40)}, "the adapter would always be off", "adapter_timesteps: [3, 40]"),
+    ({"tune__method": "spo", "tune__reward": "data/spm", "tune__reward_timestep": "look_ahead"}, "would do it twice",
+     "tune.reward_timestep"),
+    ({"tune__blind": "pickscore"}, "the hub may not be asked", "tune.blind: pickscore"),
     ({"tune__method": "smpo", "filter__strategy": "none"}, "computes no scores", "tune.method: smpo"),
     ({"evaluate__judges": ("geneval",)}, "needs prompts with tasks", "evaluate.prompts_file"),
 ]

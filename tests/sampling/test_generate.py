@@ -4,9 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import LCMScheduler, StableDiffusionPipeline, TCDScheduler
 
 from lpo.config import SamplerSettings
+from lpo.families import sd
 from lpo.images import to_tensor, to_uint8
 from lpo.sampling.generate import generate, sample
 
@@ -30,6 +31,19 @@ def test_it_draws_what_the_pipeline_draws(tiny, tiny_base, eta):
     generator = torch.Generator().manual_seed(11)
     theirs = pipe(PROMPTS[0], height=32, width=32, generator=generator, **arguments).images
     ours = sample(tiny, PROMPTS[:1], [11], SamplerSettings(5, 4.0, eta, 1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "eta"), [(LCMScheduler, 1.0), (TCDScheduler, 0.3)])
+def test_it_draws_what_the_pipeline_of_few_steps_draws(tiny_base, kind, eta):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_base, local_files_only=True)
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 4, "guidance_scale": 1.0, "eta": eta, "output_type": "latent"}
+    theirs = pipe(PROMPTS[0], height=32, width=32, generator=torch.Generator().manual_seed(11), **arguments).images
+    name = {LCMScheduler: "lcm", TCDScheduler: "tcd"}[kind]
+    few = sd.load(str(tiny_base), torch.device("cpu"), torch.float32, sampler=name)
+    ours = sample(few, PROMPTS[:1], [11], SamplerSettings(4, 1.0, eta, 1))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 

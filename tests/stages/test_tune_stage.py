@@ -126,6 +126,39 @@ def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params
     assert moved["validation"] != 0 and moved["reward"] != 0 and moved["diversity"] != 1
 
 
+def test_beta_per_nat_divides_by_the_dimensions_of_a_mean(params):
+    """500 over 4 x 64 x 64 latents is the paper's; a sum has no dimensions to divide by."""
+    config = replace(params.tune, beta=500.0, logprob_reduction="mean")
+    assert stage.beta_per_nat(config, (4, 64, 64)) == pytest.approx(500 / 16384)
+    assert stage.beta_per_nat(replace(config, logprob_reduction="sum"), (4, 64, 64)) == 500.0
+
+
+@pytest.mark.parametrize("blind", ["clip", "pickscore"])
+def test_a_blind_scorer_chooses_nothing_and_is_reported(params, tiny, tiny_reward, blind):
+    """A scorer of the three leaves the mean that chooses; a judge beside them leaves it as it is."""
+    tiny.add_lora(2, 0)
+    prompts = pd.read_parquet("data/prompts.parquet").query("split == 'validation'")["prompt"].tolist()
+
+    class Judge:
+        def score(self, pictures, prompts):
+            return torch.tensor([float(np.asarray(picture).mean()) for picture in pictures])
+
+    def made(blind, judge=None):
+        return Validation(
+            tiny, tiny_reward, embedded.load(Path("data/scorers")), prompts, params.evaluate.sampler,
+            params.score.batch_size, params.tune.guard, blind, judge,
+        )  # fmt: skip
+
+    plain, found = made(None), made(blind, Judge() if blind == "pickscore" else None)
+    tiny.load_lora_state({k: 0.3 * torch.randn_like(v) for k, v in tiny.lora_state().items()})
+    before, now = plain(), found()
+    if blind == "clip":
+        assert now["validation"] == pytest.approx((3 * before["validation"] - now["blind"]) / 2)
+    else:
+        assert now["validation"] == before["validation"] and now["blind"] != 0
+    assert (now["reward"], now["diversity"]) == (before["reward"], before["diversity"]) and "blind" not in before
+
+
 def test_a_search_says_what_it_found_and_what_it_cost(params):
     said = generate.run(params, "a cat", None, Path("x.png"), 3, 1.0, None, 2, 2)
     assert "reward" in said and "6 denoiser passes (without search 3) and 18 reward passes" in said

@@ -5,16 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import torch
 
-from lpo.config import Tune
+from lpo.config import JudgeModels, ScoreModels, Tune
 from lpo.data.latents import Latents
 from lpo.errors import LpoError
 from lpo.families.family import Family
 from lpo.paths import KEPT, LATENTS
+from lpo.preference.mpcf import SCORES
 from lpo.rewards.load import load_reward
+from lpo.scorers.judges import Scorer, load_judge
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.offline import stored_pairs, stored_votes
 from lpo.train.policy.trainer import PolicyTrainer
+
+
+def blind_judge(config: Tune, models: JudgeModels, scorers: ScoreModels, device: torch.device) -> Scorer | None:
+    """The published judge that `tune.blind` names; None for a scorer that validation has anyway."""
+    if config.blind is None or config.blind in SCORES:
+        return None
+    return load_judge(config.blind, models, scorers, {}, device)
 
 
 def policy_trainer(family: Family, config: Tune, seed: int, shard: bool) -> PolicyTrainer:

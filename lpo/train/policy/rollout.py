@@ -6,6 +6,7 @@
 
 The policy runs once a step with guidance; every prompt is encoded once, for the policy and for the reward.
 
+    look_ahead: candidates are scored by the x_0 that the policy predicts from them (lpo/rewards/look_ahead.py)
     mixgrpo (arXiv 2507.21802): steps outside of a window are deterministic, x_s = mean at eta 0, and not scored; the
         window slides by one step every `tune.window.every` rollouts, from the first step on and round again
     dense_grpo (arXiv 2601.20218): advantages of the gain S(p, x_s^k, s) - S(p, x_t, t), see `step_advantages`
@@ -26,6 +27,7 @@ from lpo.families.family import Family
 from lpo.families.parts import away
 from lpo.preference.losses import step_advantages
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
+from lpo.rewards.look_ahead import LookAhead
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
 from lpo.train.common import distributed
@@ -110,9 +112,13 @@ def explore(
     rows, count = mine.to(device), len(mine)
     conditioning, null = family.encode_prompts(prompts), family.null()
     own = isinstance(reward, LatentRewardModel) and reward.backbone.denoiser is family.denoiser  # an adapter
+    transition, unused = family.transition(config.eta).to(device), idle(family, reward)
+    if config.reward_timestep == "look_ahead":
+        times = config.nft.reward_timesteps
+        eps = torch.randn((len(times), *family.latent_shape), generator=generator).to(device, family.dtype)
+        reward, own = LookAhead(reward, family, transition, null, config.guidance_scale, times, eps), False
     text = (conditioning if own else reward.encode_prompts(prompts))[rows].repeat(k)
     text_null = reward.encode_prompts([""])
-    transition = family.transition(config.eta).to(device)
     outside = family.transition(0.0).to(device) if method.window else transition  # of steps that are not scored
     steps = plan(family, config)
     if method.window:
@@ -129,7 +135,8 @@ def explore(
 
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
-    with away(idle(family, reward), device):
+    told = {"current": lambda t, s: t, "next": lambda t, s: s.clamp_min(0), "look_ahead": lambda t, s: s}
+    with away(unused, device):
         for (step, now, after, scored), (noise, following) in zip(steps, draws, strict=True):
             t = torch.full((count,), now, device=device)
             s = torch.full((count,), after, device=device)
@@ -139,7 +146,7 @@ def explore(
                 x = mean + std * noise
                 continue
             candidates = mean[:, None] + std[:, None] * noise
-            shown = (t if config.reward_timestep == "current" else s.clamp_min(0)).repeat_interleave(k)
+            shown = told[config.reward_timestep](t, s).repeat_interleave(k)
             scores = score(candidates.flatten(0, 1), shown, text, scored_parts).view(count, k)
             limit = _limit(config, scores, sigmas, step, now, starts)
             chosen, advantage, keep, gap = select(scores, limit)

@@ -242,7 +242,9 @@ class PolicyTrainer:
                 entry["warnings"] = found
                 log.warning("rollout %d: %s", r + 1, "; ".join(found))
                 last = last or self.config.guard.action == "stop"
-            names = ("loss", "pairs", "kept", "drift", "validation", "reward", "diversity", "loss_scale", "skipped")
+            names = (
+                "loss", "pairs", "kept", "drift", "validation", "blind", "reward", "diversity", "loss_scale", "skipped",
+            )  # fmt: skip
             shown = {k: entry[k] for k in names if k in entry}
             if tracker is not None:
                 steps = tracked_by_timestep(entry["by_timestep"])

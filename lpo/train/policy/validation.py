@@ -11,7 +11,8 @@ from lpo.images import to_tensor, to_uint8
 from lpo.rewards.protocol import Reward
 from lpo.sampling.generate import sample
 from lpo.scorers.embedded import Scorers
-from lpo.scorers.published import Published
+from lpo.scorers.judges import Scorer
+from lpo.scorers.published import Published, to_pictures
 from lpo.train.common import distributed
 
 SEED_OF_VALIDATION, SEED_OF_DIVERSITY = 10_000, 20_000
@@ -25,15 +26,20 @@ class Validation:
     validation  mean over three scorers; it chooses the checkpoint. Not the share of prompts won: a shift that is tiny
                 and the same everywhere wins nearly all of them.
     reward      of the reward that is climbed, on finished latents: what the guard compares validation with
+    blind       of one more scorer, `tune.blind`: it chooses nothing, so it can still show what the others were tuned to
     diversity   mean distance between pictures of one prompt over seeds, divided by the base's own
+
+    `blind` is one of the three scorers, which then chooses nothing, or the name of the published judge that `judge` is.
 
     The judge has no say here: what chooses the checkpoint is not what the evaluation measures.
     """
 
     def __init__(
         self, family: Family, reward: Reward, scorers: Scorers | Published, prompts: list[str],
-        sampler: SamplerSettings, score_batch_size: int, guard: Guard,
+        sampler: SamplerSettings, score_batch_size: int, guard: Guard, blind: str | None = None,
+        judge: Scorer | None = None,
     ) -> None:  # fmt: skip
+        self.blind, self.judge = blind, judge
         self.family, self.reward, self.scorers, self.prompts = family, reward, scorers, prompts
         self.sampler, self.score_batch_size, self.guard = sampler, score_batch_size, guard
         self.text, self.null = reward.encode_prompts(prompts), reward.encode_prompts([""])
@@ -65,6 +71,10 @@ class Validation:
             for i in range(0, len(self.prompts), size)
         ]
         found = {k: torch.cat([part[k] for part in parts]).numpy() for k in parts[0]}
+        if self.judge is not None and self.blind is not None:
+            batches = range(0, len(self.prompts), size)
+            seen = [self.judge.score(to_pictures(pictures[i : i + size]), self.prompts[i : i + size]) for i in batches]
+            found[self.blind] = torch.cat([part.cpu() for part in seen]).numpy()
         t = torch.full((len(latents),), 1, device=latents.device)
         return found | {"reward": self.reward.score(latents, t, self.text, self.null).cpu().numpy()}
 
@@ -89,5 +99,6 @@ class Validation:
         now = self.scores()
         gain = {k: (now[k] - self.base[k]).mean() / self.base[k].std() for k in now}
         reward = float(gain.pop("reward"))
+        blind = {} if self.blind is None else {"blind": float(gain.pop(self.blind))}
         diversity = self.diversity() / self.spread
-        return {"validation": float(np.mean(list(gain.values()))), "reward": reward, "diversity": diversity}
+        return {"validation": float(np.mean(list(gain.values()))), "reward": reward, "diversity": diversity} | blind
