@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run shell study study-quick study-methods study-ablations bench check test lint types up down clean
+.PHONY: help run nights shell study study-quick study-methods study-ablations bench check test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,6 +35,9 @@ study-ablations: .venv  ## every change of parameters against the default, two s
 
 study: .venv  ## both; takes hours, goes on where it was stopped, and past a cell that fails
 	$(MAKE) --keep-going study-methods study-ablations
+
+nights: .venv  ## three nights in small, in .nights: a simulated team votes on the page, the next night learns from it
+	$(BIN)/python studies/nights.py $(NIGHTS)
 
 shell: .venv  ## a shell in which `lpo`, `dvc` and `prefect` are on the PATH
 	@echo 'lpo, dvc and prefect are on the PATH; leave with exit'; $${SHELL:-bash} -i
