@@ -170,6 +170,29 @@ def votes_import(
     import_file(file, images or file.parent, columns)
 
 
+@votes.command("figures")
+def votes_figures(params: ParamsFile = PARAMS) -> None:
+    """Say what people said: win rates with intervals, strengths, and whether to vote on. Writes metrics/people.json."""
+    loaded = load_params(params)
+    from lpo.commands.people import run
+
+    run(loaded)
+
+
+@votes.command("simulate")
+def votes_simulate(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The address that `lpo vote` printed.")],
+    voters: Annotated[int, typer.Option(min=1, max=1000, help="Annotators.", metavar="N")] = 8,
+    answers: Annotated[int, typer.Option("--votes", min=1, help="Answers of each annotator.", metavar="N")] = 100,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Let simulated annotators vote on the page of `lpo vote` (emoji world only). Prints one line of JSON."""
+    loaded = load_params(params)
+    from lpo.commands.team import run
+
+    run(loaded.dataset, url, voters, answers, loaded.seed)
+
+
 def named_columns(column: list[str] | None) -> dict[str, str]:
     """Our name -> theirs, of options such as caption=prompt. Raises LpoError if one names no column."""
     if wrong := [item for item in column or [] if not all(item.partition("="))]:
