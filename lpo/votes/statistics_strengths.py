@@ -25,7 +25,8 @@ from lpo.statistics import Figures
 from lpo.votes.statistics_levels import two_level_variance
 
 PRIOR = 0.5  # wins added to both sides of two models that met
-Numbers, Places = NDArray[np.float64], NDArray[np.int64]
+Numbers = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 
 def strengths(votes: pd.DataFrame) -> Figures:

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from lpo.commands.vote_pairs import base_name
-from lpo.votes.consistency import voters_frame
-from lpo.votes.questions import Rules
-from lpo.web.vote import VotePage
 from safetensors.numpy import save_file
 from starlette.responses import Response
 
 from lpo.commands import team
 from lpo.commands.people import what_people_said
+from lpo.commands.vote_pairs import base_name
 from lpo.config import Params, load_params
 from lpo.data.simulated import png
 from lpo.emoji.render import render
 from lpo.emoji.scenes import Prompt, Scene, flawed, layout, sample_prompts
 from lpo.errors import LpoError
 from lpo.registry.ledger import WEIGHTS, name_of
+from lpo.votes.consistency import voters_frame
 from lpo.votes.names import pseudonym, simulated, simulated_secret
+from lpo.votes.questions import Rules
 from lpo.votes.store import PATH, Store, votes_frame
+from lpo.web.vote import VotePage
 
 SETS, VOTERS = 30, 4
 
