@@ -23,7 +23,7 @@ votes = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
 
 @models.callback()
 def list_models(context: typer.Context) -> None:
-    """List promotions and refusals; roll back."""
+    """List promotions, refusals, and where each model went; roll back; publish."""
     if context.invoked_subcommand is None:
         from lpo.registry.ledger import show
 
@@ -40,6 +40,15 @@ def rollback(
     from lpo.registry.ledger import rollback as run
 
     run(name)
+
+
+@models.command()
+def publish(params: ParamsFile = PARAMS) -> None:
+    """Send the model in use to the places of the section publish that do not have it. Exits with 1 if one fails."""
+    loaded = load_params(params)
+    from lpo.commands.publish import run
+
+    run(loaded)
 
 
 @serve.callback()

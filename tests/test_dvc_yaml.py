@@ -19,7 +19,7 @@ STAGES: dict[str, dict[str, Any]] = {
     for file in ("dvc.yaml", "studies/dvc.yaml")
     for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items()
 }
-UNTRACKED_BY_DVC = {"tracking", "ingest", "promote", "vote"}  # sections that decide no result
+UNTRACKED_BY_DVC = {"tracking", "ingest", "promote", "publish", "vote"}  # sections that decide no result
 
 # Modules that stages import and that need not be among their deps, each with the reason.
 NO_DEP = {

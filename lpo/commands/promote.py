@@ -6,7 +6,6 @@ that was, and shows that the figures are those of this model against the promote
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from dataclasses import asdict
@@ -14,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
 from safetensors.numpy import load_file
 
 from lpo import paths
 from lpo.commands.people import what_people_said
+from lpo.commands.publish import publish_in_use
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.files import alone
+from lpo.registry.dvc_lock import LOCKED, dvc_hash, read_stages, recorded
 from lpo.registry.gate import objections, people_objections, waits_for
 from lpo.registry.ledger import (
     BUSY,
@@ -37,7 +37,7 @@ from lpo.registry.ledger import (
     settle,
 )
 
-CANDIDATE, FIGURES, LOCKED = paths.TUNED, paths.metrics("evaluate"), Path("dvc.lock")
+CANDIDATE, FIGURES = paths.TUNED, paths.metrics("evaluate")
 
 
 def run(params: Params) -> None:
@@ -78,6 +78,7 @@ def run(params: Params) -> None:
                 append(record | {"metrics": figures, "made_from": made_from(stages) | {"gate": gate}})
                 settle(read_ledger())
                 collect(read_ledger(), params.promote.keep)
+        publish_in_use(params)
     typer.echo(json.dumps({"promoted": event == "promoted", "waits": event == "waits", "reason": reason, "name": name}))
 
 
@@ -90,33 +91,18 @@ def locked() -> dict[str, Any]:
     remedy = "dvc repro, so that the model and its figures belong together"
     if not LOCKED.exists():
         raise LpoError("there is no record of how the model was made", str(LOCKED), remedy)
-    stages = yaml.safe_load(LOCKED.read_text())["stages"]
+    stages = read_stages()
     wanted = {
-        str(CANDIDATE): _recorded(stages, "tune", "outs", CANDIDATE),
-        f"{CANDIDATE}, as evaluated": _recorded(stages, "evaluate", "deps", CANDIDATE),
-        f"{PROMOTED}, as evaluated": _recorded(stages, "evaluate", "deps", PROMOTED),
-        str(FIGURES): _recorded(stages, "evaluate", "outs", FIGURES),
+        str(CANDIDATE): recorded(stages, "tune", "outs", CANDIDATE),
+        f"{CANDIDATE}, as evaluated": recorded(stages, "evaluate", "deps", CANDIDATE),
+        f"{PROMOTED}, as evaluated": recorded(stages, "evaluate", "deps", PROMOTED),
+        str(FIGURES): recorded(stages, "evaluate", "outs", FIGURES),
     }
     wrong = [what for what, md5 in wanted.items() if md5 != dvc_hash(Path(what.split(",")[0]))]
     if wrong:
         what = f"dvc.lock records other files than those here: {'; '.join(wrong)}"
         raise LpoError(what, str(LOCKED), remedy)
-    return dict(stages)
-
-
-def _recorded(stages: dict[str, Any], stage: str, key: str, path: Path) -> str | None:
-    items = stages.get(stage, {}).get(key, [])
-    return next((item["md5"] for item in items if item["path"] == str(path)), None)
-
-
-def dvc_hash(path: Path) -> str:
-    """The MD5 that DVC 3 records of a file. Of a folder: the MD5 of a JSON list with the MD5 and name of each file."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
-    files = sorted((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.relative_to(path).parts)
-    listed = [{"md5": dvc_hash(p), "relpath": p.relative_to(path).as_posix()} for p in files]
-    return hashlib.md5(json.dumps(listed, sort_keys=True).encode()).hexdigest() + ".dir"
+    return stages
 
 
 def made_from(stages: dict[str, Any]) -> dict[str, Any]:

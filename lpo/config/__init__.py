@@ -17,7 +17,19 @@ from typing import Annotated, Any
 
 from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
-from lpo.config.results import MARGINS, Evaluate, Ingest, JudgeModels, People, Promote, Report, Study, Tracking, Vote
+from lpo.config.results import (
+    MARGINS,
+    Evaluate,
+    Ingest,
+    JudgeModels,
+    People,
+    Promote,
+    Publish,
+    Report,
+    Study,
+    Tracking,
+    Vote,
+)
 from lpo.config.sampler import SamplerSettings
 from lpo.config.training import Guard, RewardModel, Spm, Threshold, Tune, Window
 from lpo.errors import ConfigError
@@ -36,6 +48,7 @@ __all__ = [
     "People",
     "Pretrain",
     "Promote",
+    "Publish",
     "Report",
     "RewardModel",
     "SamplerSettings",
@@ -71,6 +84,7 @@ class Params:
     vote: Vote
     ingest: Ingest
     promote: Promote
+    publish: Publish
     study: Study
     tracking: Tracking
 
@@ -148,6 +162,10 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
         yield f"dataset.repository: must be null where dataset.source is {values['dataset.source']}"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:
         yield "dataset.path: must name a folder where dataset.source is folder, is empty"
+    if values.get("publish.wandb") and values.get("tracking.wandb") != "online":
+        yield f"tracking.wandb: must be online where publish.wandb is set, is {values.get('tracking.wandb')!r}"
+    if (hub := values.get("publish.hub")) and hub.count("/") != 1:
+        yield f"publish.hub: must be OWNER/NAME, is {hub!r}"
     if "filter.strategy" in values and "filter.strategies" in values:
         strategy, names = values["filter.strategy"], ["none", *values["filter.strategies"]]
         if strategy not in names:

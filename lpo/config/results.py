@@ -108,6 +108,16 @@ class Promote:
 
 
 @dataclass(frozen=True)
+class Publish:
+    """Where a promoted model goes. Addresses and credentials are in the environment (docs/operations.md)."""
+
+    hub: str | None
+    mlflow: str | None
+    wandb: str | None
+    folder: str | None
+
+
+@dataclass(frozen=True)
 class Study:
     seconds: Positive
     snapshots: Annotated[int, Range(at_least=1)]

@@ -3,7 +3,8 @@
     models/NAME/          a copy of data/tuned; NAME is lpo- and the start of the SHA-256 of its weights
     models/promoted/      the weights in use, which evaluate compares with. Empty: the base is in use
     models/ledger.jsonl   one JSON object a line: event (promoted, refused, rolled_back), name, time, reason, against
-                          (the model that was in use), metrics, and what the model was made from
+                          (the model that was in use), metrics, and what the model was made from. Of a push to a
+                          registry: event (published, pending), name, time, place, where, reason
 
 The ledger is the authority: a line is on the disk before the weights are replaced, and `settle` completes what a killed
 process left unfinished.
@@ -26,18 +27,30 @@ ROOT = Path("models")
 PROMOTED, LEDGER, LOCK = ROOT / "promoted", ROOT / "ledger.jsonl", ROOT / ".lock"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 BASE = "base"  # stands for no LoRA
-BUSY = "another `lpo promote` or `lpo models rollback` is running"
+BUSY = "another `lpo promote`, `lpo models rollback` or `lpo models publish` is running"
 Record = dict[str, Any]
 
 
 def show() -> None:
-    """Print every decision, the oldest first, and what is in use."""
+    """Print every decision and push, the oldest first, then what is in use, and which model each place shows."""
     records = read_ledger()
     for record in records:
         gone = record["event"] == "promoted" and not (ROOT / record["name"]).exists()
         note = "  (its files are not here)" if gone else ""
         typer.echo(f"{record['time']}  {record['event']:<11}  {record['name']}  {record['reason']}{note}")
     typer.echo(f"in use: {in_use(records)}")
+    for place, record in published(records).items():
+        at = f" at {record['where']}" if record["where"] else ""
+        typer.echo(f"{place}: {record['name']}{at}{_waits(record, in_use(records))}")
+
+
+def _waits(record: Record, current: str) -> str:
+    """What is left to do at a place, whose last line this is."""
+    if record["event"] == "published" and record["name"] == current:
+        return ""
+    return " was not sent; `lpo models publish` tries again" if record["event"] == "pending" else (
+        "; take it down there" if current == BASE else f"; `lpo models publish` sends {current}"
+    )
 
 
 def rollback(name: str | None) -> None:
@@ -99,6 +112,11 @@ def chain(records: list[Record]) -> list[str]:
         elif record["event"] in ("promoted", "rolled_back"):
             names.append(record["name"])
     return names
+
+
+def published(records: list[Record]) -> dict[str, Record]:
+    """place -> the last line about it, which says what it shows (published) or what failed (pending)."""
+    return {record["place"]: record for record in records if record["event"] in ("published", "pending")}
 
 
 def in_use(records: list[Record]) -> str:

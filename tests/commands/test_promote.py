@@ -298,3 +298,21 @@ def test_a_folder_or_a_name_leads_to_a_lora(decide: Any) -> None:
     assert ledger.folder_of(Path(name)) == Path("models", name)
     assert ledger.folder_of(Path("promoted")) == ledger.PROMOTED
     assert ledger.folder_of(Path("absent")) == Path("absent")
+
+
+def test_a_place_that_fails_does_not_change_the_decision_and_is_tried_again(decide: Any) -> None:
+    """The next `lpo promote` tries again, also where it has nothing to decide."""
+    text = Path("params.yaml").read_text()
+    assert "  folder: null" in text
+    Path("params.yaml").write_text(text.replace("  folder: null", "  folder: share"))
+    Path("share").write_text("a file in the way")
+    name = train(1.0)
+    assert decide()["promoted"] and promoted() == name
+    assert [record["event"] for record in ledger.read_ledger()] == ["promoted", "pending"]
+    Path("share").unlink()
+    assert decide()["reason"] == "it is the promoted model already"
+    assert [record["event"] for record in ledger.read_ledger()] == ["promoted", "pending", "published"]
+    assert Path("share", name, "README.md").read_text() == "model 1.0"
+    second = train(2.0)
+    assert decide()["promoted"]
+    assert json.loads(Path("share/promoted.json").read_text())["name"] == second

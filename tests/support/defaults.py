@@ -14,6 +14,7 @@ CHANGED_BY_TESTS = """
 seed: 42
 ingest: {source: data/inbox}
 promote: {keep: 5}
+publish: {hub: null, mlflow: null, wandb: null, folder: null}
 tracking: {project: lpo}
 """  # values that no preset sets, and that a test replaces in the text of the file
 
