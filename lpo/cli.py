@@ -201,7 +201,9 @@ def promote(params: ParamsFile = PARAMS) -> None:
     run(loaded)
 
 
-for tool in (tools.generate, tools.export, tools.preset, tools.doctor, tools.summary, tools.vote):
+for tool in (
+    tools.generate, tools.export, tools.preset, tools.doctor, tools.rehearse, tools.summary, tools.vote
+):  # fmt: skip
     app.command()(tool)
 
 

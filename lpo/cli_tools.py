@@ -1,4 +1,4 @@
-"""The commands of the command line that are not stages: generate, export, preset, doctor, summary, vote."""
+"""The commands that are not stages: generate, export, preset, doctor, rehearse, summary, vote."""
 
 from __future__ import annotations
 
@@ -123,6 +123,35 @@ def doctor(
     else:
         passed = run(lambda: with_preset(preset, params), f"{params} with the preset {preset}", first)
     if not passed:
+        raise typer.Exit(1)
+
+
+def rehearse(
+    preset: Annotated[
+        str | None, typer.Argument(metavar="PRESET", help="Rehearse as if it were merged.", show_default=False)
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of each training, and of a picture.")] = 2,
+    resolution: Annotated[
+        int | None,
+        typer.Option(min=64, help="Side of the pictures in pixels. Default: the preset's.", show_default=False),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Work in this new folder and keep it. Default: a folder that is deleted.", metavar="FOLDER"),
+    ] = None,
+    params: ParamsFile = PARAMS,
+) -> None:
+    """Run every stage of a preset for a few steps here, on full-size models of random weights.
+
+    Prints seconds and peak memory by stage, and checks the gradients. Nothing is downloaded.
+    """
+    if keep is not None:
+        check_folder(keep, "lpo rehearse")
+    from lpo.commands.rehearse import run
+    from lpo.config.presets import with_preset
+
+    loaded = load_params(params) if preset is None else with_preset(preset, params)
+    if not run(loaded, preset or str(params), steps, resolution, keep):
         raise typer.Exit(1)
 
 

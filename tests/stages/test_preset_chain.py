@@ -6,7 +6,6 @@ family, source, scorers, strategy, features and layer of the reward, method, jud
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -17,10 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 from support.dvc_lock import write_lock
 from support.flan_t5 import flan_t5_folders
 from support.judge_folders import with_tiny_judges
@@ -30,8 +27,8 @@ from lpo.commands import promote
 from lpo.config import Params
 from lpo.config.presets import with_preset
 from lpo.data.sources.choose import REPOSITORIES
-from lpo.emoji.scenes import sample_prompts
 from lpo.registry import ledger
+from lpo.rehearsal.pairs import write_pairs
 from lpo.stages import encode, evaluate, filter, report, reward, score, tune
 from lpo.study import spm
 from lpo.train.policy import trainer
@@ -39,7 +36,6 @@ from lpo.train.policy import trainer
 pytestmark = pytest.mark.slow
 
 REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl"]
-CAPTIONS = [scene.caption for scene in sample_prompts("train", 12, np.random.default_rng(0), unique=True)]
 DOWNLOAD = """
 import pickle
 from lpo.preflight import require
@@ -48,31 +44,6 @@ params = pickle.load(open("params.pickle", "rb"))
 require(params, "dataset")
 dataset.run(params)
 """
-
-
-def picture(seed: int) -> bytes:
-    buffer = io.BytesIO()
-    noise = np.random.default_rng(seed).integers(0, 255, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def publish(folder: Path) -> None:
-    """A shard for each split and for its prompts, named as Pick-a-Pic's."""
-    (folder / "data").mkdir(parents=True)
-    splits = (("train", 0, 6), ("validation", 6, 9), ("test", 9, 12))
-    for split, first, end in splits:
-        rows = [
-            {
-                "ranking_id": i, "caption": CAPTIONS[i], "image_0_uid": f"a{i}", "image_1_uid": f"b{i}",
-                "label_0": float(i % 2), "label_1": float(1 - i % 2), "has_label": True, "are_different": True,
-                "num_example_per_prompt": 1, "jpg_0": picture(2 * i), "jpg_1": picture(2 * i + 1),
-            }
-            for i in range(first, end)
-        ]  # fmt: skip
-        names = [split] if split == "train" else [split, f"{split}_unique"]
-        for name in names:
-            pd.DataFrame(rows).to_parquet(folder / f"data/{name}-00000-of-00001-0a.parquet", index=False)
 
 
 def shrunk(params: Params, base: Path, project: Path) -> Params:
@@ -133,7 +104,7 @@ def test_from_download_to_promotion(
     preset = with_preset(name, Path("params.yaml"))
     base = request.getfixturevalue(f"tiny_{preset.model.family}_base")
     params = shrunk(preset, base, project)
-    publish(project / "remote")
+    write_pairs(project / "remote", {"train": 6, "validation": 3, "test": 3}, prompts=3, side=40)
     (project / "params.pickle").write_bytes(pickle.dumps(params))
     with serve(REPOSITORIES[params.dataset.source], project / "remote") as hub:
         environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(project / "home")}
