@@ -1,5 +1,7 @@
 """`python -m flows.service up|down`: the Prefect server, work pool and worker of this clone, on 127.0.0.1.
 
+`python -m flows.service prepare` creates work pool, queues, GPU limit, automation and deployments on any server.
+
 Everything is kept under .prefect/: the database, the logs, and a file for each process that was started here. Other
 processes are left alone. Both commands can be repeated.
 """
@@ -67,6 +69,13 @@ def up() -> None:
 def down() -> None:
     stopped = [name for name in ("worker", "reports", "server") if stop(name)]
     print(f"stopped: {', '.join(stopped)}" if stopped else "nothing to stop")
+
+
+def prepare_server() -> None:
+    """Prepare the server that PREFECT_API_URL names for workers of this project."""
+    with get_client(sync_client=True) as client:
+        prepare(client)
+        deploy(client, dict(os.environ))
 
 
 def start_server(url: str, port: int, environment: dict[str, str]) -> None:
@@ -203,7 +212,7 @@ def healthy(url: str) -> bool:
 
 def main() -> None:
     os.chdir(ROOT)
-    action = {"up": up, "down": down}[sys.argv[1]]
+    action = {"up": up, "down": down, "prepare": prepare_server}[sys.argv[1]]
     try:
         with locked(STATE / "service.lock", "", lambda holder: print("waiting for another make up or down")):
             action()
