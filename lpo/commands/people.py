@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import typer
@@ -17,6 +18,8 @@ from lpo.statistics import Figures
 from lpo.votes.store import PATH
 
 FIGURES = paths.metrics("people")
+BETTER = "better"  # as lpo/votes/statistics_sequence.py says it, which loads scipy
+EVERY = 30.0  # seconds
 
 
 def run(params: Params, as_json: bool = False) -> None:
@@ -30,11 +33,13 @@ def run(params: Params, as_json: bool = False) -> None:
     typer.echo(f"wrote {FIGURES}; `dvc repro report` shows it")
 
 
-def what_people_said(params: Params, path: Path = PATH) -> Figures:
+def what_people_said(params: Params, path: Path = PATH, base: str = "") -> Figures:
     """The figures of `lpo.votes.statistics.people`, of data/tuned against its base and the promoted model.
 
     Besides, `simulated`: how many of the voters are programs; `not_used`: votes by the reason that speaks against them;
     agreement: Krippendorff's alpha, None where no pair has two voters.
+
+    base: its name, where it is known already: a large base takes a while to hash.
     """
     from lpo.commands.vote_pairs import base_name
     from lpo.votes.consistency import agreement, judged
@@ -42,7 +47,7 @@ def what_people_said(params: Params, path: Path = PATH) -> Figures:
     from lpo.votes.statistics import counted, people
 
     votes = judged(path, params.vote.min_consistency)
-    tuned, opponents = name_of(paths.TUNED), {"base": base_name(params)}
+    tuned, opponents = name_of(paths.TUNED), {"base": base or base_name(params)}
     if (PROMOTED / WEIGHTS).exists() and name_of(PROMOTED) != tuned:
         opponents["promoted"] = name_of(PROMOTED)
     alpha = agreement(votes)
@@ -52,6 +57,37 @@ def what_people_said(params: Params, path: Path = PATH) -> Figures:
         "agreement": None if math.isnan(alpha) else alpha,
         "not_used": {str(reason): int(count) for reason, count in not_used.items()},
     }
+
+
+class Enough:
+    """Whether votes on held-out prompts are enough for the gate, looked at once in `EVERY` seconds at most.
+
+    They are if the bounds that hold at every look show that the tuned model is worse than vote.against, or alike, or
+    better, and then the gate has the votes and the interval that it asks for. Other pictures than those of base and
+    promoted are not compared, so they never are.
+    """
+
+    def __init__(self, params: Params, path: Path = PATH) -> None:
+        self.params, self.path, self.known, self._next, self._base = params, path, False, 0.0, ""
+
+    def __call__(self) -> bool:
+        if not self.known and time.monotonic() >= self._next:
+            self._next = time.monotonic() + EVERY  # first, so that one thread of many looks
+            self.known = self._look()
+            self._next = time.monotonic() + EVERY
+        return self.known
+
+    def _look(self) -> bool:
+        against, gate = self.params.vote.against, self.params.promote.people
+        if against not in ("base", "promoted") or self.params.evaluate.tuned != str(paths.TUNED):
+            return False
+        said = what_people_said(self.params, self.path, self._base)
+        self._base = said["against"]["base"]["opponent"]
+        row = said["against"].get(against, {})
+        rate = row.get("win_rate")
+        if rate is None or row["stopping"]["verdict"] is None:
+            return False
+        return row["stopping"]["verdict"] != BETTER or (rate["votes"] >= gate.votes and rate["low"] > gate.win_rate_low)
 
 
 def lines(said: Figures) -> list[str]:

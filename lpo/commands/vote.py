@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import typer
 
+from lpo.commands.people import Enough
 from lpo.commands.vote_pairs import source_of
 from lpo.config import Params
 from lpo.errors import LpoError
@@ -44,7 +45,9 @@ def run(params: Params, host: str, port: int) -> None:
         rules = Rules(source.key, config.voters_per_pair, config.check_share, params.seed)
         with Drawing(store, source.key, source.produce, _tell) as drawing:
             token = token_for(host)
-            serve(VotePage(store, rules, drawing).app(token), host, port, token)
+            enough = Enough(params)
+            enough()  # what it imports takes seconds, which no voter should wait for
+            serve(VotePage(store, rules, drawing, enough).app(token), host, port, token)
 
 
 def show(params: Params) -> None:

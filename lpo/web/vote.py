@@ -2,8 +2,9 @@
 
     GET  /                 the page
     GET  /pair?after=ID    {"pair": ID, "prompt", "images": [address, ...], "left", "right", "voter", "state",
-                           "progress": {"votes", "last": ID of the vote that undo takes back}}; if there is none now,
-                           pair is null and state is drawing, finished or failed
+                           "progress": {"votes", "last": ID of the vote that undo takes back}, "enough": whether all
+                           votes together say enough}; if there is none now, pair is null and state is drawing,
+                           finished or failed
     POST /vote             {"pair": ID, "choice": "left" | "right" | "tie" | "skip", "seconds"}; of four pictures
                            {"pair": ID, "order": [2, 0, 1, 3], "seconds"}: places from left to right, the best one first
     POST /undo             {"pair": ID} of the vote, or {} for the last one; answers as /pair does
@@ -21,6 +22,7 @@ import json
 import math
 import re
 import secrets
+from collections.abc import Callable
 from importlib import resources
 from typing import Any, Protocol
 
@@ -58,8 +60,11 @@ class Pictures(Protocol):
 
 
 class VotePage:
-    def __init__(self, store: Store, rules: Rules, pictures: Pictures) -> None:
-        self.store, self.rules, self.pictures = store, rules, pictures
+    def __init__(
+        self, store: Store, rules: Rules, pictures: Pictures, enough: Callable[[], bool] = lambda: False
+    ) -> None:
+        """enough: asked at every question; it must answer fast."""
+        self.store, self.rules, self.pictures, self.enough = store, rules, pictures, enough
         self._voters, self._new = Limiter(*PER_VOTER), Limiter(*NEW_VOTERS)
         self._known: set[str] = set()
         folder = resources.files("lpo.web") / "static"
@@ -139,6 +144,7 @@ class VotePage:
 
     def _shown(self, voter: str, question: Question | None) -> Response:
         body: dict[str, Any] = {"pair": None, "voter": voter, "progress": progress(self.store, voter)}
+        body["enough"] = self.enough()
         if question is None:
             return JSONResponse(body | {"state": self.pictures.state})
         images = [f"/image/{name}" for name in question.shown]

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from starlette.responses import Response
 
 from lpo.commands import team
-from lpo.commands.people import what_people_said
+from lpo.commands.people import Enough, what_people_said
 from lpo.commands.vote_pairs import base_name
 from lpo.config import Params, load_params
 from lpo.data.simulated import png
@@ -99,7 +99,9 @@ def test_the_team_prefers_what_the_oracle_prefers_and_is_no_crowd_of_people(
 ) -> None:
     """Pictures with their objects are far better than pictures without: a team that never errs chooses them always."""
     sure = replace(params.dataset, temperature=0.05, tie_margin=0.0, flip_rate=0.0)
-    team.run(sure, serving([tuned, base], check_share=0.2), VOTERS, 10**6, seed=1)
+    address = serving([tuned, base], check_share=0.2)
+    assert not Enough(params)()
+    team.run(sure, address, VOTERS, 10**6, seed=1)
     votes = votes_frame(PATH)
     regular = votes[votes["kind"] == "regular"]
     assert len(regular) == SETS * VOTERS and (votes["kind"] == "repeat").any()  # until nothing is left
@@ -112,6 +114,9 @@ def test_the_team_prefers_what_the_oracle_prefers_and_is_no_crowd_of_people(
     assert (said["voters"], said["simulated"]) == (VOTERS, VOTERS)
     assert said["against"]["base"]["win_rate"]["value"] == pytest.approx(won.mean())
     assert said["against"]["base"]["stopping"]["verdict"] == "better"
+    assert Enough(params)() and not Enough(replace(params, vote=replace(params.vote, against="tuned")))()
+    waits = replace(params.promote, people=replace(params.promote.people, votes=10**6))
+    assert not Enough(replace(params, promote=waits))()
     assert said["agreement"] > 0.8 and list(said["strengths"]["models"]) == [tuned, base]
 
 

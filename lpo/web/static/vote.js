@@ -74,7 +74,7 @@ function show(question, ahead) {
   pictures.className = four ? "four" : "";
   pictures.replaceChildren(...question.loaded.map(card));
   $("tie").disabled = four;
-  note.textContent = "";
+  note.textContent = question.enough ? "Enough votes are in. More of them make the figures sharper." : "";
   if (zoomed) enlarge(Math.min(zoomed, question.images.length));
   shownAt = performance.now();
   paused = 0;
