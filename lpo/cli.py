@@ -118,6 +118,15 @@ def spm(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
+def distill(params: ParamsFile = PARAMS) -> None:
+    """Distill the embedded base into a U-Net of few steps, data/few (for model.denoiser)."""
+    loaded = load_params(params)
+    from lpo.study.distill import run
+
+    run(loaded)
+
+
+@app.command()
 def tune(params: ParamsFile = PARAMS) -> None:
     """Stage: train a LoRA on the base by preferences."""
     timed("tune", load_params(params))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from lpo.config.data import Dataset, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
+from lpo.config.data import Dataset, Distill, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
 from lpo.config.results import (
     MARGINS,
@@ -36,6 +36,7 @@ from lpo.errors import ConfigError
 
 __all__ = [
     "Dataset",
+    "Distill",
     "Encode",
     "Evaluate",
     "Filter",
@@ -72,6 +73,7 @@ class Params:
     seed: Annotated[int, Range(at_least=0, below=2**31)]
     model: Model
     pretrain: Pretrain
+    distill: Distill
     dataset: Dataset
     score: Score
     filter: Filter

@@ -52,6 +52,17 @@ class Pretrain:
 
 
 @dataclass(frozen=True)
+class Distill:
+    scenes: Count
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive
+    guidance_scale: Guidance
+    ema_decay: Decay
+    checkpoint_every: Count
+
+
+@dataclass(frozen=True)
 class Dataset:
     source: Literal["simulated", "pickapic", "pickapic_v2", "hpdv2", "folder"]
     path: str | None

@@ -40,7 +40,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quick", "methods", "ablations", "hacking"])
+@pytest.mark.parametrize("name", ["quick", "methods", "ablations", "hacking", "few"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
         tree = yaml.safe_load(default_params())
@@ -58,10 +58,12 @@ def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(
     quick, methods, ablations = (
         runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "methods", "ablations")
     )
-    assert {cell.arm for cell in quick} == set(METHODS) and quick[0].arm == "lpo"
+    others = [cell for name in ("hacking", "few") for cell in runner.cells_of(STUDY, name, by_code(""))]
+    assert {cell.arm for cell in quick} <= set(METHODS) and quick[0].arm == "lpo"
     arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
     everything = methods + ablations
-    assert {cell.arm for cell in everything} == arms, "`make study` runs these two"
+    assert {cell.arm for cell in everything + others} == arms, "`make study` runs the first two"
+    assert {cell.changes.get("tune.method", "lpo") for cell in everything} == set(METHODS)
     for name, cells in (("methods", methods), ("ablations", ablations)):
         seeds, count = STUDY[name]["seeds"], len({cell.arm for cell in cells})
         assert [cell.changes["study.seed"] for cell in cells] == [seed for seed in seeds for _ in range(count)]
