@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,11 +91,11 @@ def head(prefix: str, outputs: dict[int, int], inputs: int) -> dict[str, torch.S
     return shapes
 
 
-def judges(models: Models, names: Sequence[str], named: JudgeModels) -> JudgeModels:
+def judges(models: Models, names: Set[str | None], named: JudgeModels) -> JudgeModels:
     """The judges of KNOWN among `names`; the sources of others stay as they are."""
 
     def of_hps(found: Path, target: Path) -> None:
-        for name in sorted(set(names) & set(hps.FILES)):
+        for name in sorted({*hps.FILES} & names):
             with META:
                 shapes = shapes_of(CLIPModel(config_of(CLIPConfig, str(found))))
             models.add(target / hps.FILES[name], open_clip(shapes), lambda state: {"state_dict": state})
@@ -108,11 +108,11 @@ def judges(models: Models, names: Sequence[str], named: JudgeModels) -> JudgeMod
         words.bert_tokenizer(target)
 
     found: dict[str, str] = {}
-    if {"pickscore", "hps_v2", "hps_v2_1"} & set(names):
+    if {"pickscore", "hps_v2", "hps_v2_1"} & names:
         found["clip_h"] = models.clip(named.clip_h)
     if "pickscore" in names:
         found["pickscore"] = models.clip(named.pickscore)
-    if {"hps_v2", "hps_v2_1"} & set(names):
+    if {"hps_v2", "hps_v2_1"} & names:
         found["hps"] = models.folder(named.hps, of_hps, named.clip_h)
     if "imagereward" in names:
         found["imagereward"] = found["imagereward_tokenizer"] = models.folder(named.imagereward, of_imagereward)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from lpo.config import Params, Tune
 from lpo.errors import LpoError
 from lpo.rehearsal.judges import KNOWN
+from lpo.train.policy.methods import METHODS
 
 FREE = -99.0  # a margin that every pair keeps
 UPDATES = 2  # of the LoRA at least: at the first one half of it has no gradient, since the other half is zero
@@ -80,10 +81,12 @@ def shortened(params: Params, size: Size, cuda: bool, resolution: int | None) ->
         tune=tuning(params.tune, size, cuda),
         evaluate=replace(
             params.evaluate, judges=tuple(name for name in params.evaluate.judges if name in KNOWN), tuned="data/tuned",
-            prompts_file=None, prompts=size.prompts, images_per_prompt=1, num_inference_steps=size.steps, bootstrap=50,
+            prompts_file=None, adapter_timesteps=None, prompts=size.prompts, images_per_prompt=1,
+            num_inference_steps=size.steps, bootstrap=50,
             batch_size=rows(params.evaluate.batch_size), judge_batch_size=rows(params.evaluate.judge_batch_size),
         ),
         report=replace(params.report, examples=min(params.report.examples, size.prompts)),
+        publish=replace(params.publish, hub=None, mlflow=None, wandb=None, folder=None),
         tracking=replace(params.tracking, wandb="disabled"),
     )  # fmt: skip
 
@@ -91,7 +94,7 @@ def shortened(params: Params, size: Size, cuda: bool, resolution: int | None) ->
 def tuning(config: Tune, size: Size, cuda: bool) -> Tune:
     """One rollout, whose rows make UPDATES batches of one micro-batch. Every gap of scores counts."""
     rows = config.micro_batch_size if cuda else 1
-    by_steps = config.method in ("lpo", "spo", "grpo")
+    by_steps = METHODS[config.method].batch == "steps"
     prompts = math.ceil(UPDATES * rows / size.steps) if by_steps else UPDATES * rows
     return replace(
         config, prompts=prompts, prompts_per_rollout=prompts, num_inference_steps=size.steps, batch_size=rows,

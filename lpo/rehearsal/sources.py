@@ -151,5 +151,6 @@ def with_models(params: Params, models: Models, layers: int | None = None) -> Pa
     spm = params.spm
     if Path(params.tune.reward) == SPM:
         spm = replace(spm, clip=models.clip(spm.clip), tokenizer=models.clip(spm.tokenizer) if spm.tokenizer else None)
-    evaluate = replace(params.evaluate, judge_models=judges.judges(models, params.evaluate.judges, named))
+    read = {*params.evaluate.judges, params.tune.blind}
+    evaluate = replace(params.evaluate, judge_models=judges.judges(models, read, named))
     return replace(params, model=model, score=replace(score, models=scorers), reward=reward, spm=spm, evaluate=evaluate)
