@@ -28,7 +28,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lpo.files import write_json
 
-UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+STATUS = Path("/proc/self/status")  # of Linux
 
 
 class Gradients:
@@ -79,6 +79,14 @@ def names_of(weights: list[torch.Tensor]) -> dict[int, str]:
     return {id(weight): named.get(id(weight), f"weight {i}") for i, weight in enumerate(weights)}
 
 
+def host_peak() -> int:
+    """Bytes. On Linux ru_maxrss begins with that of the process that started this one, and VmHWM does not."""
+    if STATUS.exists():
+        (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
 def measure(result: Path, stage: str) -> int:
     """Run `lpo STAGE` in this process, write RESULT.json whatever happens, and return the exit code."""
     started, gradients = time.monotonic(), Gradients()
@@ -93,7 +101,7 @@ def measure(result: Path, stage: str) -> int:
         hook.remove()
         found = {
             "seconds": time.monotonic() - started,
-            "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT,
+            "host_peak": host_peak(),
             "gpu_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         }
         write_json(result, found | gradients.summary())
