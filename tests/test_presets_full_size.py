@@ -16,11 +16,16 @@ from lpo.doctor.memory import configured
 from lpo.errors import ConfigError
 from lpo.families import load_family
 from lpo.families.family import Family
-from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.lrm import LatentRewardModel, probe_widths
 
 META = torch.device("meta")
 MILLION = 1e6
-REAL = ["sd15", "sd21", "sdxl", "sdxl-turbo", "sd3", "spo-sd15", "spo-sdxl"]
+U_NETS_AND_SD3 = ["sd15", "sd21", "sdxl", "sdxl-turbo", "sd3", "spo-sd15", "spo-sdxl"]
+TRANSFORMERS = {  # millions of weights of the denoiser, as its configuration makes them
+    "sd35-medium": 2243.2, "sd35-large": 8056.6, "flux-dev": 11901.4, "flux-schnell": 11891.2, "flux2-klein": 3875.5,
+    "qwen-image": 20430.4, "z-image-turbo": 6154.9,
+}  # fmt: skip
+REAL = [*U_NETS_AND_SD3, *TRANSFORMERS]
 
 
 def preset_text(repository: Path, name: str) -> str:
@@ -70,12 +75,28 @@ def test_a_preset_builds_its_models_and_the_rewards_widths_come_out_of_probing(r
     assert all(p.is_meta for p in reward.parameters())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_transformer_has_its_published_size(repository: Path, name: str) -> None:
+    """And the reward's backbone is shorter; its features are as wide as the transformer."""
+    params = params_of(repository, name)
+    family, backbone = families(params)
+    assert millions(family.denoiser) == pytest.approx(TRANSFORMERS[name], abs=0.05)
+    channels, side = (32 if name == "flux2-klein" else 16), 1024 // 8
+    assert family.latent_shape == (channels, side, side) and family.pixels == 1024
+    visual, text = probe_widths(backbone, "mid")
+    config = family.denoiser.config
+    width = config.dim if name == "z-image-turbo" else config.num_attention_heads * config.attention_head_dim
+    assert visual == width and text >= 768
+    assert millions(backbone.denoiser) < 0.8 * millions(family.denoiser)
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_every_value_of_a_preset_says_where_it_comes_from(repository: Path, name: str) -> None:
     values = [line for line in preset_text(repository, name).splitlines() if line.startswith("  ")]
     assert len(values) > 80
     for line in values:
-        assert any(tag in line for tag in ("# [P]", "# [C]", "# [E]", "# [K]", "# [-]", "# [X]", "# [S]")), line
+        assert any(f"# [{tag}]" in line for tag in "PCEK-XSD"), line
 
 
 @pytest.mark.parametrize("name", REAL)

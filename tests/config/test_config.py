@@ -70,7 +70,8 @@ def test_all_mistakes_come_at_once_each_with_its_path(tree: dict[str, Any]) -> N
             "params.yaml: tune.bata: unknown key; did you mean beta?",
             "params.yaml: reward.steps: must be a whole number, is 'many'",
             "params.yaml: filter.strategies.2.clip: must be a number, is empty",
-            "params.yaml: model.family: must be one of sd, sdxl, sd3 (did you mean sdxl?), is 'sdx'",
+            "params.yaml: model.family: must be one of sd, sdxl, sd3, flux, flux2_klein, qwen_image, sana, z_image "
+            "(did you mean sdxl?), is 'sdx'",
             "params.yaml: tracking.project: missing",
             "params.yaml: report: missing",
         ]

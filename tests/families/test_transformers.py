@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, Flux2KleinPipeline
 from support.tiny_transformers import MODELS, SIDE
+from support.together import together
 
 from lpo.config import Model, SamplerSettings, load_params
-from lpo.families import load_family
+from lpo.families import load_family, sharding
 from lpo.families.dit.base import Transformer, pack
 from lpo.families.family import Family
 from lpo.sampling.generate import sample
@@ -127,3 +129,44 @@ def test_the_adapter_off_is_a_frozen_copy_and_the_file_loads_everywhere(model: M
     again.load_lora(tmp_path)
     for other in (again, replace(frozen, denoiser=pipe.transformer)):
         torch.testing.assert_close(other.predict(latents(), T, text), after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_half_of_every_block_each_are_one(
+    repository: Path, tiny_transformer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Predictions, features and the adapter's gradients of every family."""
+    models = [replace(model_of(repository, tiny_transformer(n), n), gradient_checkpointing=True) for n in MODELS]
+
+    def computed(model: Model, shard: bool) -> list[torch.Tensor]:
+        family = load_family(replace(model, shard=shard))
+        assert bool(sharding.blocks(family.denoiser))
+        with_random_lora(family)
+        text = family.encode_prompts(PROMPTS)
+        prediction = family.predict(latents(), T, text)
+        prediction.square().mean().backward()
+        gradients = [p.grad for p in family.denoiser.parameters() if p.grad is not None]
+        with torch.no_grad():
+            return [prediction.detach(), family.features(latents(), T, text)[1], *gradients]
+
+    alone = [computed(model, shard=False) for model in models]
+
+    def work() -> None:
+        from lpo.train.common import distributed
+
+        with distributed.joined(torch.device("cpu")):
+            for model, expected in zip(models, alone, strict=True):
+                for found, one in zip(computed(model, shard=True), expected, strict=True):
+                    torch.testing.assert_close(found, one, rtol=1e-3, atol=1e-4, msg=lambda m, n=model: f"{n}: {m}")
+
+    together(work, tmp_path)
+
+
+def test_the_guide_shows_the_code_of_its_example() -> None:
+    """docs/add_a_model.md: the class of SANA, and the function that writes a tiny one."""
+    root = Path(__file__).resolve().parents[2]
+    shown = re.findall(r"```python\n(.*?)```", (root / "docs/add_a_model.md").read_text(), re.DOTALL)
+    family = (root / "lpo/families/dit/sana.py").read_text()
+    tiny = (root / "tests/support/tiny_transformers.py").read_text()
+    assert len(shown) == 2 and shown[0] in family and shown[1] in tiny
+    assert len(shown[0].splitlines()) <= 40

@@ -204,6 +204,11 @@ def words_of(ids: torch.Tensor, tokenizer: Any) -> torch.Tensor:
     return torch.ones_like(ids, dtype=torch.bool) if tokenizer is None else ids != tokenizer.pad_token_id
 
 
+def attended(words: torch.Tensor) -> torch.Tensor | None:
+    """The attention mask of a text encoder. On the meta device transformers can't look at one."""
+    return None if words.is_meta else words.long()
+
+
 def mean_word(states: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
     """(B, D): the mean of states (B, L, D) over the words of a caption."""
     weights = words[..., None].to(states.dtype)

@@ -15,7 +15,7 @@ from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
 
 from lpo.families import lora
 from lpo.families.conditioning import Conditioning
-from lpo.families.dit.base import ADDED, Transformer, mean_word, words_of
+from lpo.families.dit.base import ADDED, Transformer, attended, mean_word, words_of
 from lpo.families.family import Encoder
 
 LAYERS = (9, 18, 27)  # of Qwen3, whose states stand beside each other
@@ -39,7 +39,7 @@ class Flux2Klein(Transformer):
     def encode_tokens(self, ids: torch.Tensor) -> Conditioning:
         """States of three layers, of padding too, as in the pipeline; pooled: their mean over the words."""
         ids, words = ids.to(self.device), words_of(ids, self.tokenizer).to(self.device)
-        output = self.text_encoders["text_encoder"].model(ids, words.long(), output_hidden_states=True)
+        output = self.text_encoders["text_encoder"].model(ids, attended(words), output_hidden_states=True)
         states = torch.cat([output.hidden_states[layer] for layer in LAYERS], dim=-1)
         return Conditioning({"prompt_embeds": states}, mean_word(states, words))
 

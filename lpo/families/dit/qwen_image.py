@@ -11,7 +11,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
 from lpo.diffusion.guidance import classifier_free
 from lpo.families.conditioning import Conditioning
-from lpo.families.dit.base import Transformer, mean_word, pack, unpack, words_of
+from lpo.families.dit.base import Transformer, attended, mean_word, pack, unpack, words_of
 from lpo.families.family import Encoder
 
 OWN = QwenImagePipeline(*[None] * 5)  # which holds the template, and how many tokens of it are left out again
@@ -33,7 +33,7 @@ class QwenImage(Transformer):
     def encode_tokens(self, ids: torch.Tensor) -> Conditioning:
         """The last hidden states without those of the template's beginning; pooled: their mean over the words."""
         ids, words = ids.to(self.device), words_of(ids, self.tokenizer).to(self.device)
-        output = self.text_encoders["text_encoder"].model(ids, words.long(), output_hidden_states=True)
+        output = self.text_encoders["text_encoder"].model(ids, attended(words), output_hidden_states=True)
         states, words = output.hidden_states[-1][:, DROPPED:], words[:, DROPPED:]
         states = states * words[..., None]
         return Conditioning({"prompt_embeds": states, "words": words}, mean_word(states, words))

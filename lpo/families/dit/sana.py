@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Gemma2Model
 
 from lpo.families import lora
 from lpo.families.conditioning import Conditioning
-from lpo.families.dit.base import Transformer, mean_word, words_of
+from lpo.families.dit.base import Transformer, attended, mean_word, words_of
 from lpo.families.family import Encoder
 
 
@@ -32,7 +32,8 @@ class Sana(Transformer):
     def encode_tokens(self, ids: torch.Tensor) -> Conditioning:
         """The last hidden states; pooled: their mean over the words."""
         ids, words = ids.to(self.device), words_of(ids, self.tokenizer).to(self.device)
-        states = self.text_encoders["text_encoder"](ids, words)[0]
+        encoder = self.text_encoders["text_encoder"]
+        states = encoder(ids, attended(words))[0]
         return Conditioning({"prompt_embeds": states, "words": words}, mean_word(states, words))
 
     def arguments(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:

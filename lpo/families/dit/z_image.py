@@ -10,7 +10,7 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen2TokenizerFast, Qwen3Model
 
 from lpo.families.conditioning import Conditioning
-from lpo.families.dit.base import Transformer, mean_word, words_of
+from lpo.families.dit.base import Transformer, attended, mean_word, words_of
 from lpo.families.family import Encoder
 
 
@@ -33,7 +33,7 @@ class ZImage(Transformer):
     def encode_tokens(self, ids: torch.Tensor) -> Conditioning:
         """The last hidden states but one; pooled: their mean over the words."""
         ids, words = ids.to(self.device), words_of(ids, self.tokenizer).to(self.device)
-        states = self.text_encoders["text_encoder"](ids, words, output_hidden_states=True).hidden_states[-2]
+        states = self.text_encoders["text_encoder"](ids, attended(words), output_hidden_states=True).hidden_states[-2]
         return Conditioning({"prompt_embeds": states, "words": words}, mean_word(states, words))
 
     def arguments(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> dict[str, Any]:
