@@ -96,6 +96,12 @@ def test_a_transformer_from_pictures_to_a_pipeline_with_its_lora(
         reward=replace(params.reward, trainable="adapter", adapter_rank=2, dtype="fp32", learning_rate=1e-2),
         evaluate=replace(params.evaluate, judges=("aesthetic",), prompts=2, bootstrap=20, judge_batch_size=4),
     )  # fmt: skip
+    if name in ("flux-schnell", "z-image"):  # distilled models
+        params = replace(
+            params,
+            model=replace(params.model, flow_step="renoise"),
+            tune=replace(params.tune, reward_timestep="look_ahead", guidance_scale=1.0),
+        )
     write_pairs(project)
     encode.run(params)
     reward.run(params)

@@ -34,7 +34,7 @@ ADDED = ["add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]  # attention of
 class Transformer(Family):
     """form: of the stochastic step, see `Flow`. layer: a reward reads its output, from 1; None is the last."""
 
-    form: Literal["ddim", "sde"]
+    form: Literal["ddim", "renoise", "sde"]
     layer: int | None
 
     part = "transformer"
@@ -165,7 +165,7 @@ class Transformer(Family):
     def load(
         cls, path: str, device: torch.device, dtype: torch.dtype, reward: bool = False, vae: str | None = None,
         denoiser: str | None = None, resolution: int | None = None, shard: bool = False,
-        form: Literal["ddim", "sde"] = "ddim", layer: int | None = None,
+        form: Literal["ddim", "renoise", "sde"] = "ddim", layer: int | None = None,
     ) -> Self:  # fmt: skip
         """See `Family.load_parts`; `reward` also leaves out the layers after `layer`."""
         return cls.load_parts(
