@@ -34,7 +34,7 @@ PAIRS = 4  # examples of kept, of dropped and of quarantined pairs
 def run(params: Params) -> None:
     """Write data/report. The page names what is missing; only images that do not pair up are an error."""
     sections = dataclasses.asdict(params)
-    for name in ("ingest", "promote", "publish", "tracking"):  # no part of what a run made
+    for name in ("vote", "ingest", "promote", "publish", "tracking"):  # no part of what a run made
         del sections[name]
     metrics = {stage: found for stage in (*STAGES, "people") if (found := _json(paths.metrics(stage))) is not None}
     outs, code = locked(Path("dvc.lock"))

@@ -62,7 +62,6 @@ STAGES = {
     for file in FILES_OF_STAGES
     for name, stage in yaml.safe_load((REPOSITORY / file).read_text())["stages"].items()
 }
-UNTRACKED_BY_DVC = {"tracking", "ingest", "promote"}  # no part of what a run makes
 
 
 def metrics(folder: Path, stage: str) -> Any:
