@@ -186,12 +186,13 @@ def _argilla(record: dict[str, Any], images: Path, columns: Mapping[str, str]) -
     for response in responses.get(question, []):
         if response.get("status") not in (None, "submitted"):
             continue
-        value, ranks = response.get("value"), None
+        value = response.get("value")
+        ranks: list[float] | None
         if isinstance(value, list):
-            places = {str(item.get("value")): item.get("rank") for item in value if isinstance(item, dict)}
+            places: dict[str, Any] = {str(i.get("value")): i.get("rank") for i in value if isinstance(i, dict)}
             if not places.keys() >= set(names) or not all(isinstance(places[name], int) for name in names):
                 raise LpoError(f"the ranking does not rank {', '.join(names)}")
-            ranks = [places[name] for name in names]
+            ranks = [float(places[name]) for name in names]
         else:
             ranks = _ranks(value, names)
         yield Vote(prompt, pictures, [UNKNOWN] * len(pictures), ranks, str(response.get("user_id")), 0.0)

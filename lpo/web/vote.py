@@ -48,7 +48,9 @@ LONGEST = 3600.0  # seconds of one vote that are believed
 PER_VOTER = (20.0, 60.0)  # requests a second, and at once
 NEW_VOTERS = (1.0, 200.0)  # of one address
 RANKS = {"left": [0, 1], "right": [1, 0], "tie": [0, 0], "skip": None}
-FILES = {"vote.html": "text/html", "vote.js": "text/javascript", "vote.css": "text/css"}
+FILES = {
+    "vote.html": "text/html", "vote.js": "text/javascript", "vote.css": "text/css", "icon.svg": "image/svg+xml",
+}  # fmt: skip
 
 
 class Pictures(Protocol):
@@ -82,6 +84,7 @@ class VotePage:
                 Route("/health", self.health),
                 Route("/vote.js", self.file),
                 Route("/vote.css", self.file),
+                Route("/icon.svg", self.file),
             ],
             exception_handlers={Refused: _refused},
         )
@@ -114,7 +117,7 @@ class VotePage:
         if isinstance(body, Response):
             return body
         question = body.get("pair", "")
-        if not _is_name(question):
+        if not isinstance(question, str) or not _is_name(question):
             return refuse(400, "pair must be a name that /pair gave")
         return await run_in_threadpool(
             self._named, request, lambda voter: self._shown(voter, undo(self.store, voter, question))
@@ -176,7 +179,7 @@ def read_vote(body: dict[str, Any]) -> tuple[str, list[int] | None, float]:
     seconds = body.get("seconds", 0.0)
     if unknown := sorted(body.keys() - {"pair", "choice", "order", "seconds"}):
         raise ValueError(f"unknown: {', '.join(unknown)[:100]}")
-    if not _is_name(question):
+    if not isinstance(question, str) or not _is_name(question):
         raise ValueError("pair must be a name that /pair gave")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not math.isfinite(seconds) or seconds < 0:
         raise ValueError("seconds must be a number, not below 0")
@@ -190,8 +193,8 @@ def read_vote(body: dict[str, Any]) -> tuple[str, list[int] | None, float]:
     return question, RANKS[choice], min(float(seconds), LONGEST)
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value.isascii() and len(value) <= 200
+def _is_name(value: str) -> bool:
+    return value.isascii() and len(value) <= 200
 
 
 async def _body(request: Request) -> dict[str, Any] | Response:

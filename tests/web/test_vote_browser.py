@@ -138,7 +138,7 @@ def test_on_a_phone_everything_is_on_the_screen_and_large_enough_for_thumbs(
         if size == 4:
             for place in (2, 0, 3):
                 phone.page.tap(f".choose >> nth={place}")
-            phone.page.wait_for_function("document.getElementById('stage').dataset.state === 'finished'")
+            phone.page.wait_for_function("() => document.getElementById('stage').dataset.state === 'finished'")
         else:
             phone.page.tap(".enlarge >> nth=1")
             assert phone.page.inner_text("#which") == "Picture 2"
@@ -154,7 +154,7 @@ def test_a_vote_without_a_connection_is_sent_when_there_is_one(box: VotePage, br
         desk.page.context.set_offline(True)
         pair = desk.shown()[0]
         desk.page.keyboard.press("1")
-        desk.page.wait_for_function("document.getElementById('note').textContent.startsWith('No connection')")
+        desk.page.wait_for_function("() => document.getElementById('note').textContent.startsWith('No connection')")
         assert desk.shown()[0] == pair
         desk.page.context.set_offline(False)
         desk.wait(pair)
