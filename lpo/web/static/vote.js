@@ -70,7 +70,7 @@ function show(question, ahead) {
   order = [];
   $("prompt").textContent = question.prompt;
   const four = question.images.length > 2;
-  $("task").textContent = four ? "Which picture is best? Then the next best, and so on." : "Which picture is better?";
+  $("task").textContent = four ? "Choose the best picture first, then the next best." : "Which picture is better?";
   pictures.className = four ? "four" : "";
   pictures.replaceChildren(...question.loaded.map(card));
   $("tie").disabled = four;
