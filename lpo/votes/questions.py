@@ -60,7 +60,7 @@ def ask(store: Store, voter: str, rules: Rules, after: str = "") -> tuple[Questi
     Returns:
         None if no set is left for this voter.
     """
-    with store.writing() as db:
+    with store.writing(flush=False) as db:
         found = db.execute(
             "SELECT question_id, prompt, shown FROM questions JOIN sets USING (set_id)"
             " WHERE voter = ? AND state = 'open' AND question_id != ? AND source = ?"

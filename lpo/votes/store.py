@@ -8,8 +8,8 @@ A set is 2 or 4 pictures of one prompt. It becomes a question when it is shown t
 a question becomes one vote for each pair of its pictures. Picture a of a pair is the one with the lower SHA-256,
 whichever side it was shown on. Pictures are stored as they are served and exported: PNG, without metadata.
 
-The journal is a write-ahead log with a flush on every commit, so neither a killed process nor a power cut loses an
-acknowledged vote. A transaction takes the write lock at its start: two processes or threads may write.
+The journal is a write-ahead log that is flushed when a vote is committed, so neither a killed process nor a power cut
+loses an acknowledged vote. A transaction takes the write lock at its start: two processes or threads may write.
 """
 
 from __future__ import annotations
@@ -126,9 +126,14 @@ class Store:
             yield self._db
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: what the block did is on the disk when it ends, or nothing of it if it raises."""
+    def writing(self, flush: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction: what the block did is on the disk when it ends, or nothing of it if it raises.
+
+        flush: False where a power cut may undo the block, such as a question that nobody has answered. A later
+        transaction with a flush brings it to the disk too, since the log is written in order.
+        """
         with self._lock:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if flush else 'NORMAL'}")
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
