@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lpo.config import Params, Tune
 from lpo.errors import LpoError
@@ -53,12 +54,12 @@ def shortened(params: Params, size: Size, cuda: bool, resolution: int | None) ->
         model = replace(model, dtype="fp32")
     if resolution is not None:
         model = replace(model, resolution=resolution)
-    training = {
+    training: dict[str, Any] = {
         "pretrained": None, "steps": size.steps, "warmup_steps": 1, "validate_every": size.steps,
         "checkpoint_every": size.steps,
     }  # fmt: skip
 
-    def batch(number: int) -> dict[str, int]:
+    def batch(number: int) -> dict[str, Any]:
         return {"batch_size": rows(number), "micro_batch_size": rows(number)}
 
     reward = replace(params.reward, **training, **batch(params.reward.micro_batch_size))
