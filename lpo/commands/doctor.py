@@ -110,7 +110,8 @@ def _models(params: Params, too_large: dict[str, LpoError]) -> Iterator[Check]:
             yield Check(f"stage {stage}", True, "no large model" + _took(stage, params.model.path))
             continue
         disk = f"disk {size(need.disk)}{' per 1000 pictures' if stage == 'encode' else ''}"
-        said = f"memory {size(need.total)} ({size(need.weights)} weights + {size(need.step)} a step), {disk}"
+        host = f", host memory {size(need.host)}" if need.host else ""
+        said = f"memory {size(need.total)} ({size(need.weights)} weights + {size(need.step)} a step){host}, {disk}"
         remedy = f"\n{mistake}" if mistake else ""
         yield Check(f"stage {stage}", mistake is None, said + _took(stage, params.model.path) + remedy)
     written, fetched = disk_needed(params)

@@ -160,6 +160,8 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"reward.trainable: {needed}, is {trainable!r}"
         if values.get("model.compile"):
             yield "model.compile: must be false where model.shard is true, is true"
+    if values.get("tune.validation_scorers") == (values.get("tune.blind"),):
+        yield "tune.blind: must not be the only one of tune.validation_scorers, which choose the adapter"
     if values.get("dataset.repository") is not None and values.get("dataset.source") in ("simulated", "folder"):
         yield f"dataset.repository: must be null where dataset.source is {values['dataset.source']}"
     if values.get("dataset.source") == "folder" and values.get("dataset.path", "") is None:

@@ -22,6 +22,7 @@ class Model:
     resolution: Count | None
     gradient_checkpointing: bool
     compile: bool
+    deterministic: bool
     shard: bool
     flow_step: Literal["ddim", "renoise", "sde"]
 

@@ -118,5 +118,6 @@ class Tune:
     validate_every: Count
     validation_prompts: Count
     blind: Literal["aesthetic", "clip", "vqa", "pickscore", "imagereward", "hps_v2", "hps_v2_1"] | None
+    validation_scorers: tuple[Literal["aesthetic", "clip", "vqa"], ...]
     checkpoint_every: Count
     guard: Guard

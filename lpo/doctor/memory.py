@@ -9,7 +9,7 @@ keeps queries, keys, values and output, and never the matrix of all pairs.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,26 +22,32 @@ from torch.utils._pytree import tree_iter
 
 from lpo.config import Model, Params, Score
 from lpo.doctor import scorer_memory
+from lpo.doctor.autocast import autocast_as
 from lpo.families import DTYPES, load_family, lora, sharding
 from lpo.families.family import Family
 from lpo.families.parts import local
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.scorers.published import NAMES
 
 META = torch.device("meta")
+DVC = 2  # copies of a stage's output: in the workspace and in DVC's cache
 ADAM = 4 + 8  # bytes a trained weight: its gradient and two moments, float32
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one stage: weights and what training keeps of them, the most that a step adds, and what goes to disk.
+    """Bytes of one stage at its largest moment: weights and what training keeps of them, the most that a step adds to
+    them, and what goes to disk, each with DVC's copy in its cache.
 
-    The disk of encode is that of 1000 pictures; elsewhere it is the artifact with its checkpoint.
+    The disk of encode is that of 1000 pictures; elsewhere it is the artifact, and a checkpoint with its successor.
+    host: what a training on a GPU keeps in host memory, beside the libraries.
     """
 
     stage: str
     weights: int
     step: int
     disk: int
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -139,23 +145,38 @@ def needs(params: Params) -> Iterator[Need]:
     everything = bytes_of(*family.modules().values(), family.codec.vae)
     picture = torch.empty(params.encode.batch_size, 3, family.pixels, family.pixels, device=META, dtype=family.dtype)
     channels, height, width = family.latent_shape
-    disk = 1000 * 2 * channels * height * width * 2  # mean and log variance in float16
+    disk = DVC * 1000 * 2 * channels * height * width * 2  # mean and log variance in float16
     yield Need("encode", bytes_of(family.codec.vae), peak(lambda: family.codec.encode(picture)), disk)
     yield of_reward(params)
-    policy = of_policy(params, family, everything)
-    yield replace(policy, weights=policy.weights + beside)  # the scorers choose the checkpoint
+    yield of_policy(params, family, everything)
+    yield of_evaluation(params, family, everything)
+
+
+def of_evaluation(params: Params, family: Family, everything: int) -> Need:
+    """The larger one of drawing, the largest judge, and the reward as a judge; each comes when the other is gone."""
     config = params.evaluate
+    base = configured(replace(params.model, path=params.reward.base or params.model.path, denoiser=None))
+    backbone = load_family(base, reward=True, layer=params.reward.layer, device=META)
+    rows = inputs(backbone, config.judge_batch_size)
+    picture = torch.empty(config.judge_batch_size, 3, family.pixels, family.pixels, device=META, dtype=family.dtype)
+    looks = max(peak(lambda: backbone.features(*rows)[1]), peak(lambda: family.codec.encode(picture)))
+    assert family.codec.vae is not None
+    reward = bytes_of(*backbone.modules().values(), family.codec.vae)
+    moments = [
+        (everything, drawing(family, config.batch_size, config.guidance_scale)),
+        (scorer_memory.largest_judge(params), 0), (reward, looks),
+    ]  # fmt: skip
+    weights, step = max(moments, key=sum)
     pictures = 3 * config.prompts * config.images_per_prompt * 3 * family.pixels**2  # base twice and tuned, raw
-    held = max(everything, scorer_memory.largest_judge(params))  # judges come when the model is gone
-    yield Need("evaluate", held, drawing(family, config.batch_size, config.guidance_scale), pictures)
+    return Need("evaluate", weights, step, DVC * pictures)
 
 
-def of_scorers(config: Score) -> int:
+def of_scorers(config: Score, names: Collection[str] = NAMES) -> int:
     """The largest forward of a published scorer on a batch."""
     if config.scorers != "published":
         return 0
-    dtype = DTYPES[config.models.dtype]
-    firsts = [parts[0].to(dtype) for parts in scorer_memory.scorers(config.models).values()]
+    dtype, read = DTYPES[config.models.dtype], scorer_memory.sources(config.models, names)
+    firsts = [parts[0].to(dtype) for source, parts in scorer_memory.scorers(config.models).items() if source in read]
     sized = [first for first in firsts if isinstance(first, scorer_memory.Sized)]
     return max(peak(lambda one=one: one(config.batch_size, dtype)) for one in sized)  # type: ignore[misc]
 
@@ -184,16 +205,19 @@ def drawing(family: Family, batch: int, scale: float) -> int:
 
 
 def of_reward(params: Params) -> Need:
-    """Trained weights: float32, its copy in the dtype of the forward pass, gradient, Adam, the best so far.
+    """Trained weights: float32, gradient, Adam. A training step is the largest moment: validation, test and ensemble
+    score as many pairs at a time, and keep nothing for a backward pass. The step makes the copies of weights in the
+    dtype of the forward pass. The best so far is in host memory.
 
-    Where only a LoRA trains, the model under it keeps its own dtype and needs no copy.
+    Where only a LoRA trains, the model under it keeps its own dtype.
     """
     config = params.reward
     base = configured(replace(params.model, path=config.base or params.model.path))
     base = replace(base, vae=None, denoiser=None) if config.base else base
     rank = config.adapter_rank if config.trainable == "adapter" else None
-    dtype = DTYPES[base.dtype if rank else config.dtype]
+    dtype = DTYPES[base.dtype] if rank else torch.float32
     backbone = load_family(base, reward=True, layer=config.layer, dtype=dtype, device=META)
+    forward = DTYPES[config.dtype]
     projection = "none" if config.text_projection == "none" else "random"
     model = LatentRewardModel(
         backbone, config.embedding_dim, config.guidance_scale, config.features, projection, adapter_rank=rank
@@ -203,6 +227,7 @@ def of_reward(params: Params) -> Need:
     if rank:
         lora.activate(backbone.denoiser, lora.REWARD)
         trained = [model.adapter]
+    trained += [model.visual_projection, model.text_projection]
     for part in trained:
         part.requires_grad_(True)
     weights = sum(p.numel() for p in model.parameters())
@@ -214,17 +239,19 @@ def of_reward(params: Params) -> Need:
     def step() -> torch.Tensor:
         text = backbone.encode_tokens(ids)
         rows = torch.arange(2 * pairs, device=META) % pairs
-        return model.visual(latents, t, text[rows], text[:1])  # the projections are too small to count
+        return model.score(latents, t, text[rows], text[:1])
 
-    activations = peak(step, backward=bool(trained))
+    with autocast_as(forward):
+        activations = peak(step, backward=True) + latents.nbytes * -(-config.batch_size // pairs)
     gradients = bytes_of(*trained)
-    stored = 8 * weights + count * (8 + 4)  # the artifact; weights, moments and best of a checkpoint
-    copies = 0 if config.dtype == "fp32" else 2 * weights
-    held = 4 * weights + copies
+    checkpoint = count * (4 + 8 + 4)  # weights, moments and best
+    stored = DVC * 4 * weights + 2 * checkpoint  # the artifact; a checkpoint is written before the last one goes
+    held = 4 * weights
     if rank:  # `weights` are those of the LoRA and the projections
         held = 4 * weights + bytes_of(*modules)
     away = elsewhere(params, backbone.denoiser) * (dtype.itemsize if rank else 4)
-    return Need("reward", held - away + count * (ADAM + 4), activations - gradients, stored)
+    host = 4 * count + checkpoint  # the best, and a checkpoint while it is written
+    return Need("reward", held - away + count * ADAM, activations - gradients, stored, host)
 
 
 def of_policy(params: Params, family: Family, everything: int) -> Need:
@@ -250,6 +277,15 @@ def of_policy(params: Params, family: Family, everything: int) -> Need:
     encoders = [part for each in models for part in list(each.modules().values())[1:]]
     assert family.codec.vae is not None
     away = bytes_of(*encoders, family.codec.vae)  # in host memory but for prompts and validations
-    validation = drawing(family, params.evaluate.batch_size, params.evaluate.guidance_scale)
+    sampler, names = params.evaluate.sampler, params.tune.validation_scorers
+    seen, when, words = inputs(backbone, min(sampler.batch_size, config.validation_prompts))
+    validation = max(
+        drawing(family, sampler.batch_size, sampler.guidance_scale),
+        peak(lambda: backbone.features(seen, when, words)[1]),
+        scorer_memory.loaded(params.score, names) + of_scorers(params.score, names),
+    )
+    pictures = config.validation_prompts + config.guard.prompts * config.guard.seeds
+    checkpoint = adapter * (4 + 8 + 4 + 4)  # weights, moments, average and best
+    host = max(away, 0) + checkpoint + 2 * pictures * 3 * family.pixels**2 * 4  # in float32, and on their way there
     step = max(validation, max(rollout, scored, update) - away)
-    return Need("tune", weights, step, adapter * (4 + 4 + 8 + 8))
+    return Need("tune", weights, step, DVC * 4 * adapter + 2 * checkpoint, host)

@@ -7,7 +7,7 @@ together. To these comes the largest forward of one of them: CLIP-FlanT5 reads 5
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from transformers import (
 from lpo.config import Params, Score, ScoreModels
 from lpo.errors import LpoError
 from lpo.families.parts import local
+from lpo.scorers.published import NAMES
 
 META = torch.device("meta")
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -122,22 +123,27 @@ def largest_judge(params: Params) -> int:
     sizes = [4 * count(parts) for _, parts in judges(params)]
     if {"aesthetic", "clipscore", "vqascore"} & set(params.evaluate.judges):
         models = params.score.models
-        read: dict[str, set[str | None]] = {
-            "aesthetic": {models.aesthetic}, "clipscore": {models.clip}, "vqascore": {models.vqa, models.vqa_vision},
-        }  # fmt: skip
-        found = scorers(models)
+        found, read = scorers(models), {"aesthetic": "aesthetic", "clipscore": "clip", "vqascore": "vqa"}
         for judge in set(read) & set(params.evaluate.judges):
-            weights = sum(count(parts) for source, parts in found.items() if source in read[judge])
+            own = sources(models, [read[judge]])
+            weights = sum(count(parts) for source, parts in found.items() if source in own)
             sizes.append(BYTES[models.dtype] * weights)
     return max(sizes, default=0)
 
 
-def loaded(config: Score) -> int:
+def sources(models: ScoreModels, names: Collection[str]) -> set[str | None]:
+    """Where the scorers of these names come from."""
+    read = {"aesthetic": {models.aesthetic}, "clip": {models.clip}, "vqa": {models.vqa, models.vqa_vision}}
+    return {source for name in names for source in read[name]}
+
+
+def loaded(config: Score, names: Collection[str] = NAMES) -> int:
     """Bytes of the scorers together in their number format; those of the embedded world are a few MB."""
     if config.scorers != "published":
         file = Path(config.scorers) / "scorers.safetensors"
         return file.stat().st_size if file.exists() else 0
-    return BYTES[config.models.dtype] * sum(count(parts) for parts in scorers(config.models).values())
+    read, found = sources(config.models, names), scorers(config.models)
+    return BYTES[config.models.dtype] * sum(count(parts) for source, parts in found.items() if source in read)
 
 
 def count(parts: list[nn.Module]) -> int:

@@ -57,7 +57,7 @@ def load_family(
         LpoError: if the model isn't there, or is of another family.
     """
     dtype, device = dtype or DTYPES[model.dtype], device or device_of(model)
-    settle(device)
+    settle(device, model.deterministic)
     cls, expected = family_class(model.family), FAMILIES[model.family][2]
     found = parts.pipeline_config(model.path).get("_class_name", expected)
     if found != expected:
@@ -79,7 +79,7 @@ def load_family(
 def codec_of(model: Model) -> Codec:
     """The VAE of a model; nothing else of it is loaded."""
     device = device_of(model)
-    settle(device)
+    settle(device, model.deterministic)
     return load_codec(*parts.either(model.vae, model.path, "vae"), DTYPES[model.dtype], device)
 
 
@@ -88,14 +88,18 @@ def latent_space_of(model: Model) -> LatentSpace:
     return codec_of(model).space()
 
 
-def settle(device: torch.device) -> None:
-    """How this process computes from now on: twice the same, and on CUDA with TF32.
+def settle(device: torch.device, deterministic: bool = False) -> None:
+    """How this process computes from now on. The model that was loaded last decides; one without weights does not.
 
-    Without it gradients of gathered rows (a caption of several pairs) are sums whose order depends on threads. Where
-    CUDA has no repeatable kernel, torch warns: wherever there is CUDA, whatever was loaded last.
+    A CPU makes the same twice: without this, gradients of gathered rows (a caption of several pairs) are sums whose
+    order depends on threads. CUDA does so only with `deterministic`. Then every kernel is a repeatable one, attention's
+    backward too, and an operation that has none raises RuntimeError. (With `warn_only` torch would take attention's
+    fast backward, which is not repeatable, and warn once.) Otherwise torch chooses the fastest. CUDA uses TF32.
     """
+    if device.type == "meta":
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    torch.use_deterministic_algorithms(deterministic or device.type == "cpu")
     # It costs time, and tells only of mistakes; torch gives the module no types.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from peft import LoraConfig
@@ -37,35 +38,51 @@ def add(
         torch.manual_seed(seed)
         config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets)
         denoiser.add_adapter(config, adapter_name=name)
+    _FOUND.pop(denoiser, None)
     weights = {k: p for k, p in denoiser.named_parameters() if p.requires_grad}
     for weight in weights.values():
         weight.data = weight.data.float()
     return weights
 
 
+# Layers with adapters, and the names of the adapters that a module had when they were looked up.
+_FOUND: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], list[BaseTunerLayer]]] = WeakKeyDictionary()
+
+
+def adapted(module: Any) -> list[BaseTunerLayer]:
+    """The layers of a module that hold adapters, looked up once for each set of adapters.
+
+    Walking SDXL's tree takes tens of milliseconds, and policy, reference and reward take turns at every step.
+    """
+    names = tuple(getattr(module, "peft_config", {}))
+    if module not in _FOUND or _FOUND[module][0] != names:
+        _FOUND[module] = names, list(_layers(module).values())
+    return _FOUND[module][1]
+
+
 @contextmanager
-def switched_to(denoiser: Any, name: str) -> Iterator[None]:
-    """Inside, the adapter `name` is the only active one; afterwards those that were. What trains stays what it is."""
-    layers = _layers(denoiser).values()
-    before = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-    trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
-    for layer in layers:
-        layer.enable_adapters(True)
-        layer.set_adapter([name], inference_mode=True)
-    _require_grad(trained)
+def _as_before(layers: list[BaseTunerLayer]) -> Iterator[None]:
+    """Afterwards the layers have the active adapters that they have now.
+
+    Inside, peft's two attributes are set directly: its methods also walk over the weights to say which of them train,
+    and that never changes here.
+    """
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     try:
         yield
     finally:
         for layer, (active, disabled) in zip(layers, before, strict=True):
-            layer.set_adapter(active, inference_mode=True)
-            if disabled:
-                layer.enable_adapters(False)
-        _require_grad(trained)
+            layer._active_adapter, layer._disable_adapters = active, disabled
 
 
-def _require_grad(weights: list[nn.Parameter]) -> None:
-    for weight in weights:
-        weight.requires_grad_(True)
+@contextmanager
+def switched_to(denoiser: Any, name: str) -> Iterator[None]:
+    """Inside, the adapter `name` is the only active one; afterwards those that were. What trains stays what it is."""
+    layers = adapted(denoiser)
+    with _as_before(layers):
+        for layer in layers:
+            layer._active_adapter, layer._disable_adapters = [name], False
+        yield
 
 
 def activate(denoiser: Any, name: str) -> None:
@@ -90,14 +107,11 @@ def _layers(denoiser: Any) -> dict[str, BaseTunerLayer]:
 @contextmanager
 def switched_off(*modules: Any) -> Iterator[None]:
     """Inside, all adapters are off: the reference policy. Those that were off before stay off afterwards."""
-    layers = [layer for module in modules for layer in _layers(module).values() if not layer.disable_adapters]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
+    layers = [layer for module in modules for layer in adapted(module)]
+    with _as_before(layers):
         for layer in layers:
-            layer.enable_adapters(True)
+            layer._disable_adapters = True
+        yield
 
 
 def check(source: Path, model: Family | Model) -> None:
@@ -135,6 +149,7 @@ def _put(module: Any, layers: Mapping[str, lora_files.Update]) -> None:
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         module.add_adapter(config, adapter_name=POLICY)
+    _FOUND.pop(module, None)
     for name, layer in _layers(module).items():
         if POLICY in layer.lora_A:
             layer.lora_A[POLICY].weight.data.copy_(layers[name].down)
@@ -156,5 +171,6 @@ def merge(module: Any) -> None:
     for name, layer in _layers(module).items():
         layer.merge()
         module.set_submodule(name, layer.get_base_layer())
+    _FOUND.pop(module, None)
     module._hf_peft_config_loaded = False  # else transformers saves the adapter that is no longer there
     module.__dict__.pop("peft_config", None)

@@ -8,8 +8,7 @@ read from safetensors only: a pickle can run code when it is loaded. On the meta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,19 +101,6 @@ def module(
     if device.type == "cuda" and all(weight.dim() < 5 for weight in model.parameters()):  # films have another format
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # of convolutions, in place
     return model.to(device).requires_grad_(False).eval()
-
-
-@contextmanager
-def away(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Inside, what is on a CUDA device waits in host memory. Of other devices nothing is moved."""
-    moved = modules if device.type == "cuda" else []
-    for part in moved:
-        part.to("cpu")
-    try:
-        yield
-    finally:
-        for part in moved:
-            part.to(device)
 
 
 def _empty(cls: type[M], root: str, where: dict[str, str]) -> M:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,12 @@ from lpo.families import parts
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Encoder
 from lpo.families.unet import UNet
+
+
+@cache
+def whole_picture(pixels: int, device: torch.device) -> torch.Tensor:
+    """Original size, crop and target size, (6,). Made once: a list that goes to a GPU makes the host wait for it."""
+    return torch.tensor([pixels, pixels, 0, 0, pixels, pixels], device=device)
 
 
 @dataclass
@@ -43,7 +50,7 @@ class SDXL(UNet):
 
     def added(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:
         """Pooled text, and the sizes of a whole picture that fills it."""
-        sizes = torch.tensor([self.pixels, self.pixels, 0, 0, self.pixels, self.pixels], device=self.device)
+        sizes = whole_picture(self.pixels, self.device)
         text = conditioning.tensors["text_embeds"]
         return {"text_embeds": text, "time_ids": sizes.to(text.dtype).expand(len(conditioning), -1)}
 

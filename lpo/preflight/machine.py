@@ -25,6 +25,7 @@ from lpo.preflight.files import listed
 
 WRITTEN = 3e9  # bytes that a run of the small world writes, twice over: data/ and DVC's cache
 SMALL = 100e6  # bytes of a base model with which no machine that runs torch is short of memory
+ROWS = {"yuvalkirstain/pickapic_v1": 621_782}  # pairs of train, validation and test, as its card says
 LISTED = {"yuvalkirstain/pickapic_v1": 203_533_062_980}  # bytes of train, validation and test, as its card says
 
 _COMPUTED: dict[str, list[Need]] = {}
@@ -103,13 +104,28 @@ def disk(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
 
 
 def disk_needed(params: Params) -> tuple[float, float]:
-    """(bytes that a run writes here, bytes of models for the hub's cache); what is not known counts nothing."""
-    try:
-        fetched = sum(downloads(params).values()) if not is_small(params) else 0
-    except (LpoError, OSError, ValueError):
-        fetched = 0
+    """(bytes that a run writes here, bytes of models for the hub's cache); what is not known counts nothing.
+
+    Pairs lie in data/pairs, in DVC's cache, and where downloads are kept there too. Latents are those of two pictures a
+    pair: at most, since a picture may be in several pairs, and the filter drops pairs.
+    """
+    fetched, stages = 0, 0.0
+    if not is_small(params):
+        try:
+            fetched = sum(downloads(params).values())
+            stages = sum(need.disk * pictures(params) / 1000 if need.stage == "encode" else need.disk
+                         for need in stage_needs(params))  # fmt: skip
+        except (LpoError, OSError, ValueError):
+            pass
     pairs = 0 if params.dataset.limit else pairs_to_load(params)[0]  # with a limit, the first shards alone are loaded
-    return WRITTEN + pairs * (2 if params.dataset.keep_downloads else 1), fetched
+    return WRITTEN + pairs * (3 if params.dataset.keep_downloads else 2) + stages, fetched
+
+
+def pictures(params: Params) -> int:
+    """Of the data set, at most; 0 where it is not known."""
+    rows = ROWS.get(repository_of(params.dataset) or "", 0)
+    limit = 3 * params.dataset.limit if params.dataset.limit else rows  # of each split
+    return 2 * min(rows or limit, limit)
 
 
 def pairs_to_load(params: Params) -> tuple[int, str]:

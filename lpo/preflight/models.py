@@ -25,6 +25,7 @@ from lpo.preflight.files import missing
 from lpo.registry.ledger import PROMOTED
 from lpo.registry.ledger import WEIGHTS as WEIGHTS_IN_USE
 from lpo.scorers.judges import sources_of
+from lpo.scorers.published import NAMES
 from lpo.train.policy.methods import METHODS
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of diffusers' parts: a pickle is not read
@@ -122,18 +123,18 @@ def prompt_file(key: str, source: str | None) -> Iterator[LpoError]:
 
 
 def scorer_files(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
-    """The three scorers, which filter the pairs and choose the checkpoint of tune."""
+    """The three scorers that filter the pairs, and those of them that choose the checkpoint of tune."""
     config = params.score
     if config.scorers != "published":
         files, source = ["scorers.safetensors", "|".join(TOKENIZER)], config.scorers
         yield from missing(source, files, f"params.yaml: score.scorers: {source}")
         return
-    if "tune" not in chain and (config.table is not None or params.filter.strategy == "none"):
-        return
+    scored = "score" in chain and config.table is None and params.filter.strategy != "none"
+    names = {*(NAMES if scored else ()), *(params.tune.validation_scorers if "tune" in chain else ())}
     models, where = config.models, "params.yaml: score.models"
     words = ["|".join(TOKENIZER)]
     for key in ("aesthetic", "clip", "vqa", "vqa_vision", "vqa_tokenizer"):
-        if (named := getattr(models, key)) is not None:
+        if (named := getattr(models, key)) is not None and key.split("_")[0] in names:
             wanted = words if key == "vqa_tokenizer" else TRANSFORMERS
             yield from missing(named, wanted, f"{where}.{key}: {named}")
 

@@ -37,7 +37,7 @@ def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], setting
         return torch.stack(noise).to(family.device, family.dtype)
 
     conditioning, null = family.encode_prompts(list(prompts)), family.null()
-    transition = family.transition(settings.eta)
+    transition = family.transition(settings.eta).to(family.device)
     starts, ends = family.steps(settings.num_inference_steps)
     x = draw()
     for now, after in zip(starts.tolist(), ends.tolist(), strict=True):

@@ -16,13 +16,12 @@ from lpo.families import device_of, load_family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.paths import KEPT, LATENTS, PROMPTS, TUNED
 from lpo.report.cards import model_card
-from lpo.scorers.published import load_scorers
 from lpo.tracking import Tracker
 from lpo.train.common import distributed
-from lpo.train.policy.load import blind_judge, policy_trainer
+from lpo.train.policy.load import policy_trainer
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.trainer import BASE_VALUE
-from lpo.train.policy.validation import Validation
+from lpo.train.policy.validation import validation
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +53,7 @@ def tune(params: Params) -> None:
     family = load_family(params.model)
     trainer = policy_trainer(family, config, params.seed, params.model.shard)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
-    scorers = load_scorers(params.score, family.device)
-    validate = Validation(
-        family, trainer.reward, scorers, held_out, params.evaluate.sampler, params.score.batch_size, config.guard,
-        config.blind, blind_judge(config, params.evaluate.judge_models, params.score.models, family.device),
-    )  # fmt: skip
+    validate = validation(params, family, trainer.reward, held_out)
     tracked = Tracker("tune", params.tracking, asdict(params), folder)
     with tracked if distributed.is_first() else nullcontext() as tracker:
 

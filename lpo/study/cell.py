@@ -30,11 +30,10 @@ from lpo.paths import PROMPTS
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.sampling.generate import generate
-from lpo.scorers.published import load_scorers
 from lpo.tracking import Tracker
-from lpo.train.policy.load import blind_judge, policy_trainer
+from lpo.train.policy.load import policy_trainer
 from lpo.train.policy.trainer import PolicyTrainer
-from lpo.train.policy.validation import Validation
+from lpo.train.policy.validation import validation
 from lpo.train.reward.data import reward_data
 from lpo.train.reward.trainer import RewardTrainer
 
@@ -94,11 +93,7 @@ def run(params: Params) -> None:
     # The clock is looked at every `validate_every` rollouts; snapshots are validated when the time is up.
     params = replace(params, tune=replace(params.tune, guard=replace(params.tune.guard, action="off")))
     trainer = policy_trainer(family, params.tune, params.seed, params.model.shard)
-    scorers, sampler = load_scorers(params.score, family.device), params.evaluate.sampler
-    validate = Validation(
-        family, trainer.reward, scorers, held_out, sampler, params.score.batch_size, params.tune.guard,
-        params.tune.blind, blind_judge(params.tune, params.evaluate.judge_models, params.score.models, family.device),
-    )  # fmt: skip
+    validate = validation(params, family, trainer.reward, held_out)
     clock = Clock(trainer, params.study.seconds)
     with atomic_folder(OUT) as out, Tracker("cell", params.tracking, asdict(params)) as tracker:
         checkpoints = out / "checkpoints"  # never resumed: a clock that is stopped and started tells nothing

@@ -95,7 +95,7 @@ def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest
         encode=replace(encode, batch_size=2 * encode.batch_size),
     )  # fmt: skip
     large = {need.stage: need for need in needs(batches)}
-    assert large["reward"].step == small["reward"].step  # a micro-batch bounds it
+    assert small["reward"].step <= large["reward"].step <= 1.01 * small["reward"].step  # the batch's latents are more
     doubled = replace(
         batches, tune=replace(batches.tune, micro_batch_size=2 * tune.micro_batch_size),
         reward=replace(batches.reward, micro_batch_size=2 * reward.micro_batch_size),

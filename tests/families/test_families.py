@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from diffusers import DiffusionPipeline
 
 from lpo.config import Model, SamplerSettings, load_params
 from lpo.errors import LpoError
-from lpo.families import load_family, sdxl
+from lpo.families import load_family, sdxl, settle
 from lpo.families.dit import sd3
 from lpo.families.dit.base import Transformer
 from lpo.families.family import Family
-from lpo.families.parts import away
 
 PROMPTS = ["a cat", "two dogs"]
 CPU, F32 = torch.device("cpu"), torch.float32
@@ -282,23 +280,18 @@ def test_weights_that_are_missing_are_refused_and_pickles_are_not_read(tiny_sdxl
         sdxl.load(str(folder), CPU, F32)
 
 
-@pytest.mark.parametrize("error", [None, ValueError])
-def test_what_is_away_comes_back(error: type[Exception] | None) -> None:
-    class Part(torch.nn.Module):
-        def to(self, *where: Any) -> Part:
-            went.append(where[0])
-            return self
-
-    went: list[Any] = []
-    with away([Part()], CPU):
-        pass
-    assert went == []
-    cuda = torch.device("cuda")
-    with pytest.raises(error) if error else nullcontext(), away([Part()], cuda):
-        assert went == ["cpu"]
-        if error:
-            raise error
-    assert went == ["cpu", cuda]
+@pytest.mark.parametrize(("device", "deterministic", "strict"), [
+    ("cuda", False, False), ("cuda", True, True), ("cpu", False, True), ("meta", True, None),
+])  # fmt: skip
+def test_kernels_repeat_on_a_cpu_always_and_on_cuda_strictly_where_that_is_on(
+    monkeypatch: pytest.MonkeyPatch, device: str, deterministic: bool, strict: bool | None
+) -> None:
+    """Strictly: without `warn_only`, with which attention's backward would not repeat. Shapes alone decide nothing."""
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *given, **more: asked.append((given, more)))
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda _: None)
+    settle(torch.device(device), deterministic)
+    assert asked == ([] if strict is None else [((strict,), {})])
 
 
 def test_a_loaded_family_makes_sums_repeatable(model: Model) -> None:

@@ -170,3 +170,25 @@ def test_checkpointing_computes_the_adapter_again_and_not_the_base(tiny_base):
     assert len(found[0]) == len(found[1]) > 10
     for here, there in zip(*found, strict=True):
         assert torch.equal(here, there)
+
+
+def test_adapters_are_switched_without_walking_the_tree_and_a_new_one_is_seen(tiny, monkeypatch):
+    """The second switch looks nothing up; an adapter added later is switched off too, and one that was off stays so."""
+    policy_of(tiny)
+    moved = predict(tiny)
+    with lora.switched_off(tiny.denoiser):
+        base = predict(tiny)
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny.denoiser, "named_modules", lambda *_: pytest.fail("the tree was walked again"))
+        with lora.switched_off(tiny.denoiser), lora.switched_off(tiny.denoiser):
+            assert torch.equal(predict(tiny), base)
+        assert torch.equal(predict(tiny), moved)
+    reward = shaken(tiny)
+    scores = score(reward)
+    with lora.switched_off(tiny.denoiser):
+        assert torch.equal(predict(tiny), base) and torch.equal(score(reward), scores)
+        assert torch.equal(predict(tiny), base)
+    trains = {name for name, weight in tiny.denoiser.named_parameters() if weight.requires_grad}
+    with lora.switched_to(tiny.denoiser, lora.REWARD):
+        assert {name for name, weight in tiny.denoiser.named_parameters() if weight.requires_grad} == trains
+    assert torch.equal(predict(tiny), moved) and torch.equal(score(reward), scores)

@@ -21,12 +21,15 @@ from lpo.emoji.scenes import parse
 from lpo.errors import LpoError, NotFinite
 from lpo.families import load_family
 from lpo.sampling.generate import generate as draw
+from lpo.sampling.generate import sample
 from lpo.scorers import embedded
+from lpo.scorers.published import load_scorers
 from lpo.stages import tune as stage
 from lpo.study import cell, flips, spm, verifier
 from lpo.train.common.loop import check_number
+from lpo.train.policy import validation as validations
 from lpo.train.policy.trainer import PolicyTrainer
-from lpo.train.policy.validation import Validation
+from lpo.train.policy.validation import Validation, validation
 
 
 @pytest.fixture
@@ -112,18 +115,28 @@ def test_spo_trains_its_reward_in_a_stage_of_its_own_and_uses_it(params):
         stage.run(replace(params, tune=replace(params.tune, reward="data/spm")))
 
 
-def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params, tiny, tiny_reward):
+def test_validation_of_the_base_itself_is_zero_gain_and_its_own_diversity(params, tiny, tiny_reward, monkeypatch):
     tiny.add_lora(2, 0)
     prompts = pd.read_parquet("data/prompts.parquet").query("split == 'validation'")["prompt"].tolist()
-    validate = Validation(
-        tiny, tiny_reward, embedded.load(Path("data/scorers")), prompts, params.evaluate.sampler,
-        params.score.batch_size, params.tune.guard,
-    )  # fmt: skip
+    validate = validation(params, tiny, tiny_reward, prompts)
     assert validate() == {"validation": 0.0, "reward": 0.0, "diversity": 1.0}
     state = {k: 0.3 * torch.randn_like(v) for k, v in tiny.lora_state().items()}
     tiny.load_lora_state(state)
     moved = validate()
     assert moved["validation"] != 0 and moved["reward"] != 0 and moved["diversity"] != 1
+    one = replace(params, tune=replace(params.tune, validation_scorers=("clip",), beta=3.0))
+    loaded, drawn = [], []
+    monkeypatch.setattr(validations, "sample", lambda *given: drawn.append(given) or sample(*given))
+    monkeypatch.setattr(validations, "load_scorers", lambda *given: loaded.append(given[2]) or load_scorers(*given))
+    again = validation(one, tiny, tiny_reward, prompts)
+    assert not drawn, "the base is drawn once, whatever is tuned with whatever settings"
+    assert set(again.base) == {"clip", "reward"}
+    assert all(np.array_equal(again.base[name], validate.base[name]) for name in again.base)
+    assert again()["reward"] == moved["reward"] and again()["validation"] != moved["validation"]
+    assert loaded == [["clip"]] * 3 and not any(isinstance(held, embedded.Scorers) for held in vars(again).values())
+    drawn.clear()
+    validation(replace(one, evaluate=replace(one.evaluate, num_inference_steps=2)), tiny, tiny_reward, prompts)
+    assert drawn
 
 
 def test_beta_per_nat_divides_by_the_dimensions_of_a_mean(params):
@@ -134,7 +147,7 @@ def test_beta_per_nat_divides_by_the_dimensions_of_a_mean(params):
 
 
 @pytest.mark.parametrize("blind", ["clip", "pickscore"])
-def test_a_blind_scorer_chooses_nothing_and_is_reported(params, tiny, tiny_reward, blind):
+def test_a_blind_scorer_chooses_nothing_and_is_reported(params, tiny, tiny_reward, blind, monkeypatch):
     """A scorer of the three leaves the mean that chooses; a judge beside them leaves it as it is."""
     tiny.add_lora(2, 0)
     prompts = pd.read_parquet("data/prompts.parquet").query("split == 'validation'")["prompt"].tolist()
@@ -143,13 +156,11 @@ def test_a_blind_scorer_chooses_nothing_and_is_reported(params, tiny, tiny_rewar
         def score(self, pictures, prompts):
             return torch.tensor([float(np.asarray(picture).mean()) for picture in pictures])
 
-    def made(blind, judge=None):
-        return Validation(
-            tiny, tiny_reward, embedded.load(Path("data/scorers")), prompts, params.evaluate.sampler,
-            params.score.batch_size, params.tune.guard, blind, judge,
-        )  # fmt: skip
+    def made(blind):
+        return validation(replace(params, tune=replace(params.tune, blind=blind)), tiny, tiny_reward, prompts)
 
-    plain, found = made(None), made(blind, Judge() if blind == "pickscore" else None)
+    monkeypatch.setattr(validations, "blind_judge", lambda *_: Judge())
+    plain, found = made(None), made(blind)
     tiny.load_lora_state({k: 0.3 * torch.randn_like(v) for k, v in tiny.lora_state().items()})
     before, now = plain(), found()
     if blind == "clip":

@@ -22,11 +22,11 @@ import torch
 from lpo.config import Tune
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
-from lpo.families.parts import away
 from lpo.preference.losses import group_advantages, optimality
 from lpo.preference.selection import check_finite
 from lpo.rewards.protocol import Reward
 from lpo.train.common import distributed
+from lpo.train.common.offload import away
 from lpo.train.policy.rollout import consecutive, idle
 from lpo.train.policy.steps import Batch, Finished, NoisyGroups, concatenate
 
@@ -66,7 +66,7 @@ def finished(
     parts = consecutive(len(mine) * k, k * config.micro_batch_size, distributed.largest_share(len(prompts)) * k)
     conditioning = family.encode_prompts(prompts)
     text = conditioning[mine.to(device).repeat_interleave(k)]
-    with adapter(family, old), away(idle(family, reward), device):
+    with adapter(family, old), away(idle(family, reward), device, "rollout"):
         x_0 = _sample(family, text, len(prompts), mine, parts, config, generator)
         scores = _scores(family, reward, x_0, [prompts[i] for i in mine.tolist()], parts, config, generator)
         scores = torch.cat(distributed.gathered(scores.view(len(mine), k).cpu()))

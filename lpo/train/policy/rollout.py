@@ -24,13 +24,13 @@ from lpo.diffusion.transitions import Transition, step_gain
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
-from lpo.families.parts import away
 from lpo.preference.losses import step_advantages
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
 from lpo.rewards.look_ahead import LookAhead
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
 from lpo.train.common import distributed
+from lpo.train.common.offload import away
 from lpo.train.policy.methods import METHODS, Select
 from lpo.train.policy.steps import Steps, concatenate
 
@@ -105,7 +105,7 @@ def explore(
     The loop reads nothing back from the device, so that the host runs ahead of it: all noise is drawn beforehand, and
     what depends on scores (which pair is kept) is marked, not carried out. However many prompts there are, the model
     and the reward are given K micro_batch_size rows at a time: without gradients these take less than an update's.
-    What only prompts need is away meanwhile (`idle`).
+    Where memory is short, what only prompts need is away meanwhile (`idle`).
     """
     device, k, method = family.device, config.num_candidates, METHODS[config.method]
     mine = distributed.share(torch.arange(len(prompts)))
@@ -136,7 +136,7 @@ def explore(
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
     told = {"current": lambda t, s: t, "next": lambda t, s: s.clamp_min(0), "look_ahead": lambda t, s: s}
-    with away(unused, device):
+    with away(unused, device, "rollout"):
         for (step, now, after, scored), (noise, following) in zip(steps, draws, strict=True):
             t = torch.full((count,), now, device=device)
             s = torch.full((count,), after, device=device)

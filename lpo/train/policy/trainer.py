@@ -28,12 +28,12 @@ from lpo.diffusion.transitions import step_gain
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
-from lpo.families.parts import away
 from lpo.rewards.protocol import Reward
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
 from lpo.train.common.loop import adamw, apply_gradients, check_number, update_ema
 from lpo.train.common.loss_scale import LossScale
+from lpo.train.common.offload import away
 from lpo.train.policy import overoptimisation
 from lpo.train.policy.finished import State, finished, follow
 from lpo.train.policy.methods import METHODS
@@ -228,7 +228,7 @@ class PolicyTrainer:
             generator = random.generator(self.seed, "lpo rollout", r)
             pairs, conditioning, seen, used = self.collect(prompts, r, generator)
             entry: dict[str, Any] = {"rollout": r + 1, "prompts": used, "pairs": len(pairs)}
-            with away(idle(self.family, self.reward), self.family.device):
+            with away(idle(self.family, self.reward), self.family.device, "updates"):
                 learned = self.update(pairs, conditioning, generator) if len(pairs) else {"by_timestep": {}}
             if self.old is not None:
                 self.old = follow(self.old, self.trained, self.config.nft.old_decay)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from lpo.config import Guard, SamplerSettings
+from lpo import resume
+from lpo.config import Guard, Params, SamplerSettings
 from lpo.families.family import Family
+from lpo.files import folder_hash, replacing
 from lpo.images import to_tensor, to_uint8
 from lpo.rewards.protocol import Reward
 from lpo.sampling.generate import sample
 from lpo.scorers.embedded import Scorers
 from lpo.scorers.judges import Scorer
-from lpo.scorers.published import Published, to_pictures
+from lpo.scorers.published import NAMES, Published, load_scorers, to_pictures
 from lpo.train.common import distributed
+from lpo.train.policy.load import blind_judge
 
 SEED_OF_VALIDATION, SEED_OF_DIVERSITY = 10_000, 20_000
 SHOWN = 8  # validation prompts whose pictures a tracker gets
@@ -23,8 +32,8 @@ LARGEST = 256  # pixels of their side
 class Validation:
     """What an adapter gained over the base on validation prompts, in standard deviations of the base's scores.
 
-    validation  mean over three scorers; it chooses the checkpoint. Not the share of prompts won: a shift that is tiny
-                and the same everywhere wins nearly all of them.
+    validation  mean over the scorers that `tune.validation_scorers` names; it chooses the checkpoint. Not the share of
+                prompts won: a shift that is tiny and the same everywhere wins nearly all of them.
     reward      of the reward that is climbed, on finished latents: what the guard compares validation with
     blind       of one more scorer, `tune.blind`: it chooses nothing, so it can still show what the others were tuned to
     diversity   mean distance between pictures of one prompt over seeds, divided by the base's own
@@ -35,20 +44,40 @@ class Validation:
     """
 
     def __init__(
-        self, family: Family, reward: Reward, scorers: Scorers | Published, prompts: list[str],
-        sampler: SamplerSettings, score_batch_size: int, guard: Guard, blind: str | None = None,
-        judge: Scorer | None = None,
+        self, family: Family, reward: Reward, load: Callable[[], Scorers | Published], names: Sequence[str],
+        prompts: list[str], sampler: SamplerSettings, score_batch_size: int, guard: Guard, folder: Path,
+        blind: str | None = None, judge: Callable[[], Scorer | None] = lambda: None,
     ) -> None:  # fmt: skip
+        """load, judge: give the scorers; they are in memory during a validation only. names: of those that choose.
+
+        folder: for the base's latents. It belongs to the model, the sampler and the prompts, so that what is tuned
+        afterwards, with whatever settings, finds them there.
+        """
         self.blind, self.judge = blind, judge
-        self.family, self.reward, self.scorers, self.prompts = family, reward, scorers, prompts
-        self.sampler, self.score_batch_size, self.guard = sampler, score_batch_size, guard
+        self.family, self.reward, self.load, self.names = family, reward, load, names
+        self.prompts, self.sampler, self.score_batch_size, self.guard = prompts, sampler, score_batch_size, guard
         self.text, self.null = reward.encode_prompts(prompts), reward.encode_prompts([""])
+        self.group = [] if guard.action == "off" else [p for p in prompts[: guard.prompts] for _ in range(guard.seeds)]
         with family.reference():
-            self.base, self.spread = self.scores(), self.diversity()
+            self.base = self.scores(self.of_base(folder / "validation.safetensors", prompts, SEED_OF_VALIDATION))
+            group = self.of_base(folder / "diversity.safetensors", self.group, SEED_OF_DIVERSITY)
+            self.spread = self.diversity(group)
         self.before = self.shown
 
-    def draw(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
-        """Finished latents (N, C, h, w); each of several processes draws its share."""
+    def of_base(self, file: Path, prompts: list[str], first_seed: int) -> torch.Tensor:
+        """`draw` of the base, from the file if the first process has it."""
+        held = load_file(file)["latents"] if distributed.is_first() and file.exists() else None
+        if (held := distributed.from_first(held)) is not None:
+            return held.to(self.family.device)
+        latents = self.draw(prompts, first_seed)
+        if distributed.is_first():
+            with replacing(file) as unfinished:
+                save_file({"latents": latents.cpu().contiguous()}, unfinished)
+        return latents
+
+    def draw(self, prompts: list[str], first_seed: int) -> torch.Tensor:
+        """Finished latents (N, C, h, w), one seed after the other; each of several processes draws its share."""
+        seeds = list(range(first_seed, first_seed + len(prompts)))
         parts = [torch.empty(0, *self.family.latent_shape, device=self.family.device, dtype=self.family.dtype)]
         for rows, counts in distributed.batches(len(prompts), self.sampler.batch_size):
             drawn = sample(self.family, [prompts[i] for i in rows], [seeds[i] for i in rows], self.sampler)
@@ -61,32 +90,29 @@ class Validation:
         return to_tensor(np.concatenate([to_uint8(self.family.decode(part)) for part in parts]))
 
     @torch.no_grad()
-    def scores(self) -> dict[str, np.ndarray]:
-        latents = self.draw(self.prompts, [SEED_OF_VALIDATION + i for i in range(len(self.prompts))])
-        pictures = self.pictures(latents)
+    def scores(self, latents: torch.Tensor) -> dict[str, np.ndarray]:
+        """Of one latent a prompt, by scorer; "reward" is the reward that is climbed."""
+        pictures, size, scorers = self.pictures(latents), self.score_batch_size, self.load()
         self.shown = to_uint8(pictures[:SHOWN])
-        size = self.score_batch_size
         parts = [
-            self.scorers.score(pictures[i : i + size], self.prompts[i : i + size])
-            for i in range(0, len(self.prompts), size)
+            scorers.score(pictures[i : i + size], self.prompts[i : i + size]) for i in range(0, len(self.prompts), size)
         ]
-        found = {k: torch.cat([part[k] for part in parts]).numpy() for k in parts[0]}
-        if self.judge is not None and self.blind is not None:
-            batches = range(0, len(self.prompts), size)
-            seen = [self.judge.score(to_pictures(pictures[i : i + size]), self.prompts[i : i + size]) for i in batches]
+        found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.names}
+        if self.blind is not None and self.blind not in found:
+            judge, batches = self.judge(), range(0, len(self.prompts), size)
+            assert judge is not None
+            seen = [judge.score(to_pictures(pictures[i : i + size]), self.prompts[i : i + size]) for i in batches]
             found[self.blind] = torch.cat([part.cpu() for part in seen]).numpy()
-        t = torch.full((len(latents),), 1, device=latents.device)
-        return found | {"reward": self.reward.score(latents, t, self.text, self.null).cpu().numpy()}
+        rows = torch.arange(len(latents), device=latents.device).split(self.sampler.batch_size)
+        rewards = [self.reward.score(latents[r], torch.ones_like(r), self.text[r], self.null) for r in rows]
+        return found | {"reward": torch.cat(rewards).cpu().numpy()}
 
-    def diversity(self) -> float:
+    def diversity(self, latents: torch.Tensor) -> float:
         """Root mean square difference of two pictures of one prompt, mean over pairs of seeds and prompts."""
-        guard = self.guard
-        if guard.action == "off":
+        if not self.group:
             return 1.0
-        prompts = [prompt for prompt in self.prompts[: guard.prompts] for _ in range(guard.seeds)]
-        seeds = [SEED_OF_DIVERSITY + i for i in range(len(prompts))]
-        pictures = self.pictures(self.draw(prompts, seeds)).flatten(1).unflatten(0, (-1, guard.seeds))
-        first, second = torch.triu_indices(guard.seeds, guard.seeds, offset=1)
+        pictures = self.pictures(latents).flatten(1).unflatten(0, (-1, self.guard.seeds))
+        first, second = torch.triu_indices(self.guard.seeds, self.guard.seeds, offset=1)
         return float((pictures[:, first] - pictures[:, second]).square().mean(2).sqrt().mean())
 
     def before_after(self) -> np.ndarray:
@@ -96,9 +122,24 @@ class Validation:
         return np.concatenate(rows)
 
     def __call__(self) -> dict[str, float]:
-        now = self.scores()
+        now = self.scores(self.draw(self.prompts, SEED_OF_VALIDATION))
         gain = {k: (now[k] - self.base[k]).mean() / self.base[k].std() for k in now}
         reward = float(gain.pop("reward"))
         blind = {} if self.blind is None else {"blind": float(gain.pop(self.blind))}
-        diversity = self.diversity() / self.spread
+        diversity = self.diversity(self.draw(self.group, SEED_OF_DIVERSITY)) / self.spread
         return {"validation": float(np.mean(list(gain.values()))), "reward": reward, "diversity": diversity} | blind
+
+
+def validation(params: Params, family: Family, reward: Reward, prompts: list[str]) -> Validation:
+    """The validation that params.yaml describes, the base's latents in a folder of .checkpoints that is theirs."""
+    sampler, guard, device, blind = params.evaluate.sampler, params.tune.guard, family.device, params.tune.blind
+    names = [name for name in NAMES if name in {*params.tune.validation_scorers, blind}]
+    identity = {
+        "model": asdict(params.model), "base": folder_hash(params.model.path), "sampler": asdict(sampler),
+        "prompts": prompts, "group": [guard.action == "off", guard.prompts, guard.seeds],
+    }  # fmt: skip
+    return Validation(
+        family, reward, partial(load_scorers, params.score, device, names), names, prompts, sampler,
+        params.score.batch_size, guard, resume.folder("validation", identity), blind,
+        partial(blind_judge, params.tune, params.evaluate.judge_models, params.score.models, device),
+    )  # fmt: skip

@@ -8,7 +8,7 @@ checkpoint with the best mean accuracy over timestep bins is kept (8), weights n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
+from lpo.train.common.ahead import Ahead, pinned
 from lpo.train.common.loop import adamw, apply_gradients, check_number, warmup_share
 from lpo.train.common.loss_scale import LossScale
 
@@ -78,11 +79,14 @@ class RewardTrainer:
         self.transition = model.backbone.transition(1.0)
         self.device = model.backbone.device
         self.weights = [p.requires_grad_(True) for p in model.trained(config.trainable)]
+        ids = {id(weight) for weight in self.weights}
+        self.trained = {name: weight for name, weight in model.named_parameters() if id(weight) in ids}
         self.optimizer = adamw(self.weights, config.learning_rate, config.weight_decay)
         self.scale = LossScale(DTYPES[config.dtype])
+        self.ahead: Ahead[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = Ahead(self.device)
         self.tokens, self.null = model.backbone.tokenize(latents.captions), model.backbone.tokenize([""])
         self.history: list[dict[str, Any]] = []
-        self.best: dict[str, torch.Tensor] = {}
+        self.best: dict[str, torch.Tensor] = {}  # of what trains, in host memory
         self.best_accuracy, self.misses = -1.0, 0
 
     def moments(self, pairs: Pairs, rows: torch.Tensor) -> torch.Tensor:
@@ -92,7 +96,7 @@ class RewardTrainer:
     def noised(
         self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, generator: torch.Generator
     ) -> torch.Tensor:
-        """Latents (2, B, C, h, w) of both images of pairs `rows`, noised to t (B,); noise drawn from `generator`."""
+        """Latents (2, B, C, h, w) of both images of pairs `rows`, noised to t (B,), on the CPU."""
         moments = self.moments(pairs, rows)
         shape = (len(moments), *self.latents.shape)
         x0 = sample_latents(moments, torch.randn(shape, generator=generator))
@@ -101,18 +105,23 @@ class RewardTrainer:
         if self.config.shared_noise:
             noise = torch.cat([noise, noise])
         noisy = self.transition.add_noise(x0, noise, torch.cat([t, t]))
-        return noisy.to(self.device, self.model.backbone.dtype).unflatten(0, (2, len(rows)))
+        return noisy.to(self.model.backbone.dtype).unflatten(0, (2, len(rows)))
 
     def scores(
         self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, noisy: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores (B,), (B,) of `noised` latents of pairs `rows` at timesteps t (B,)."""
-        dtype = DTYPES[self.config.dtype]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with self.autocast():
             conditioning, null = self.text(pairs.captions[rows])
-            score = self.model.score(noisy.flatten(0, 1), torch.cat([t, t]).to(self.device), conditioning, null)
+            latents = noisy.to(self.device, non_blocking=True).flatten(0, 1)
+            score = self.model.score(latents, torch.cat([t, t]).to(self.device), conditioning, null)
         first, second = score.chunk(2)
         return first, second
+
+    def autocast(self) -> torch.autocast:
+        """The forward pass in `dtype`, in training and in every measurement alike."""
+        dtype = DTYPES[self.config.dtype]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def text(self, captions: torch.Tensor) -> tuple[Conditioning, Conditioning]:
         """Conditioning of (first images, second images) of pairs with these caption rows (B,), and the empty prompt."""
@@ -135,20 +144,24 @@ class RewardTrainer:
     def where(self, step: int) -> str:
         return f"{self.name}: step {step + 1} of {self.config.steps}"
 
-    def step(self, pairs: Pairs, step: int) -> torch.Tensor:
-        """One optimiser step; this process's part of the loss."""
-        config, size = self.config, self.config.batch_size
-        per_epoch = max(len(pairs) // size, 1)
+    def batch(self, pairs: Pairs, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows (B,) of a step, their timesteps (B,) and noised latents, all on the CPU."""
+        size, per_epoch = self.config.batch_size, max(len(pairs) // self.config.batch_size, 1)
         order = torch.randperm(len(pairs), generator=random.generator(self.seed, "lrm epoch", step // per_epoch))
         rows = order[step % per_epoch * size :][:size]
         generator = random.generator(self.seed, "lrm step", step)
         t = self.timesteps(len(rows), generator)
-        noisy = self.noised(pairs, rows, t, generator)
+        return rows, t, pinned(self.noised(pairs, rows, t, generator))
+
+    def step(self, pairs: Pairs, step: int) -> torch.Tensor:
+        """One optimiser step; this process's part of the loss."""
+        config = self.config
+        rows, t, noisy = self.ahead(lambda k: self.batch(pairs, k), step, config.steps)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for part, counts in distributed.batches(len(rows), config.micro_batch_size):
             whole = len(part) == len(rows)
-            loss = self.loss(pairs, rows[part], t[part], noisy if whole else noisy[:, part.to(self.device)])
+            loss = self.loss(pairs, rows[part], t[part], noisy if whole else noisy[:, part])
             share = counts * len(part) / len(rows)
             self.scale.scaled(loss * share).backward()
             total += loss.detach() * share
@@ -202,16 +215,23 @@ class RewardTrainer:
                 self.misses += 1
                 if accuracy > self.best_accuracy:
                     self.best_accuracy, self.misses = accuracy, 0
-                    self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+                    self.best = {k: v.detach().to("cpu", copy=True) for k, v in self.trained.items()}
             if distributed.is_first() and ((step + 1) % config.checkpoint_every == 0 or last):
                 self.save(folder, step + 1)
-        self.model.load_state_dict(self.best)
+        self.load(self.best)
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Put weights of `trained` in; what is frozen is nobody's to change."""
+        for name, weight in self.trained.items():
+            weight.copy_(state[name])
 
     @torch.no_grad()
     def accuracy(self, pairs: Pairs, bins: int = BINS, batch_size: int = 250) -> np.ndarray:
         """Right (1), wrong (0) or tie (NaN) of every pair in every timestep bin, (bins, pairs).
 
         In bin k every pair is scored at one t drawn uniformly from [k T / bins, (k + 1) T / bins), always the same.
+        batch_size: pairs whose noise is drawn together; `micro_batch_size` of them are scored at a time.
         """
         steps = self.transition.num_train_timesteps
         self.model.eval()
@@ -221,8 +241,11 @@ class RewardTrainer:
                 rows = torch.arange(start, min(start + batch_size, len(pairs)))
                 generator = random.generator(self.seed, f"lrm validation {k}", start)
                 t = torch.randint(k * steps // bins, (k + 1) * steps // bins, (len(rows),), generator=generator)
-                first, second = self.scores(pairs, rows, t, self.noised(pairs, rows, t, generator))
-                result[k, rows.numpy()] = verdicts(first - second, pairs.labels[rows])
+                noisy = self.noised(pairs, rows, t, generator)
+                for part in torch.arange(len(rows)).split(self.config.micro_batch_size):
+                    mine = rows[part]
+                    first, second = self.scores(pairs, mine, t[part], noisy[:, part])
+                    result[k, mine.numpy()] = verdicts(first - second, pairs.labels[mine])
         return result
 
     @torch.no_grad()
@@ -231,31 +254,39 @@ class RewardTrainer:
     ) -> np.ndarray:
         """Right, wrong or tie of every pair, (pairs,), by the mean score over timesteps and draws of noise."""
         self.model.eval()
-        result = np.full(len(pairs), np.nan)
+        result, parts = np.full(len(pairs), np.nan), self.config.micro_batch_size
         for start in range(0, len(pairs), batch_size):
-            rows = torch.arange(start, min(start + batch_size, len(pairs)))
-            moments = self.moments(pairs, rows)
-            x0 = self.model.backbone.scale(sample_latents(moments, torch.zeros(len(moments), *self.latents.shape)))
+            for rows in torch.arange(start, min(start + batch_size, len(pairs))).split(parts):
+                noise = random.generator(self.seed, "lrm ensemble", start)  # of all parts alike
+                result[rows.numpy()] = verdicts(self.ensemble_gap(pairs, rows, timesteps, draws, noise),
+                                                pairs.labels[rows])  # fmt: skip
+        return result
+
+    def ensemble_gap(
+        self, pairs: Pairs, rows: torch.Tensor, timesteps: Sequence[int], draws: int, noise: torch.Generator
+    ) -> torch.Tensor:
+        """Score of the first image less that of the second, (B,), of pairs `rows`, as ensembles."""
+        moments, dtype = self.moments(pairs, rows), self.model.backbone.dtype
+        x0 = self.model.backbone.scale(sample_latents(moments, torch.zeros(len(moments), *self.latents.shape)))
+        with self.autocast():
             conditioning, null = self.text(pairs.captions[rows])
             score = ensemble_score(
-                self.model, self.transition, x0.to(self.device, self.model.backbone.dtype), timesteps, draws,
-                conditioning, null, random.generator(self.seed, "lrm ensemble", start),
-            )  # fmt: skip
-            first, second = score.cpu().chunk(2)
-            result[rows.numpy()] = verdicts(first - second, pairs.labels[rows])
-        return result
+                self.model, self.transition, x0.to(self.device, dtype), timesteps, draws, conditioning, null, noise
+            )
+        first, second = score.cpu().chunk(2)
+        return first - second
 
     def save(self, folder: Path, step: int) -> None:
         meta = {"history": self.history, "best_accuracy": self.best_accuracy, "misses": self.misses}
         meta |= self.scale.state()
-        states = {"model": self.model.state_dict(), "best": self.best}
+        states = {"model": self.trained, "best": self.best}
         checkpoint.save_training(folder, step, self.optimizer, states, meta)
 
     def resume(self, folder: Path) -> int:
         found = checkpoint.load_training(folder, self.optimizer)
         if found is None:
             return 0
-        self.model.load_state_dict(found.state("model"))
+        self.load(found.state("model"))
         self.best = found.state("best")
         meta = found.meta
         self.history, self.best_accuracy, self.misses = meta["history"], meta["best_accuracy"], meta["misses"]

@@ -107,8 +107,8 @@ def test_gradients_of_every_layer_are_those_of_float32(tiny_base, config, dtype,
     small, reward = in_dtype(tiny_base, dtype)
     wide, other = copy.deepcopy((small, reward))
     for model in (wide, other.backbone):
-        model.unet.float()
-        model.text_encoder.float()
+        for part in model.modules().values():
+            part.float()
         model.dtype = torch.float32
     found = []
     for family, part in ((small, reward), (wide, other)):

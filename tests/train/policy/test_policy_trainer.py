@@ -14,6 +14,7 @@ from lpo import random
 from lpo.config import load_params
 from lpo.diffusion.transitions import step_gain
 from lpo.errors import LpoError
+from lpo.families import load_family
 from lpo.preference.losses import lpo_loss
 from lpo.train.policy import rollout as rollouts
 from lpo.train.policy import trainer as policy
@@ -131,9 +132,9 @@ def test_steps_and_updates_run_nothing_that_is_away(tiny, tiny_reward, config, t
     calls, parts = [], {id(part) for part in (*encoders, tiny.codec.vae)}
 
     @contextmanager
-    def broken(modules, device):
+    def broken(modules, device, purpose):
         assert {id(part) for part in modules} == parts
-        calls.append(device)
+        calls.append((device, purpose))
         hooks = [part.register_forward_pre_hook(lambda *_: pytest.fail("it is away")) for part in modules]
         yield
         for hook in hooks:
@@ -143,7 +144,7 @@ def test_steps_and_updates_run_nothing_that_is_away(tiny, tiny_reward, config, t
     monkeypatch.setattr(rollouts, "away", broken)
     trainer = PolicyTrainer(tiny, tiny_reward, config, seed=0)
     trainer.run(PROMPTS * 3, lambda: {"validation": 0.0, "reward": 0.0, "diversity": 1.0}, tmp_path, Silent())
-    assert calls == [torch.device("cpu")] * 6
+    assert calls == [(torch.device("cpu"), "rollout"), (torch.device("cpu"), "updates")] * 3
 
 
 def test_a_reward_of_pixels_keeps_the_vae(tiny, tiny_reward):
@@ -388,3 +389,23 @@ def test_a_guard_that_stops_ends_the_run_and_a_resumed_one_stays_ended(tiny, tin
     again.run(PROMPTS, validate, tmp_path, Silent())
     assert again.history == trainer.history
     assert all(torch.equal(again.best[k], trainer.best[k]) for k in again.best)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same_and_is_traced_once(tiny_base, tiny_reward, repository, config, monkeypatch):
+    """Policy and reference are graphs of their own; the second update finds them. The backend is torch's plain one."""
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: whole(module, backend="eager"))
+    base = replace(load_params(repository / "params.yaml").model, path=str(tiny_base))
+    losses, graphs = [], []
+    for compiled in (False, True):
+        family = load_family(replace(base, compile=compiled))
+        trainer = PolicyTrainer(family, tiny_reward, replace(config, batch_size=2), seed=0)
+        made, conditioning, _ = pairs_of(family, tiny_reward, replace(config, num_inference_steps=2))
+        found = []
+        for _ in range(2):
+            found.append(trainer.learn(made[torch.arange(2)], conditioning)[0])
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        losses.append(torch.cat(found))
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-4)
+    assert graphs[:2] == [graphs[0]] * 2 and graphs[0] < graphs[2] == graphs[3]

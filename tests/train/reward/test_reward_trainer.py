@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 
 from lpo.config import load_params
 from lpo.data.latents import Latents, write_captions, write_moments, write_space
@@ -254,3 +255,52 @@ def test_the_thurstone_likelihood_learns_too_and_an_ensemble_judges_finished_pic
     assert right.shape == (20,) and np.isnan(right[18:]).all()
     assert np.nanmean(right) > 0.9
     assert np.array_equal(right, trainer.ensemble_accuracy(pairs, [10, 100, 200], 2), equal_nan=True)
+
+
+def test_measurements_score_a_micro_batch_at_a_time_and_change_nothing_by_it(tiny_base, stored, config):
+    """20 pairs, 3 at a time, under the training's autocast: validation, test and ensemble alike."""
+    latents, frame = stored
+    pairs, found = load_pairs(frame, latents, weighted=False), []
+    for size in (64, 3):
+        trainer = trainer_of(tiny_base, latents, replace(config, micro_batch_size=size))
+        right = trainer.accuracy(pairs, bins=2)
+        found.append((right, trainer.ensemble_accuracy(pairs, [10, 500], 2)))
+    assert np.array_equal(found[0][0], found[1][0], equal_nan=True)
+    assert np.array_equal(found[0][1], found[1][1], equal_nan=True)
+    trainer = trainer_of(tiny_base, latents, replace(config, micro_batch_size=3, dtype="bf16"))
+    seen: list[tuple[int, bool]] = []
+    trainer.model.backbone.denoiser.conv_in.register_forward_pre_hook(
+        lambda _, given: seen.append((len(given[0]), torch.is_autocast_enabled("cpu")))
+    )
+    trainer.accuracy(pairs, bins=2)
+    trainer.ensemble_accuracy(pairs, [10, 500], 2)
+    assert max(rows for rows, _ in seen) == 6 and all(on for _, on in seen)
+
+
+@pytest.mark.parametrize("trainable", ["frozen", "denoiser"])
+def test_a_checkpoint_and_the_best_hold_what_trains(tiny_base, stored, config, tmp_path, trainable):
+    latents, frame = stored
+    pairs = load_pairs(frame, latents, weighted=False)
+    config = replace(config, steps=1, validate_every=1, trainable=trainable)
+    trainer = trainer_of(tiny_base, latents, config)
+    trainer.run(pairs, pairs, tmp_path, Silent())
+    with safe_open(tmp_path / "step-00000001.safetensors", "pt") as file:
+        names = {k for k in file.keys() if not k.startswith("optimizer/")}  # noqa: SIM118 (not a dict)
+    own = {"visual_projection.weight", "text_projection.weight", "logit_scale"}
+    unet = {f"unet.{k}" for k, _ in trainer.model.unet.named_parameters()} if trainable == "denoiser" else set()
+    assert names == {f"{state}/{name}" for state in ("model", "best") for name in own | unet}
+    assert set(trainer.best) == own | unet and not any("text_encoder" in name for name in names)
+
+
+def test_a_thread_that_prepares_the_next_step_changes_nothing(tiny_base, stored, config):
+    """As on a GPU: the batch of a step is made while the one before runs, and not beyond the last step."""
+    latents, frame = stored
+    pairs, weights = load_pairs(frame, latents, weighted=True), []
+    for on in (False, True):
+        trainer = trainer_of(tiny_base, latents, replace(config, steps=3))
+        trainer.ahead.on = on
+        for step in range(3):
+            trainer.step(pairs, step)
+            assert list(trainer.ahead.made) == ([step + 1] if on and step < 2 else [])
+        weights.append([weight.detach().clone() for weight in trainer.weights])
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
