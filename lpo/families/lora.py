@@ -60,6 +60,12 @@ def adapted(module: Any) -> list[BaseTunerLayer]:
     return _FOUND[module][1]
 
 
+def _switch(layer: BaseTunerLayer, active: str | list[str], disabled: bool) -> None:
+    """Not by nn.Module's own assignment, which first asks whether a weight or a module is meant."""
+    object.__setattr__(layer, "_active_adapter", active)
+    object.__setattr__(layer, "_disable_adapters", disabled)
+
+
 @contextmanager
 def _as_before(layers: list[BaseTunerLayer]) -> Iterator[None]:
     """Afterwards the layers have the active adapters that they have now.
@@ -72,7 +78,7 @@ def _as_before(layers: list[BaseTunerLayer]) -> Iterator[None]:
         yield
     finally:
         for layer, (active, disabled) in zip(layers, before, strict=True):
-            layer._active_adapter, layer._disable_adapters = active, disabled
+            _switch(layer, active, disabled)
 
 
 @contextmanager
@@ -81,7 +87,7 @@ def switched_to(denoiser: Any, name: str) -> Iterator[None]:
     layers = adapted(denoiser)
     with _as_before(layers):
         for layer in layers:
-            layer._active_adapter, layer._disable_adapters = [name], False
+            _switch(layer, [name], False)
         yield
 
 
@@ -110,7 +116,7 @@ def switched_off(*modules: Any) -> Iterator[None]:
     layers = [layer for module in modules for layer in adapted(module)]
     with _as_before(layers):
         for layer in layers:
-            layer._disable_adapters = True
+            _switch(layer, layer._active_adapter, True)
         yield
 
 
