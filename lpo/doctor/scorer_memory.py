@@ -123,7 +123,8 @@ def largest_judge(params: Params) -> int:
     sizes = [4 * count(parts) for _, parts in judges(params)]
     if {"aesthetic", "clipscore", "vqascore"} & set(params.evaluate.judges):
         models = params.score.models
-        found, read = scorers(models), {"aesthetic": "aesthetic", "clipscore": "clip", "vqascore": "vqa"}
+        found = scorers(models)
+        read = {"aesthetic": "aesthetic", "clipscore": "clip", "vqascore": "vqa"}
         for judge in set(read) & set(params.evaluate.judges):
             own = sources(models, [read[judge]])
             weights = sum(count(parts) for source, parts in found.items() if source in own)
@@ -133,7 +134,9 @@ def largest_judge(params: Params) -> int:
 
 def sources(models: ScoreModels, names: Collection[str]) -> set[str | None]:
     """Where the scorers of these names come from."""
-    read = {"aesthetic": {models.aesthetic}, "clip": {models.clip}, "vqa": {models.vqa, models.vqa_vision}}
+    read: dict[str, set[str | None]] = {
+        "aesthetic": {models.aesthetic}, "clip": {models.clip}, "vqa": {models.vqa, models.vqa_vision},
+    }  # fmt: skip
     return {source for name in names for source in read[name]}
 
 

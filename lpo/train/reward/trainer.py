@@ -80,7 +80,8 @@ class RewardTrainer:
         self.device = model.backbone.device
         self.weights = [p.requires_grad_(True) for p in model.trained(config.trainable)]
         ids = {id(weight) for weight in self.weights}
-        self.trained = {name: weight for name, weight in model.named_parameters() if id(weight) in ids}
+        named = model.named_parameters()
+        self.trained: dict[str, torch.Tensor] = {name: weight for name, weight in named if id(weight) in ids}
         self.optimizer = adamw(self.weights, config.learning_rate, config.weight_decay)
         self.scale = LossScale(DTYPES[config.dtype])
         self.ahead: Ahead[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = Ahead(self.device)
