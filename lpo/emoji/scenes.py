@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 
 import numpy as np
@@ -93,6 +94,7 @@ def split_of(prompt: Prompt) -> str:
     return "train" if bucket < 70 else "validation" if bucket < 80 else "test"
 
 
+@lru_cache
 def prompts_of(split: str) -> dict[str, list[Prompt]]:
     """Every prompt of a split by category, in a fixed order."""
     result: dict[str, list[Prompt]] = {category: [] for category in CATEGORY_SHARES}
