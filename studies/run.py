@@ -4,11 +4,11 @@
     python studies/run.py ablations --dry    list the cells, say which are done
     python studies/run.py ablations --arms lpo beta_20    some arms alone
 
-A cell is an arm and a seed, of the whole pipeline or of the tuning alone. `dvc exp run --temp` trains it in a copy of
-the project (what is not committed goes with it), with DVC's cache for everything that arms share. Its results are
-added to studies/STUDY.json and studies/STUDY.parquet (lpo/study/evidence.py), with a key of all that made them. A cell
-whose key is there is not run again. So a study that was killed resumes, and one whose code or parameters changed starts
-over. If a cell fails, the others still run, and the exit code is 1.
+A cell is an arm and a seed: of the tuning, of reward and tuning, or of the whole pipeline. `dvc exp run --temp` trains
+it in a copy of the project (what is not committed goes with it), with DVC's cache for everything that arms share. Its
+results are added to studies/STUDY.json and studies/STUDY.parquet (lpo/study/evidence.py), with a key of all that made
+them. A cell whose key is there is not run again. So a study that was killed resumes, and one whose code or parameters
+changed starts over. If a cell fails, the others still run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def cells_of(study: dict[str, Any], name: str, fingerprint: Callable[[str], str]
     found = []
     for seed in plan["seeds"]:
         for arm, (question, changes) in arms.items():
-            everything = study["common"] | plan["set"] | changes | {plan.get("seeds_of", "seed"): seed}
+            seeded = {path: seed for path in plan.get("seeds_of", ["seed"])}
+            everything = study["common"] | plan["set"] | changes | seeded
             text = json.dumps(everything, sort_keys=True) + fingerprint(changes.get("tune.reward", DEFAULT_REWARD))
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
             found.append(Cell(name, arm, question, seed, everything, key))
@@ -138,13 +139,20 @@ def export(cell: Cell, ref: str) -> None:
     reward = REWARDS.get(params["tune"]["reward"])
     about = {
         "arm": cell.arm, "question": cell.question, "seed": cell.seed, "changes": cell.changes, "key": cell.key,
-        "seeds_of": "tuning" if "study.seed" in cell.changes else "pipeline",
+        "seeds_of": seeds_of(cell.changes),
         "revision": _git("rev-parse", "--short=12", f"{ref}^").decode().strip(),
         "summary": json.loads(_git("show", f"{ref}:studies/cell/summary.json")),
     }  # fmt: skip
     results = pd.read_parquet(io.BytesIO(_git("show", f"{ref}:studies/cell/results.parquet")))
     metrics = json.loads(_git("show", f"{ref}:{reward}")) if reward else None
     evidence.add(cell.study, cell.name, about, results, metrics, ROOT / evidence.FOLDER)
+
+
+def seeds_of(changes: dict[str, Any]) -> str:
+    """What the seed of a cell with these changes is of."""
+    if "seed" in changes:
+        return "pipeline"
+    return "reward" if "reward.seed" in changes else "tuning"
 
 
 def run(cell: Cell) -> bool:

@@ -13,6 +13,7 @@ from lpo.config.reader import Range
 class RewardTraining:
     """What the trainings of both rewards have in common."""
 
+    seed: ZeroOrMore | None
     steps: Count
     warmup_steps: ZeroOrMore
     batch_size: Count

@@ -33,6 +33,8 @@ def run(params: Params) -> None:
 
 def train(params: Params) -> None:
     """The work of one process; the first one writes."""
+    if params.reward.seed is not None:
+        params = replace(params, seed=params.reward.seed)
     config, data = params.reward, reward_data(params.reward, params.seed)
     identity = {"reward": asdict(config), "model": asdict(params.model), "seed": params.seed}
     folder = resume.folder("reward", identity | reward_identity(params.model))

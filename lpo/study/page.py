@@ -27,6 +27,7 @@ CLOCK = "Every arm trains on the same clock; validation and judging are not on i
 PROMPTS = "Every arm trains on as many prompts, however long that takes."
 SEEDS = {
     "pipeline": "A run has its own seed from the data on.",
+    "reward": "A run has its own seed of the reward's training and of the tuning, on the same pairs.",
     "tuning": "A run has its own seed of the tuning; data and reward are the same in all runs, so what they add to the "
     "differences between runs is not in the intervals.",
 }

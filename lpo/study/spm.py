@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ def run(params: Params) -> None:
 
     With `spm.pretrained` nothing is trained.
     """
+    if params.spm.seed is not None:
+        params = replace(params, seed=params.spm.seed)
     config, data = params.spm, reward_data(params.spm, params.seed)
     clip = folder_hash(config.clip) if Path(config.clip).exists() else config.clip
     identity = {"spm": asdict(config), "model": asdict(params.model), "seed": params.seed, "clip": clip}

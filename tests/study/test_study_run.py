@@ -66,7 +66,8 @@ def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(
     assert {cell.changes.get("tune.method", "lpo") for cell in everything} == set(METHODS)
     for name, cells in (("methods", methods), ("ablations", ablations)):
         seeds, count = STUDY[name]["seeds"], len({cell.arm for cell in cells})
-        assert [cell.changes["study.seed"] for cell in cells] == [seed for seed in seeds for _ in range(count)]
+        for path in STUDY[name]["seeds_of"]:
+            assert [cell.changes[path] for cell in cells] == [seed for seed in seeds for _ in range(count)]
         assert cells[0].arm == "lpo" and len(seeds) > 1
     assert len({cell.experiment for cell in everything}) == len(everything)
     assert all("seed" not in cell.changes for cell in everything) and {cell.changes["seed"] for cell in quick} == {42}
