@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: help run nights shell study study-quick study-methods study-ablations bench check test lint types up down clean
+.PHONY: help run nights shell study study-quick study-methods study-trials study-ablations bench check test lint types up down clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z.-]+):[^#]*## (.*)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,9 @@ study-quick: .venv  ## compare LPO, SPO, GRPO and Diffusion-DPO with one seed, a
 
 study-methods: .venv  ## the same with three seeds of the tuning and two learning rates each
 	$(BIN)/python studies/run.py methods
+
+study-trials: .venv  ## learning rates and restraints of every method, one minute each; validation chooses
+	$(BIN)/python studies/run.py trials
 
 study-ablations: .venv  ## every change of parameters against the default, two seeds, as many prompts each
 	$(BIN)/python studies/run.py ablations

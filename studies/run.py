@@ -1,6 +1,6 @@
 """Run a study of studies/study.yaml: every cell a DVC experiment, then table and page.
 
-    python studies/run.py quick              what `make study-quick` runs; so for methods and ablations
+    python studies/run.py quick              what `make study-quick` runs; so for trials, methods and ablations
     python studies/run.py ablations --dry    list the cells, say which are done
     python studies/run.py ablations --arms lpo beta_20    some arms alone
 
@@ -173,7 +173,7 @@ def run(cell: Cell) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", choices=["quick", "methods", "ablations"])
+    parser.add_argument("study", choices=["quick", "trials", "methods", "ablations"])
     parser.add_argument("--arms", nargs="+", help="run these alone; the page shows all that are there")
     parser.add_argument("--dry", action="store_true", help="only list the cells")
     asked = parser.parse_args(arguments)
@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> int:
             failed.append(cell)
     if asked.dry:
         return 0
-    beside = ["flips"] if asked.study == "quick" else ["flips", "verifier"]  # the second takes minutes
+    beside = ["flips"] if asked.study in ("quick", "trials") else ["flips", "verifier"]  # the second takes minutes
     shown = subprocess.run(["dvc", "repro", *(f"studies/dvc.yaml:{name}" for name in beside)], cwd=ROOT).returncode
     page = subprocess.run(["lpo", "study", asked.study], cwd=ROOT).returncode
     return int(bool(failed) or shown != 0 or page != 0)

@@ -1,8 +1,8 @@
 """cell: what the stage tune reads -> studies/cell: an adapter trained on the clock, snapshots of it judged.
 
-results.parquet  snapshot (-1: the base), rollout, prompts, seconds (of training so far), prompt, seed, category,
-                 alignment, aesthetic, utility, all_correct; one row a picture, prompts and seeds as in every snapshot;
-                 validation: the scorers' gain on validation prompts, as in the stage tune
+results.parquet  snapshot (-1: the base, -2: the base at its best guidance scale), rollout, prompts, seconds (of
+                 training so far), prompt, seed, category, alignment, aesthetic, utility, all_correct; one row an image,
+                 prompts and seeds as in every snapshot; validation: as in the stage tune
 summary.json     method, seed, seconds, rollouts, prompts, updates, reward_step_seconds (0 where no reward is used)
 
 Validation, judging and loading are not on the clock; the judge chooses nothing. Seconds differ from run to run, so
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lpo.config import Params
+from lpo.config import Params, SamplerSettings
 from lpo.emoji.oracle import verdict_frame
 from lpo.families import load_family
 from lpo.families.family import Family
@@ -38,6 +38,7 @@ from lpo.train.reward.data import reward_data
 from lpo.train.reward.trainer import RewardTrainer
 
 OUT = Path("studies/cell")
+BASE, BEST_BASE = -1, -2  # snapshots of no training
 SEED = 52_000_000  # of the first picture
 TIMED_STEPS = 5
 
@@ -89,7 +90,12 @@ def run(params: Params) -> None:
     if params.study.seed is not None:
         params = replace(params, seed=params.study.seed)
     family = load_family(params.model)
-    frames = [assess(family, test, params).assign(snapshot=-1, rollout=0, prompts=0, seconds=0.0, validation=0.0)]
+    best = replace(params.evaluate.sampler, guidance_scale=params.evaluate.base_guidance_scale)
+    nothing = {"rollout": 0, "prompts": 0, "seconds": 0.0, "validation": 0.0}
+    frames = [
+        assess(family, test, params, sampler).assign(snapshot=snapshot, **nothing)
+        for snapshot, sampler in ((BASE, params.evaluate.sampler), (BEST_BASE, best))
+    ]
     # The clock is looked at every `validate_every` rollouts; snapshots are validated when the time is up.
     params = replace(params, tune=replace(params.tune, guard=replace(params.tune.guard, action="off")))
     trainer = policy_trainer(family, params.tune, params.seed, params.model.shard)
@@ -104,7 +110,7 @@ def run(params: Params) -> None:
         for i in chosen(len(clock.snapshots), params.study.snapshots):
             found = clock.snapshots[i]
             family.load_lora_state(found.state)
-            frame = assess(family, test, params).assign(validation=validate()["validation"])
+            frame = assess(family, test, params, sampler).assign(validation=validate()["validation"])
             frames.append(frame.assign(snapshot=i, rollout=found.rollout, prompts=found.prompts, seconds=found.seconds))
         write_parquet(out / "results.parquet", pd.concat(frames, ignore_index=True))
         last = clock.snapshots[-1]
@@ -143,10 +149,10 @@ def chosen(count: int, most: int) -> list[int]:
     return sorted({round(float(place)) - 1 for place in np.geomspace(count, 1, most)})
 
 
-def assess(family: Family, test: pd.DataFrame, params: Params) -> pd.DataFrame:
-    """The judge's verdicts on one picture of every prompt, drawn as the stage evaluate draws."""
+def assess(family: Family, test: pd.DataFrame, params: Params, sampler: SamplerSettings) -> pd.DataFrame:
+    """The judge's verdicts on one image of every prompt."""
     prompts = test["prompt"].tolist()
     seeds = list(range(SEED, SEED + len(prompts)))
-    pictures = generate(family, prompts, seeds, params.evaluate.sampler, "")
+    pictures = generate(family, prompts, seeds, sampler, "")
     rows = pd.DataFrame({"prompt": prompts, "seed": seeds, "category": test["category"].tolist()})
     return rows.join(verdict_frame(pictures, prompts, params.dataset.utility_weights))

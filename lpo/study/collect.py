@@ -92,6 +92,7 @@ def run(name: str, out: Path) -> Path:
 PARTS: dict[str, Callable[[Collected, dict[str, str]], str]] = {
     "quick": lambda found, titles: markdown.methods(found.table),
     "methods": lambda found, titles: markdown.methods(found.table),
+    "trials": lambda found, titles: markdown.trials(found.frame),
     "ablations": lambda found, titles: markdown.ablations(found.table, titles),
 }
 

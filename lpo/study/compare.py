@@ -12,6 +12,7 @@ run its prompts.
 difference_*: the same of win_i(arm) - win_i(reference arm), p against 0. With three runs the upper level is coarse.
 gain_*, gain_difference_*: the same of gain_i, the axis of the arm's picture i less that of the base's. A win rate says
 how often, a gain how much: an adapter that changes hardly anything can win most prompts.
+best_base_*: the same of win_i over the base's image at its best guidance scale, where the cells have one.
 Sources: Davison and Hinkley 1997, 3.8 (nested bootstrap); Holm 1979.
 """
 
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 from lpo.errors import LpoError
 
 RESAMPLES = 2000
-AXES = ("utility", "alignment", "aesthetic")
+AXES = ("utility", "alignment", "aesthetic", "all_correct")
 REFERENCE = "lpo"  # the arm that the others are compared with
 CHANCE = 0.5
+BASE, BEST_BASE = -1, -2  # snapshots of no training (lpo/study/cell.py)
 
 
 def nested_draws(
@@ -64,13 +66,13 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def gains(cell: pd.DataFrame, snapshot: int, axis: str) -> NDArray[np.float64]:
-    """gain_i of one snapshot over the base of its own run, in the order of seeds.
+def gains(cell: pd.DataFrame, snapshot: int, axis: str, over: int = BASE) -> NDArray[np.float64]:
+    """gain_i of one snapshot over another of the same run, in the order of seeds.
 
     Raises LpoError where the two have not drawn the same prompts with the same seeds.
     """
     keys = ["prompt", "seed"]
-    base, arm = (cell[cell["snapshot"] == k].sort_values("seed").reset_index(drop=True) for k in (-1, snapshot))
+    base, arm = (cell[cell["snapshot"] == k].sort_values("seed").reset_index(drop=True) for k in (over, snapshot))
     if len(base) == 0 or not base[keys].equals(arm[keys]):
         raise LpoError(f"snapshot {snapshot} and the base have other prompts or seeds", "studies/cells", "run it again")
     return arm[axis].to_numpy(float) - base[axis].to_numpy(float)
@@ -114,7 +116,7 @@ def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: s
     limit = limit_of(chosen, equal)
     taken = {arm: [best_within(by_cell[arm, run], equal, limit) for run in runs] for arm in present}
     rows: list[dict[str, Any]] = []
-    for axis in AXES:
+    for axis in (axis for axis in AXES if axis in cells):
         gained = {
             arm: [gains(by_cell[arm, run], k, axis) for run, k in zip(runs, places, strict=True) if k is not None]
             for arm, places in taken.items()
@@ -129,6 +131,10 @@ def comparison(cells: pd.DataFrame, question: str, arms: Sequence[str], equal: s
             row |= {name: float(np.mean([u[name] for u in used])) for name in ("seconds", "reward_seconds", "prompts")}
             row |= interval(values, CHANCE)
             row |= {f"gain_{name}": v for name, v in interval(changes, 0.0).items()}
+            if (cells["snapshot"] == BEST_BASE).any():
+                places = zip(runs, taken[arm], strict=True)
+                over = [wins(gains(by_cell[arm, run], int(k or 0), axis, BEST_BASE)) for run, k in places]
+                row |= {f"best_base_{name}": v for name, v in interval(over, CHANCE).items()}
             if arm != REFERENCE and REFERENCE in gained:
                 both = list(zip(changes, gained[REFERENCE], strict=True))
                 less = interval([wins(mine) - wins(other) for mine, other in both], 0.0)
@@ -150,7 +156,7 @@ def curves(cells: pd.DataFrame, arms: Sequence[str]) -> list[dict[str, Any]]:
         for k in sorted(cell.loc[cell["snapshot"] >= 0, "snapshot"].unique()):
             first = cell[cell["snapshot"] == k].iloc[0]
             row = {"arm": arm, "run": run, "snapshot": int(k), "seconds": first["seconds"], "prompts": first["prompts"]}
-            rows.append(row | {axis: float(wins(gains(cell, k, axis)).mean()) for axis in AXES})
+            rows.append(row | {axis: float(wins(gains(cell, k, axis)).mean()) for axis in AXES if axis in cell})
     return rows
 
 

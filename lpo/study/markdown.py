@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import pandas as pd
 
 from lpo.errors import LpoError
-from lpo.format import percent, percents, signed
-from lpo.study.compare import REFERENCE
+from lpo.format import percent, percents, points, signed
+from lpo.study.compare import REFERENCE, gains
 
 
 def put(text: str, name: str, part: str) -> str:
@@ -29,24 +29,40 @@ def put(text: str, name: str, part: str) -> str:
 
 
 def methods(table: pd.DataFrame) -> str:
-    """One row an arm at equal time: win rates, gain, alignment, prompts, seconds of its reward."""
+    """One row an arm at equal time: win rates, gains, prompts, seconds of its reward."""
     found = table[table["equal"] == "seconds"]
     lines = [
-        "| arm | overall win rate | alignment win rate | gain of utility | gain, less LPO's | prompts | reward, s |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | overall win rate | alignment win rate | all-correct, points | gain of utility | gain, less LPO's "
+        "| over the best base | prompts | reward, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     seen = set()
     for (_, arm), rows in found.groupby(["question", "arm"], sort=False):
         by_axis = {row["axis"]: row for row in rows.to_dict("records")}
-        overall, alignment = by_axis["utility"], by_axis["alignment"]
+        overall, alignment, right = by_axis["utility"], by_axis["alignment"], by_axis.get("all_correct")
         if arm in seen:
             continue
         seen.add(arm)
         lines.append(
-            f"| {str(arm).replace('_', ' ')} | {_share(overall)} | {_share(alignment)} | {_gain(overall, 'gain')} | "
-            f"{_less(overall)} | {overall['prompts']:.0f} | {overall['reward_seconds']:.0f} |"
+            f"| {str(arm).replace('_', ' ')} | {_share(overall)} | {_share(alignment)} | {_points(right)} | "
+            f"{_gain(overall, 'gain')} | {_less(overall)} | {_share(overall, 'best_base_')} | "
+            f"{overall['prompts']:.0f} | {overall['reward_seconds']:.0f} |"
         )
     return "\n".join([*lines, "", _about(found)])
+
+
+def trials(frame: pd.DataFrame) -> str:
+    """One row a trial: the validation that chooses, and what the judge, which does not, says of its last snapshot."""
+    lines = ["| trial | validation | all-correct, points | gain of utility | prompts |"]
+    lines.append("| --- | --- | --- | --- | --- |")
+    for arm, cell in frame.groupby("arm"):
+        last = int(cell["snapshot"].max())
+        found, right = cell[cell["snapshot"] == last], gains(cell, last, "all_correct").mean()
+        lines.append(
+            f"| {str(arm).replace('_', ' ')} | {signed(found['validation'].iloc[0])} | {points(right)} | "
+            f"{signed(gains(cell, last, 'utility').mean())} | {found['prompts'].iloc[0]} |"
+        )
+    return "\n".join(lines)
 
 
 def ablations(table: pd.DataFrame, titles: Mapping[str, str]) -> str:
@@ -71,8 +87,19 @@ def _about(rows: pd.DataFrame) -> str:
     return f"{int(rows['runs'].max())} seeds, {images} images an arm. Made with revision {first['revision']}."
 
 
-def _share(row: Mapping[str, float]) -> str:
-    return f"{percent(row['value'])} ({percents(row)})"
+def _share(row: Mapping[str, float], prefix: str = "") -> str:
+    if pd.isna(row.get(f"{prefix}value")):
+        return ""
+    found = {name: row[f"{prefix}{name}"] for name in ("value", "low", "high")}
+    return f"{percent(found['value'])} ({percents(found)})"
+
+
+def _points(row: Mapping[str, float] | None) -> str:
+    """The gain of a rate in percentage points."""
+    if row is None:
+        return ""
+    value, low, high = (points(row[f"gain_{name}"]) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _gain(row: Mapping[str, float], kind: str) -> str:

@@ -11,7 +11,7 @@ from lpo.format import percent, plain
 from lpo.report.html import figure, heading, page, section, table, text
 from lpo.report.plots import forest
 from lpo.study import plots
-from lpo.study.compare import AXES, REFERENCE
+from lpo.study.compare import REFERENCE
 from lpo.study.verifier_section import verifier_section
 
 HOW = (
@@ -32,6 +32,7 @@ SEEDS = {
     "differences between runs is not in the intervals.",
 }
 
+SHOWN = ("utility", "alignment", "aesthetic")  # axes whose win rates are drawn
 SIGNIFICANT = 0.05  # of a p-value after correction
 
 HEAD = (
@@ -67,7 +68,7 @@ def render(
     if curves:
         pictures = [
             figure(plots.win_rates(curves, axis), f"Win rate, {axis}", f"Judge's {axis}; a line is one run.")
-            for axis in ("utility", "alignment", "aesthetic")
+            for axis in SHOWN
         ]
         bodies.append(section("curves", "Win rate against time and data", *pictures))
     for question, found in rows.groupby("question", sort=False):
@@ -133,7 +134,7 @@ def _question(rows: pd.DataFrame, paper: Mapping[str, Any]) -> list[str]:
         for arm in utility["arm"]:
             by_axis = {row["axis"]: row for _, row in part[part["arm"] == arm].iterrows()}
             main = by_axis["utility"]
-            line = [str(arm).replace("_", " "), *(_short(by_axis[axis]) for axis in AXES)]
+            line = [str(arm).replace("_", " "), *(_short(by_axis[axis]) for axis in SHOWN)]
             line += [percent(main["ties"]), _difference(main), _p(main, "difference"), *_gain(main)]
             line += [f"{main[name]:.0f}" for name in ("seconds", "reward_seconds", "prompts")]
             known = list(paper.get(arm, []))

@@ -26,7 +26,8 @@ def add_cell(study: str, arm: str, question: str, changes: dict[str, Any], bette
     frames = [
         pd.DataFrame({"prompt": [f"p{i}" for i in range(10)], "seed": range(10)}).assign(
             snapshot=snapshot, rollout=8, prompts=256 * (snapshot + 1), seconds=70.0 + better,
-            alignment=0.5, aesthetic=0.5, utility=[float(snapshot == 0 and i < better) for i in range(10)],
+            alignment=0.5, aesthetic=0.5, all_correct=False,
+            utility=[float(snapshot == 0 and i < better) for i in range(10)],
         )
         for snapshot in (-1, 0)
     ]  # fmt: skip
@@ -125,6 +126,16 @@ def test_the_rewards_that_were_trained_are_shown(studies: Path) -> None:
     add_cell("quick", "spo", "methods", {"tune.method": "spo", "tune.reward": "data/spm"}, 1)
     shown = [row["reward"] for row in collect.accuracies(evidence.read("quick"))]
     assert sorted(shown) == ["lpo", "mpcf_1", "spo"]
+
+
+def test_trials_are_listed_with_the_validation_that_chooses(studies: Path) -> None:
+    for arm, better in (("lpo", 5), ("nft_beta_1e-4_lr_3e-4", 8)):
+        add_cell("trials", arm, "trials", {}, better)
+    collect.RESULTS.parent.mkdir()
+    collect.RESULTS.write_text("<!-- trials -->\n<!-- /trials -->\n")
+    collect.run("trials", studies / "out")
+    lines = collect.RESULTS.read_text().splitlines()
+    assert lines[3].startswith("| lpo | ") and "| +0.500 | 256 |" in lines[3] and "| +0.800 | 256 |" in lines[4]
 
 
 def test_a_study_without_its_reference_is_refused(studies: Path) -> None:

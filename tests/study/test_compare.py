@@ -65,6 +65,20 @@ def test_draws_of_one_run_have_the_standard_error_of_its_prompts() -> None:
     assert sure == {"value": 1.0, "low": 1.0, "high": 1.0, "p": 1 / 2000}
 
 
+def test_the_base_at_its_best_guidance_is_an_opponent_of_its_own() -> None:
+    frame = cell("lpo", 1, [(10, 32, 0.75)])
+    best = frame[frame["snapshot"] == -1].assign(snapshot=-2, utility=2.0)
+    rows = comparison(
+        pd.concat([frame, best, cell("spo", 1, [(10, 32, 0.5)]), best.assign(arm="spo")]), "q", ["spo"], "prompts"
+    )
+    utility = {row["arm"]: row for row in rows if row["axis"] == "utility"}
+    assert utility["lpo"]["value"] == 0.75 and utility["lpo"]["best_base_value"] == 0.0
+    assert all(
+        "best_base_value" not in row
+        for row in comparison(pd.concat([frame, cell("spo", 1, [(10, 32, 0.5)])]), "q", ["spo"], "prompts")
+    )
+
+
 def test_wins_are_paired_with_the_base_and_ties_are_halves() -> None:
     frame = cell("lpo", 1, [(10, 32, 0.75)])
     gained = gains(frame, 0, "utility")

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -40,7 +41,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quick", "methods", "ablations", "hacking", "few"])
+@pytest.mark.parametrize("name", ["quick", "trials", "methods", "ablations", "hacking", "few"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
         tree = yaml.safe_load(default_params())
@@ -55,15 +56,18 @@ def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name
 
 
 def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(runner: ModuleType) -> None:
-    quick, methods, ablations = (
-        runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "methods", "ablations")
+    quick, trials, methods, ablations = (
+        runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "trials", "methods", "ablations")
     )
     others = [cell for name in ("hacking", "few") for cell in runner.cells_of(STUDY, name, by_code(""))]
     assert {cell.arm for cell in quick} <= set(METHODS) and quick[0].arm == "lpo"
     arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
     everything = methods + ablations
-    assert {cell.arm for cell in everything + others} == arms, "`make study` runs the first two"
+    assert {cell.arm for cell in everything + others + trials} == arms, "`make study` runs the first two"
     assert {cell.changes.get("tune.method", "lpo") for cell in everything} == set(METHODS)
+    by_method = Counter(cell.changes.get("tune.method", "lpo") for cell in trials)
+    assert set(by_method) == {cell.changes.get("tune.method", "lpo") for cell in quick}
+    assert len(set(by_method.values())) == 1, "as many trials a method"
     for name, cells in (("methods", methods), ("ablations", ablations)):
         seeds, count = STUDY[name]["seeds"], len({cell.arm for cell in cells})
         for path in STUDY[name]["seeds_of"]:
