@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Study = Literal["quick", "trials", "methods", "ablations"]
+Study = Literal["quick", "trials", "methods", "ablations", "hacking", "few"]
 STUDIES = Path("studies/results")
 
 app.add_typer(data, name="data")
@@ -167,7 +167,7 @@ def verifier(params: ParamsFile = PARAMS) -> None:
 
 @app.command()
 def study(
-    name: Annotated[Study, typer.Argument(metavar="NAME", help="quick, trials, methods or ablations.")],
+    name: Annotated[Study, typer.Argument(metavar="NAME", help="quick, trials, methods, ablations, hacking or few.")],
     out: Annotated[
         Path | None,
         typer.Option(

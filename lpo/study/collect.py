@@ -93,7 +93,9 @@ PARTS: dict[str, Callable[[Collected, dict[str, str]], str]] = {
     "quick": lambda found, titles: markdown.methods(found.table),
     "methods": lambda found, titles: markdown.methods(found.table),
     "trials": lambda found, titles: markdown.trials(found.frame),
-    "ablations": lambda found, titles: markdown.ablations(found.table, titles),
+    **dict.fromkeys(
+        ("ablations", "hacking", "few"), lambda found, titles: markdown.ablations(found.table, titles)
+    ),
 }
 
 
