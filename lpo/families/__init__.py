@@ -28,8 +28,8 @@ FAMILIES = {
 }
 
 
-def family_class(name: str) -> type[Family]:
-    """The class of a family; its file is imported when it is first asked for."""
+def family_class(name: str) -> Any:
+    """The class of a family, a `Family` with a `load` of its own; its file is imported when it is first asked for."""
     file, cls, _ = FAMILIES[name]
     return getattr(import_module(f"lpo.families.{file}"), cls)
 

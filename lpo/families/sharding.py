@@ -8,7 +8,7 @@ run the same blocks in the same order, so each makes as many forwards as the oth
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,8 @@ def blocks(denoiser: nn.Module) -> list[nn.Module]:
     """What is gathered at a time; the rest (first and last layers, projections between blocks, time) stays whole."""
     if isinstance(denoiser, UNet2DConditionModel):
         return [module for module in denoiser.modules() if isinstance(module, BLOCKS)]
-    names = set(denoiser._no_split_modules)  # of transformers, as diffusers names them; sharding makes subclasses
+    # of transformers, as diffusers names them; sharding makes subclasses
+    names: set[str] = set(cast(Any, denoiser)._no_split_modules)
     return [module for module in denoiser.modules() if names & {cls.__name__ for cls in type(module).__mro__}]
 
 

@@ -176,7 +176,7 @@ def load(
         layer = {"layer": config["layer"]} if config["layer"] else {}
         if rank:
             backbone = _carrier(family, config["anchor"], folder)
-            backbone = replace(backbone, **layer)  # type: ignore[type-var]
+            backbone = replace(backbone, **layer)
         else:
             load_backbone = family_class(config["family"]).load
             backbone = load_backbone(

@@ -110,7 +110,7 @@ def run(params: Params) -> None:
         for i in chosen(len(clock.snapshots), params.study.snapshots):
             found = clock.snapshots[i]
             family.load_lora_state(found.state)
-            frame = assess(family, test, params, sampler).assign(validation=validate()["validation"])
+            frame = assess(family, test, params, params.evaluate.sampler).assign(validation=validate()["validation"])
             frames.append(frame.assign(snapshot=i, rollout=found.rollout, prompts=found.prompts, seconds=found.seconds))
         write_parquet(out / "results.parquet", pd.concat(frames, ignore_index=True))
         last = clock.snapshots[-1]
