@@ -17,10 +17,10 @@ LEDGER = Path(".checkpoints/outputs.json")  # the same of single files, by their
 PROJECT = (
     ".git", ".dvc", ".venv", ".checkpoints", ".prefect", "lpo", "tasks", "flows", "models",
     "metrics", "metrics.json", "plots",
-    "studies/cell", "studies/spm.json", "studies/flips.parquet", "studies/verifier.parquet",
+    "studies/cell", "studies/spm.json", "studies/distill.json", "studies/flips.parquet", "studies/verifier.parquet",
     *(f"data/{name}" for name in (
         "base", "scorers", "pairs", "prompts.parquet", "left_out.parquet", "scores.parquet", "filtered", "latents",
-        "reward", "spm", "tuned", "evaluation", "report", "collected", "inbox", "quarantine", "sources.json",
+        "reward", "spm", "few", "tuned", "evaluation", "report", "collected", "inbox", "quarantine", "sources.json",
         "sources/pickapic", "sources/pickapic_v2", "sources/hpdv2",
     )),
 )  # fmt: skip

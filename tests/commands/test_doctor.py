@@ -70,14 +70,15 @@ def test_every_stage_says_what_it_needs_and_how_long_it_took_with_this_model(sd1
     assert sd15["stage reward"].endswith("took 1.5 min here")
     assert sd15["stage tune"].endswith("not timed here yet")  # that was the embedded world's
     assert "(25.7 GB weights" in sd15["stage score"]  # 12.8 billion weights of three scorers in bf16
-    assert "(3.9 GB weights" in sd15["stage evaluate"]  # PickScore in float32 is larger than SD1.5 in half precision
-    assert "disk 65.5 MB per 1000 pictures" in sd15["stage encode"]  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
+    evaluate = float(sd15["stage evaluate"].split("memory ")[1].split(" GB")[0])
+    assert evaluate >= 3.9  # PickScore in float32; drawing takes more
+    assert "disk 0.1 GB per 1000 pictures" in sd15["stage encode"]  # 2 * 4 * 64 * 64 numbers of 2 bytes a picture
 
 
 def test_the_disk_must_hold_downloads_and_pairs(sd15: dict[str, str]) -> None:
     """At least the pairs twice (downloads stay), the models, and 3 GB."""
     written, fetched = (float(sd15["disk"].split(word)[1].split(" GB")[0]) for word in ("takes ", "models "))
-    assert written == pytest.approx(2 * 203.5 + 3, abs=0.2) and fetched > 4.3 + 44.6
+    assert written >= 2 * 203.5 + 3 and fetched > 4.3 + 44.6
 
 
 def test_what_was_loaded_already_is_no_download(project: Path) -> None:

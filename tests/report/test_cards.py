@@ -199,7 +199,8 @@ def test_one_comparison_where_both_guidance_scales_are_the_same(params: dict[str
 
 
 def test_the_card_of_the_stage_tune_reads_only_the_sampler_of_the_evaluation(params: dict[str, Any]) -> None:
-    sampler = {name: params["evaluate"][name] for name in ("num_inference_steps", "guidance_scale", "eta")}
+    names = ("num_inference_steps", "guidance_scale", "eta", "adapter_timesteps")
+    sampler = {name: params["evaluate"][name] for name in names}
     early = {name: section for name, section in params.items() if name != "report"} | {"evaluate": sampler}
     card = model_card(early, {name: row for name, row in metrics().items() if name == "tune"})
     assert "model-index" not in front_matter(card)

@@ -25,7 +25,8 @@ def together(work: Callable[[], None], folder: Path, count: int = 2) -> None:
             work()
         except BaseException:
             (folder / f"failed-{rank}.txt").write_text(traceback.format_exc())
-            raise
+            os._exit(1)
+        os._exit(0)  # what other tests left to be done at the end belongs to the parent
 
     members = [multiprocessing.get_context("fork").Process(target=member, args=(rank,)) for rank in range(count)]
     try:
@@ -34,7 +35,8 @@ def together(work: Callable[[], None], folder: Path, count: int = 2) -> None:
         for process in members:
             process.join(PATIENCE)
         told = "\n".join(file.read_text() for file in sorted(folder.glob("failed-*.txt")))
-        assert [process.exitcode for process in members] == [0] * count, told
+        codes = [process.exitcode for process in members]
+        assert codes == [0] * count, f"exit codes {codes}\n{told}"
     finally:
         for process in members:
             process.kill()
