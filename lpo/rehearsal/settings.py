@@ -16,6 +16,7 @@ from lpo.rehearsal.judges import KNOWN
 from lpo.train.policy.methods import METHODS
 
 FREE = -99.0  # a margin that every pair keeps
+SLOWER = 100  # times: random weights are so sensitive that a whole step leaves the clip range, where gradients are zero
 UPDATES = 2  # of the LoRA at least: at the first one half of it has no gradient, since the other half is zero
 
 
@@ -100,6 +101,7 @@ def tuning(config: Tune, size: Size, cuda: bool) -> Tune:
     return replace(
         config, prompts=prompts, prompts_per_rollout=prompts, num_inference_steps=size.steps, batch_size=rows,
         micro_batch_size=rows, num_candidates=config.num_candidates if cuda else 2, validate_every=1,
+        learning_rate=config.learning_rate / SLOWER,
         validation_prompts=size.prompts, checkpoint_every=1, timestep_range=(0, 1000),
         threshold=replace(config.threshold, schedule="constant", low=0.0, high=0.0),
         guard=replace(config.guard, prompts=1, seeds=2),
