@@ -179,12 +179,15 @@ def test_a_search_says_what_it_found_and_what_it_cost(params):
 
 @pytest.mark.slow
 def test_a_cell_of_a_study_is_judged_as_it_trains_and_the_clock_ends_it(params):
-    """Three rollouts fit the prompts; then a clock of no time, which leaves the first snapshot alone."""
+    """Three rollouts fit the prompts; then a clock of no time, which leaves the first snapshot alone.
+
+    Snapshot -1 is the base at the guidance of the tuning, -2 the base at its best guidance.
+    """
     study = replace(params.study, seconds=1e6, snapshots=2, prompts=3)
     config = replace(params.tune, prompts=6)
     cell.run(replace(params, tune=config, study=study))
     frame = pd.read_parquet("studies/cell/results.parquet")
-    assert frame.groupby("snapshot").size().to_dict() == {-1: 3, 0: 3, 2: 3}
+    assert frame.groupby("snapshot").size().to_dict() == {-2: 3, -1: 3, 0: 3, 2: 3}
     base, first, last = (frame[frame["snapshot"] == k].reset_index(drop=True) for k in (-1, 0, 2))
     assert base["seed"].equals(last["seed"]) and base["prompt"].equals(last["prompt"])
     assert (base["seconds"] == 0).all() and 0 < first["seconds"][0] < last["seconds"][0]
