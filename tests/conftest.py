@@ -27,6 +27,7 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
+    LPO_PROCESSES="1",  # a process more imports for seconds; tests/sampling/test_parts.py starts them
 )
 
 settings.register_profile("lpo", derandomize=True, deadline=None, database=None)

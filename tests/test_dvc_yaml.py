@@ -25,6 +25,7 @@ UNTRACKED_BY_DVC = {"tracking", "ingest", "promote", "publish", "vote"}  # secti
 NO_DEP = {
     "lpo/errors.py": "texts of errors, after which there is no result",
     "lpo/files.py": "writes what it is given, whole or not at all",
+    "lpo/sampling/parts.py": "who does a part changes nothing in its result; held by tests/sampling/test_parts.py",
     "lpo/paths.py": "names of files; a new name is a change of dvc.yaml",
     "lpo/resume.py": "the folder of unfinished work, which is named after all code",
     "lpo/tracking.py": "what is tracked is read by no stage, and random states are restored after each call",

@@ -122,7 +122,6 @@ class Score:
     table: str | None
     batch_size: Count
     shard_size: Count
-    processes: Count | None
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ def judges_of(
             if score.scorers == "published":
                 identity["models"] = asdict(score.models)
             judges += [
-                Judge("emoji", lambda: emoji(weights), {"weights": weights}),
-                Judge("scorers", lambda: mpcf_scorers(score, model), identity),
+                Judge("emoji", partial(emoji, weights), {"weights": weights}),
+                Judge("scorers", partial(mpcf_scorers, score, model), identity),
             ]
             continue
         identity = {source: content(source) for source, _ in sources_of(name, config.judge_models, score.models)}
@@ -79,7 +79,7 @@ def judges_of(
         load = partial(published, name, config.judge_models, score.models, tasks, model)
         judges.append(Judge(name, load, identity, config.judge_batch_size))
     if reward is not None:
-        judges.append(Judge("lrm", lambda: _column("lrm", load_reward_judge(reward, model)), {"lrm": content(reward)}))
+        judges.append(Judge("lrm", partial(lrm, reward, model), {"lrm": content(reward)}))
     return judges
 
 
@@ -101,6 +101,10 @@ def mpcf_scorers(score: Score, model: Model) -> Look:
 
 def published(name: str, models: JudgeModels, scorers: ScoreModels, tasks: Mapping[str, str], model: Model) -> Look:
     return _column(name, load_judge(name, models, scorers, tasks, device_of(model)))
+
+
+def lrm(folder: Path, model: Model) -> Look:
+    return _column("lrm", load_reward_judge(folder, model))
 
 
 def _column(name: str, scorer: Scorer) -> Look:

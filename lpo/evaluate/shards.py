@@ -1,69 +1,92 @@
 """The cache of an evaluation: pictures and scores in parts, so that a killed run resumes where it stopped.
 
-    parts = draw(folder / side.key, rows, 8, painter)       00000.parquet, ...: prompt, category, seed, png
-    score_parts(judge, parts)                               beside them JUDGE-KEY/00000.parquet, ...: its columns
+    parts = draw(folder / side.key, "tuned", rows, 8, workers, painter, arguments)
+                                                            00000.parquet, ...: prompt, category, seed, png
+    score_parts(judge, parts, workers)                      beside them JUDGE-KEY/00000.parquet, ...: its columns
     results = collect({"tuned": parts}, judges)
 
 A part is written whole or not at all, and what is there is not made again. Names are hashes of what decides the
-contents, so another judge draws nothing and another LoRA draws its own side only. At most one part is in memory.
+contents, so another judge draws nothing and another LoRA draws its own side only. At most one part is in the memory of
+each process (lpo/sampling/parts.py).
 """
 
 from __future__ import annotations
 
-import gc
 import io
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from lpo.errors import LpoError
 from lpo.evaluate.judges import Judge, Look
 from lpo.files import key_of, write_parquet
+from lpo.sampling.parts import Workers
 
 PREVIEW = 256  # pixels of the longer side of the pictures in the results, which the report shows
 KEYS = ["prompt", "seed"]
+Painter = Callable[[pd.DataFrame], np.ndarray]  # rows -> pictures (n, H, W, 3) uint8
 
 
 def draw(
-    folder: Path, name: str, rows: pd.DataFrame, size: int, painter: Callable[[pd.DataFrame], np.ndarray]
+    folder: Path,
+    name: str,
+    rows: pd.DataFrame,
+    size: int,
+    workers: Workers,
+    painter: Callable[..., Painter],
+    arguments: tuple[Any, ...],
 ) -> list[Path]:
-    """Parts of `size` rows (prompt, category, seed) with their pictures as PNG; `painter` draws (n, H, W, 3) uint8."""
-    parts = []
-    for number, start in enumerate(tqdm(range(0, len(rows), size), desc=f"draw {name}", mininterval=2)):
-        path = folder / f"{number:05d}.parquet"
-        if not path.exists():
-            part = rows.iloc[start : start + size]
-            write_parquet(path, part.assign(png=[encode(picture) for picture in painter(part)]))
-        parts.append(path)
-    return parts
+    """Parts of `size` rows (prompt, category, seed) with their pictures as PNG, which `painter(*arguments)` draws."""
+    starts = range(0, len(rows), size)
+    paths = [folder / f"{number:05d}.parquet" for number in range(len(starts))]
+    missing = [
+        (path, rows.iloc[start : start + size]) for path, start in zip(paths, starts, strict=True) if not path.exists()
+    ]
+    for _ in workers.map(drawing, (painter, arguments), missing, f"draw {name}"):
+        pass
+    return paths
 
 
-def score_parts(judge: Judge, parts: Sequence[Path]) -> None:
+def drawing(painter: Callable[..., Painter], arguments: tuple[Any, ...]) -> Callable[[tuple[Path, pd.DataFrame]], None]:
+    """Writes the file of (path, rows)."""
+    paint = painter(*arguments)
+
+    def work(part: tuple[Path, pd.DataFrame]) -> None:
+        path, rows = part
+        write_parquet(path, rows.assign(png=[encode(picture) for picture in paint(rows)]))
+
+    return work
+
+
+def score_parts(judge: Judge, parts: Sequence[Path], workers: Workers) -> None:
     """Write the judge's columns beside each part. The judge is loaded if a part lacks them.
 
     Raises:
         LpoError: if a score is not a finite number, with the prompt. The parts before it stay.
     """
-    gc.collect()  # what drew or judged before is gone, and this judge may need all of the memory
-    torch.cuda.empty_cache()
-    look: Look | None = None
-    for part in tqdm(parts, desc=f"judge {judge.name}", mininterval=2):
-        path = scores_path(part, judge)
-        if path.exists():
-            continue
-        look = look or judge.load()
+    missing = [part for part in parts if not scores_path(part, judge).exists()]
+    for _ in workers.map(judging, (judge,), missing, f"judge {judge.name}"):
+        pass
+
+
+def judging(judge: Judge) -> Callable[[Path], None]:
+    """Writes the judge's columns beside a part."""
+    look = judge.load()
+
+    def work(part: Path) -> None:
         rows = pd.read_parquet(part)
         size = judge.batch_size or len(rows)
         batches = [score(look, rows.iloc[start : start + size]) for start in range(0, len(rows), size)]
         scores = pd.concat(batches, ignore_index=True)
         check_finite(judge.name, scores, rows["prompt"], part)
-        write_parquet(path, pd.concat([rows[KEYS], scores], axis=1))
+        write_parquet(scores_path(part, judge), pd.concat([rows[KEYS], scores], axis=1))
+
+    return work
 
 
 def score(look: Look, rows: pd.DataFrame) -> pd.DataFrame:

@@ -22,9 +22,10 @@ from lpo.data.refused import refuse, table_of
 from lpo.data.schema import read_pairs
 from lpo.data.sources import convert, finish, left_table, pickapic, simulated
 from lpo.data.sources.choose import parts_of, store_of
-from lpo.families import load_family
+from lpo.families import device_of
 from lpo.files import write_json, write_parquet
 from lpo.paths import LEFT_OUT, PAIRS, PROMPTS
+from lpo.sampling.parts import Workers, processes
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,9 @@ def run(params: Params) -> None:
     """
     config = params.dataset
     if config.source == "simulated":
-        painter = simulated.painter_of(load_family(params.model), config)
-        metrics = simulated.write_pairs(PAIRS, config, painter, params.seed)
+        with Workers(processes(device_of(params.model), params.model.path)) as workers:
+            painter = simulated.painter_of(params.model, config, workers)
+            metrics = simulated.write_pairs(PAIRS, config, painter, params.seed)
         write_parquet(PROMPTS, simulated.prompts_of_splits(config.prompts_by_split, params.seed))
         write_parquet(LEFT_OUT, left_table([]))
     else:

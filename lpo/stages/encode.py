@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import torch
 
-from lpo.config import Params
+from lpo.config import Model, Params
 from lpo.data.latents import write_captions, write_moments, write_space
 from lpo.data.schema import iter_images
 from lpo.families import codec_of, latent_space_of, load_family
@@ -16,6 +17,7 @@ from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder
 from lpo.images import decode_rgb, to_tensor
 from lpo.paths import COLLECTED, KEPT, LATENTS, PAIRS
+from lpo.sampling.parts import Workers, processes
 
 
 def run(params: Params) -> None:
@@ -36,11 +38,26 @@ def run(params: Params) -> None:
     pixel_art = params.dataset.source == "simulated"
 
     def batches() -> Iterator[tuple[list[str], torch.Tensor]]:
-        for uids, data in iter_images((PAIRS, COLLECTED), wanted, params.encode.batch_size, "encode"):
-            yield uids, codec.encode(to_tensor(decode_rgb(data, size, pixel_art)))
+        images = iter_images((PAIRS, COLLECTED), wanted, params.encode.batch_size, "encode")
+        with Workers(processes(codec.device, params.model.path)) as workers:
+            for uids, moments in workers.map(encoder, (params.model, size, pixel_art), images):
+                yield uids, torch.from_numpy(moments)
 
     captions = sorted(set(kept["caption"]))
     with atomic_folder(LATENTS) as folder:
         write_moments(folder, batches(), params.encode.shard_size)
         write_captions(folder, captions)
         write_space(folder, space)
+
+
+def encoder(
+    model: Model, size: int, pixel_art: bool
+) -> Callable[[tuple[list[str], list[bytes]]], tuple[list[str], np.ndarray]]:
+    """(uids, encoded images) -> (uids, moments (N, 2 C, h, w) float16), with the VAE of `model`."""
+    codec = codec_of(model)
+
+    def work(batch: tuple[list[str], list[bytes]]) -> tuple[list[str], np.ndarray]:
+        moments = codec.encode(to_tensor(decode_rgb(batch[1], size, pixel_art)))
+        return batch[0], moments.to(torch.float16).cpu().numpy()
+
+    return work

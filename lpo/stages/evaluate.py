@@ -17,6 +17,7 @@ from lpo.evaluate.sides import identity, painter, sides_of
 from lpo.families import device_of
 from lpo.files import atomic_folder, write_json, write_parquet
 from lpo.registry.ledger import PROMOTED, WEIGHTS, name_of
+from lpo.sampling.parts import Workers, processes
 
 
 def run(params: Params) -> None:
@@ -38,12 +39,14 @@ def run(params: Params) -> None:
     rows = pictures_of(prompts, config.images_per_prompt)
     cache = resume.folder("evaluate", identity(config, model, str(device_of(model)), rows))
     forget(cache, {side.key for side in sides})
-    parts = {
-        side.name: draw(cache / side.key, side.name, rows, config.batch_size, painter(side, config, model))
-        for side in sides
-    }
-    for judge in judges:
-        score_parts(judge, list(dict.fromkeys(part for side in parts.values() for part in side)))
+    with Workers(processes(device_of(model), model.path, *_scorers(params))) as workers:
+        size = config.batch_size
+        parts = {
+            side.name: draw(cache / side.key, side.name, rows, size, workers, painter, (side, config, model))
+            for side in sides
+        }
+        for judge in judges:
+            score_parts(judge, list(dict.fromkeys(part for side in parts.values() for part in side)), workers)
 
     results = collect(parts, judges)
     metrics = evaluate_results(results, config.judges, config.bootstrap, params.seed)
@@ -57,3 +60,8 @@ def run(params: Params) -> None:
             metrics["prompts_left_out"] = len(left_out)
     write_json(paths.plot("win_rates"), win_rate_rows(metrics))
     write_json(paths.metrics("evaluate"), metrics)
+
+
+def _scorers(params: Params) -> list[str]:
+    """What tells large judges from small ones: the scorers' folder where emoji alone judges."""
+    return [params.score.scorers if params.evaluate.judges == ("emoji",) else "published"]

@@ -1,26 +1,27 @@
 """score: data/pairs, data/collected, scorers -> data/scores.parquet, three scores of every picture, keyed by its uid.
 
-Pictures are scored in parts of `score.shard_size`, one process a GPU; a part is a file in .checkpoints, so a killed run
-goes on with the first part that is missing. With `score.table` no model runs: imported scores are joined by image uid.
+Pictures are scored in parts of `score.shard_size`, over all processes (lpo/sampling/parts.py). A part is a file in
+.checkpoints, so a killed run scores only the parts that are missing. With `score.table` no model runs: imported scores
+are joined by image uid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-import torch
-from tqdm.auto import tqdm
 
 from lpo import paths, resume
-from lpo.config import Params
+from lpo.config import Model, Params, Score
 from lpo.data.images_once import Place, decodable, imported_scores, no_scores, places_of_images, split_parts
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import file_hash, folder_hash, write_json, write_parquet
 from lpo.images import decode_pictures, decode_rgb, to_tensor
 from lpo.paths import COLLECTED, PAIRS, SCORES
+from lpo.sampling.parts import Workers, processes
 from lpo.scorers.embedded import Scorers
 from lpo.scorers.published import Published, load_scorers
 
@@ -32,7 +33,7 @@ def run(params: Params) -> None:
 
     Where `filter.strategy` is none nothing reads the scores, so none are made.
     """
-    config = params.score
+    config, pixel_art = params.score, params.dataset.source == "simulated"
     if params.filter.strategy == "none":
         write_parquet(SCORES, no_scores())
         write_json(paths.metrics("score"), {"images": 0, "mean": {}})
@@ -43,20 +44,18 @@ def run(params: Params) -> None:
     else:
         head = config.models.aesthetic_head
         identity = {
-            "score": {k: v for k, v in asdict(config).items() if k != "processes"},
-            "pixel_art": params.dataset.source == "simulated",
+            "score": asdict(config), "pixel_art": pixel_art,
             "pairs": [folder_hash(folder) for folder in (PAIRS, COLLECTED)],
             "scorers": folder_hash(config.scorers) if config.scorers != "published" else "",
             "head": file_hash(head) if head is not None and Path(head).is_file() else "",
         }  # fmt: skip
         folder = resume.folder("score", identity)
         parts = split_parts(places, config.shard_size)
-        gpus = torch.cuda.device_count() if params.model.device != "cpu" else 0
-        processes = min(config.processes or max(gpus, 1), max(len(parts), 1))
-        if processes == 1:
-            work(0, 1, params, parts, folder)
-        else:
-            torch.multiprocessing.spawn(work, (processes, params, parts, folder), nprocs=processes)
+        missing = [(part, path) for n, part in enumerate(parts) if not (path := _file(folder, n)).exists()]
+        models = ("published",) if config.scorers == "published" else (config.scorers,)
+        with Workers(processes(device_of(params.model), *models)) as workers:
+            for _ in workers.map(scorer, (config, params.model, pixel_art), missing, "score"):
+                pass
         table = pd.concat([pd.read_parquet(_file(folder, n)) for n in range(len(parts))], ignore_index=True)
     if table.empty:
         raise LpoError("no picture could be scored", str(PAIRS), "look at the images of the pairs")
@@ -66,24 +65,16 @@ def run(params: Params) -> None:
     write_json(paths.metrics("score"), {"images": len(table), "mean": means})
 
 
-def work(rank: int, processes: int, params: Params, parts: list[list[Place]], folder: Path) -> None:
-    """Score the parts rank, rank + processes, ... that are not there yet."""
-    missing = [n for n in range(rank, len(parts), processes) if not _file(folder, n).exists()]
-    if not missing:
-        return
-    device = device_of(params.model)
-    if device.type == "cuda":
-        device = torch.device("cuda", rank % torch.cuda.device_count())
-    if processes > 1 and device.type == "cpu":
-        torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
-    scorers = load_scorers(params.score, device)
-    with tqdm(total=sum(len(parts[n]) for n in missing), desc="score", disable=rank > 0, mininterval=2) as bar:
-        for number in missing:
-            frames = []
-            for batch in decodable(parts[number], params.score.batch_size):
-                frames.append(score(scorers, *batch, params.dataset.source == "simulated"))
-                bar.update(len(batch[0]))
-            write_parquet(_file(folder, number), pd.concat(frames, ignore_index=True) if frames else no_scores())
+def scorer(config: Score, model: Model, pixel_art: bool) -> Callable[[tuple[list[Place], Path]], None]:
+    """Scores of a part of the images, written to its file."""
+    scorers = load_scorers(config, device_of(model))
+
+    def work(part: tuple[list[Place], Path]) -> None:
+        places, path = part
+        frames = [score(scorers, *batch, pixel_art) for batch in decodable(places, config.batch_size)]
+        write_parquet(path, pd.concat(frames, ignore_index=True) if frames else no_scores())
+
+    return work
 
 
 def score(scorers: Published | Scorers, places: list[Place], data: list[bytes], pixel_art: bool) -> pd.DataFrame:

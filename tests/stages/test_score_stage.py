@@ -88,17 +88,6 @@ def test_a_stopped_run_goes_on_with_the_parts_that_are_missing(pairs: Path, monk
     assert seen == UIDS[2:9]  # the parts of test and the first of train are there
 
 
-@pytest.mark.slow
-def test_two_processes_write_what_one_writes(pairs: Path) -> None:
-    score.run(params(processes=1))
-    one = scores()
-    (folder,) = Path(".checkpoints/score").iterdir()
-    for part in folder.iterdir():
-        part.unlink()
-    score.run(params(processes=2))
-    pd.testing.assert_frame_equal(scores(), one, rtol=1e-5, atol=1e-6)
-
-
 def table(uids: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"image_uid": uids, "aesthetic": np.arange(len(uids)) / 2, "clip": 0.1, "vqa": 0.5})
 

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
-from lpo.config import Dataset, SamplerSettings
+from lpo.config import Dataset, Model, SamplerSettings
 from lpo.data.simulated import Painter, make_pairs
 from lpo.emoji.scenes import sample_prompts
-from lpo.families.family import Family
+from lpo.families import load_family
 from lpo.files import atomic_folder, write_parquet
 from lpo.images import to_tensor, to_uint8
 from lpo.sampling.generate import generate
+from lpo.sampling.parts import Workers
 
 ENCODED_AT_ONCE = 100  # small batches stay in the processor's cache
 ETA = 1.0
 
 
-def painter_of(family: Family, config: Dataset) -> Painter:
+def painter_of(model: Model, config: Dataset, workers: Workers) -> Painter:
+    """The base as a painter, whose batches are shared out over `workers`."""
     settings = SamplerSettings(config.num_inference_steps, config.guidance_scale, ETA, config.batch_size)
 
+    def in_batches(parts: list[tuple[Any, ...]], label: str) -> np.ndarray:
+        return np.concatenate(list(workers.map(base_of, (model, settings), parts, label)))
+
     def sample(captions: list[str], seeds: list[int]) -> np.ndarray:
-        return generate(family, captions, seeds, settings, "sample pairs")
+        starts = range(0, len(captions), config.batch_size)
+        parts = [(captions[i : i + config.batch_size], seeds[i : i + config.batch_size]) for i in starts]
+        return in_batches(parts, "sample pairs")
 
     def through_vae(pictures: np.ndarray) -> np.ndarray:
-        parts = []
-        for start in tqdm(range(0, len(pictures), ENCODED_AT_ONCE), desc="through the VAE", mininterval=2):
-            moments = family.encode_images(to_tensor(pictures[start : start + ENCODED_AT_ONCE]))
-            parts.append(to_uint8(family.decode(family.scale(moments.chunk(2, dim=1)[0]))))
-        return np.concatenate(parts)
+        starts = range(0, len(pictures), ENCODED_AT_ONCE)
+        return in_batches([(pictures[i : i + ENCODED_AT_ONCE],) for i in starts], "through the VAE")
 
     return Painter(sample, through_vae)
+
+
+def base_of(model: Model, settings: SamplerSettings) -> Callable[[tuple[Any, ...]], np.ndarray]:
+    """Pictures of one batch: what the base draws of (captions, seeds), or what its VAE makes of (pictures,)."""
+    family = load_family(model)
+
+    def work(part: tuple[Any, ...]) -> np.ndarray:
+        if len(part) == 2:
+            return generate(family, *part, settings, "")
+        moments = family.encode_images(to_tensor(part[0]))
+        return to_uint8(family.decode(family.scale(moments.chunk(2, dim=1)[0])))
+
+    return work
 
 
 def write_pairs(out: Path, config: Dataset, painter: Painter, seed: int) -> dict[str, object]:
