@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-BASE, SCORERS = Path("data/base"), Path("data/scorers")
+BASE, SCORERS, VALIDATORS = (Path("data") / name for name in ("base", "scorers", "validators"))
 FEW = Path("data/few")  # a U-Net of few steps (`lpo distill`)
 SOURCES = Path("data/sources")  # downloads and imports, which neither git nor DVC holds
 PAIRS, COLLECTED = Path("data/pairs"), Path("data/collected")  # of the source; of the inbox

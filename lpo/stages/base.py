@@ -1,4 +1,4 @@
-"""base: nothing -> data/base (the embedded diffusion model) and data/scorers, both committed; frozen in dvc.yaml."""
+"""base: nothing -> data/base (the embedded diffusion model), data/scorers, data/validators: committed, frozen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lpo.emoji.sprites import ATLAS
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.families import sd, settle
 from lpo.files import atomic_folder, file_hash, write_json
-from lpo.paths import BASE, SCORERS
+from lpo.paths import BASE, SCORERS, VALIDATORS
 from lpo.scorers.embedded import Scorers
 from lpo.train.pretrain.base import Data, Phase, new_pipeline, train_unet, train_vae, training_set, wrong_captions
 from lpo.train.pretrain.gate import all_correct, by_guidance, gate, reconstruction
@@ -20,11 +20,11 @@ from lpo.train.pretrain.scorers import train_scorers
 
 
 def run(params: Params) -> None:
-    """Train VAE, scorers, and U-Net with text encoder in three phases; gate them by the judge; write half precision."""
+    """Train VAE, scorers, validators, and U-Net with text encoder in three phases; gate them by the judge."""
     settle(torch.device("cpu"))
     config, seed = params.pretrain, params.seed
     folder = resume.folder("base", {"pretrain": asdict(config), "seed": seed, "atlas": file_hash(ATLAS)})
-    parts = {name: folder / name for name in ("vae", "scorers", "unet", "layout", "captions")}
+    parts = {name: folder / name for name in ("vae", "scorers", "validators", "unet", "layout", "captions")}
     for part in parts.values():
         part.mkdir(exist_ok=True)
 
@@ -34,12 +34,14 @@ def run(params: Params) -> None:
         config.checkpoint_every,
     )  # fmt: skip
     metrics = {"vae": {"all_correct": reconstruction(pipe.vae, seed)}}
-    torch.manual_seed(seed + 1000)
-    scorers = Scorers(make_tokenizer())
-    train_scorers(
-        scorers, parts["scorers"], seed + 1000, config.scorer_steps, config.scorer_batch_size,
-        config.scorer_learning_rate, config.checkpoint_every,
-    )  # fmt: skip
+    made = {}
+    for name, own in (("scorers", seed + 1000), ("validators", seed + 2000)):
+        torch.manual_seed(own)
+        made[name] = Scorers(make_tokenizer())
+        train_scorers(
+            made[name], parts[name], own, config.scorer_steps, config.scorer_batch_size, config.scorer_learning_rate,
+            config.checkpoint_every, distorted=name == "validators",
+        )  # fmt: skip
     data = training_set(pipe, seed, config.scenes)
     wrong = data[0], *wrong_captions(pipe.tokenizer, seed, config.scenes, config.near_miss_share)
     phases: tuple[tuple[Phase, Data, int, float], ...] = (
@@ -53,14 +55,15 @@ def run(params: Params) -> None:
             config.checkpoint_every, phase,
         )  # fmt: skip
     # A fast tokenizer saves the padding of its last call, which a run resumed at the end never makes.
-    for tokenizer in (pipe.tokenizer, scorers.tokenizer):
+    for tokenizer in (pipe.tokenizer, *(scorers.tokenizer for scorers in made.values())):
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
     with atomic_folder(BASE) as out:
         pipe.to(torch.float16).save_pretrained(out)
-        made = sd.load(str(out), torch.device("cpu"), torch.float32)
-        metrics["all_correct"], metrics["by_guidance"] = all_correct(made, seed), by_guidance(made, seed)
+        base = sd.load(str(out), torch.device("cpu"), torch.float32)
+        metrics["all_correct"], metrics["by_guidance"] = all_correct(base, seed), by_guidance(base, seed)
         gate(metrics, config)
-    with atomic_folder(SCORERS) as out:
-        scorers.save(out)
+    for path in (SCORERS, VALIDATORS):
+        with atomic_folder(path) as out:
+            made[path.name].save(out)
     write_json(paths.metrics("base"), metrics)

@@ -156,5 +156,6 @@ def test_pretraining_killed_in_each_of_its_trainings_goes_on_to_the_same_bytes(t
             finish(killed, last_one)
         finish(whole, unbroken)
     made = contents(whole, "data", "metrics")
-    assert {Path(name).parent.as_posix() for name in made} >= {"data/base/unet", "data/scorers", "metrics"}
+    folders = {Path(name).parent.as_posix() for name in made}
+    assert folders >= {"data/base/unet", "data/scorers", "data/validators", "metrics"}
     assert contents(killed, "data", "metrics") == made

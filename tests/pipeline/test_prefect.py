@@ -27,7 +27,8 @@ REFUSED: dict[str, dict[str, Any]] = {  # words of the message, and the paramete
     "tune.method": {"method": "ppo"},
     "cannot be combined with overrides": {"promote": True, "params": ["tune.beta=7"]},
 }
-FROZEN = {"data/base", "data/scorers", "metrics/base.json"}  # `dvc repro` notes them, the flow lets them be
+# `dvc repro` notes them, the flow lets them be
+FROZEN = {"data/base", "data/scorers", "data/validators", "metrics/base.json"}
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def make(folder: Path) -> Path:
     for name in ("dvc.yaml", ".dvcignore", "metrics/base.json", *ignored):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
-    for name in ("data/base", "data/scorers"):  # committed, as in the repository
+    for name in ("data/base", "data/scorers", "data/validators"):  # committed, as in the repository
         shutil.copytree(REPOSITORY / name, folder / name)
     (folder / "data/sources.json").write_text("{}\n")  # nothing was imported
     (folder / ".dvc/config").write_text(DVC_CONFIG)
