@@ -119,6 +119,7 @@ class Tune:
     validate_every: Count
     validation_prompts: Count
     blind: Literal["aesthetic", "clip", "vqa", "pickscore", "imagereward", "hps_v2", "hps_v2_1"] | None
+    validators: str | None
     validation_scorers: tuple[Literal["aesthetic", "clip", "vqa"], ...]
     checkpoint_every: Count
     guard: Guard

@@ -153,11 +153,13 @@ def scorers(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
 
     config, where = params.score, f"params.yaml: score.scorers: {params.score.scorers}"
     remedy = "set score.scorers to published, or import scores: lpo data scores"
+    validators = params.tune.validators or config.scorers
+    if "tune" in chain and validators != "published" and (side := pixels(params.model)) not in (None, CANVAS):
+        what = f"these scorers, which choose the checkpoint, read {CANVAS} pixels; {params.model.path} draws {side}"
+        asked = "set tune.validators to null and score.scorers to published"
+        yield LpoError(what, f"params.yaml: tune.validators: {validators}" if params.tune.validators else where, asked)
     if config.scorers == "published":
         return
-    if "tune" in chain and (side := pixels(params.model)) not in (None, CANVAS):
-        what = f"these scorers, which choose the checkpoint, read {CANVAS} pixels; {params.model.path} draws {side}"
-        yield LpoError(what, where, "set score.scorers to published")
     if "score" not in chain or config.table is not None or params.filter.strategy == "none":
         return
     seen = _side_of_pictures(params) if params.dataset.source == "folder" else None

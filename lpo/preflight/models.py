@@ -123,14 +123,18 @@ def prompt_file(key: str, source: str | None) -> Iterator[LpoError]:
 
 
 def scorer_files(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
-    """The three scorers that filter the pairs, and those of them that choose the checkpoint of tune."""
-    config = params.score
+    """The three scorers that filter the pairs, and those that choose the checkpoint of tune."""
+    config, validators = params.score, params.tune.validators
+    if "tune" in chain and validators is not None:
+        files = ["scorers.safetensors", "|".join(TOKENIZER)]
+        yield from missing(validators, files, f"params.yaml: tune.validators: {validators}")
     if config.scorers != "published":
         files, source = ["scorers.safetensors", "|".join(TOKENIZER)], config.scorers
         yield from missing(source, files, f"params.yaml: score.scorers: {source}")
         return
     scored = "score" in chain and config.table is None and params.filter.strategy != "none"
-    names = {*(NAMES if scored else ()), *(params.tune.validation_scorers if "tune" in chain else ())}
+    validated = "tune" in chain and validators is None
+    names = {*(NAMES if scored else ()), *(params.tune.validation_scorers if validated else ())}
     models, where = config.models, "params.yaml: score.models"
     words = ["|".join(TOKENIZER)]
     for key in ("aesthetic", "clip", "vqa", "vqa_vision", "vqa_tokenizer"):

@@ -21,7 +21,7 @@ from lpo.train.common import distributed
 from lpo.train.policy.load import policy_trainer
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.trainer import BASE_VALUE
-from lpo.train.policy.validation import validation
+from lpo.train.policy.validation import scorers_of_validation, validation
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ def run(params: Params) -> None:
 
 def tune(params: Params) -> None:
     """What each process does; the first one writes."""
-    config = params.tune
+    config, scorers = params.tune, scorers_of_validation(params)
     prompts = pd.read_parquet(PROMPTS)
     identity = {
         "tune": asdict(config), "model": asdict(params.model), "seed": params.seed, "prompts": file_hash(PROMPTS),
         "base": folder_hash(params.model.path), "reward": folder_hash(config.reward),
-        "scorers": asdict(params.score) if params.score.scorers == "published" else folder_hash(params.score.scorers),
+        "scorers": asdict(scorers) if scorers.scorers == "published" else folder_hash(scorers.scorers),
     }  # fmt: skip
     if METHODS[config.method].stored:
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lpo import resume
-from lpo.config import Guard, Params, SamplerSettings
+from lpo.config import Guard, Params, SamplerSettings, Score
 from lpo.families.family import Family
 from lpo.files import folder_hash, replacing
 from lpo.images import to_tensor, to_uint8
@@ -32,7 +32,7 @@ LARGEST = 256  # pixels of their side
 class Validation:
     """What an adapter gained over the base on validation prompts, in standard deviations of the base's scores.
 
-    validation  mean over the scorers that `tune.validation_scorers` names; it chooses the checkpoint. Not the share of
+    validation  mean over the scores that `tune.validation_scorers` names; it chooses the checkpoint. Not the share of
                 prompts won: a shift that is tiny and the same everywhere wins nearly all of them.
     reward      of the reward that is climbed, on finished latents: what the guard compares validation with
     blind       of one more scorer, `tune.blind`: it chooses nothing, so it can still show what the others were tuned to
@@ -130,6 +130,11 @@ class Validation:
         return {"validation": float(np.mean(list(gain.values()))), "reward": reward, "diversity": diversity} | blind
 
 
+def scorers_of_validation(params: Params) -> Score:
+    """The scorers that choose the adapter: those of `tune.validators`, else those of `score`."""
+    return replace(params.score, scorers=params.tune.validators or params.score.scorers)
+
+
 def validation(params: Params, family: Family, reward: Reward, prompts: list[str]) -> Validation:
     """The validation that params.yaml describes, the base's latents in a folder of .checkpoints that is theirs."""
     sampler, guard, device, blind = params.evaluate.sampler, params.tune.guard, family.device, params.tune.blind
@@ -139,7 +144,7 @@ def validation(params: Params, family: Family, reward: Reward, prompts: list[str
         "prompts": prompts, "group": [guard.action == "off", guard.prompts, guard.seeds],
     }  # fmt: skip
     return Validation(
-        family, reward, partial(load_scorers, params.score, device, names), names, prompts, sampler,
+        family, reward, partial(load_scorers, scorers_of_validation(params), device, names), names, prompts, sampler,
         params.score.batch_size, guard, resume.folder("validation", identity), blind,
         partial(blind_judge, params.tune, params.evaluate.judge_models, params.score.models, device),
     )  # fmt: skip
