@@ -184,7 +184,7 @@ def test_the_doctor_tells_what_is_missing(project: Path, repository: Path) -> No
     assert (rows["check"], rows["repository"]) == ("FAIL", "FAIL")
     assert "params.yaml: model.path: data/base" in result.stdout
     Path("data").mkdir()
-    for name in ("base", "scorers"):
+    for name in ("base", "scorers", "validators"):
         Path(f"data/{name}").symlink_to(repository / "data" / name)
     Path(".dvc").mkdir()
     Path(".git").mkdir()

@@ -60,6 +60,7 @@ def prepare(name: str, request: pytest.FixtureRequest, project: Path, judges: tu
     Path("data").mkdir(exist_ok=True)
     pd.DataFrame(rows, columns=["prompt", "split", "category"]).to_parquet("data/prompts.parquet")
     Path("data/scorers").symlink_to(ROOT / "data/scorers")
+    Path("data/validators").symlink_to(ROOT / "data/validators")
     ledger.PROMOTED.mkdir(parents=True)
     (ledger.PROMOTED / ".gitignore").write_text("*\n")
     return with_tiny_judges(replace(params, model=model, evaluate=settings), project)

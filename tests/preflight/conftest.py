@@ -11,7 +11,7 @@ from lpo.config import Params, load_params
 def world(project: Path, repository: Path) -> Path:
     """A clone before its first run: parameters, presets, and the models of the emoji world."""
     (project / "data").mkdir()
-    for name in ("base", "scorers"):
+    for name in ("base", "scorers", "validators"):
         (project / "data" / name).symlink_to(repository / "data" / name)
     return project
 

@@ -37,7 +37,7 @@ def small_run(params: Params) -> dict[str, str]:
 def test_two_processes_write_the_bytes_of_one(project: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage in parts, on the embedded base, with more batches than processes and a last one that is smaller."""
     Path("data").mkdir(exist_ok=True)
-    for name in ("base", "scorers"):
+    for name in ("base", "scorers", "validators"):
         Path("data", name).symlink_to(repository / "data" / name)
     found = load_params()
     params = replace(

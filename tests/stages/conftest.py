@@ -23,8 +23,9 @@ def trained_inputs(project: Path, tiny_reward: LatentRewardModel) -> None:
     (data / "reward").mkdir(parents=True)
     tiny_reward.save(data / "reward")
     torch.manual_seed(4)
-    (data / "scorers").mkdir()
-    embedded.Scorers(make_tokenizer()).save(data / "scorers")
+    for name in ("scorers", "validators"):
+        (data / name).mkdir()
+        embedded.Scorers(make_tokenizer()).save(data / name)
     split = ["train"] * 4 + ["validation"] * 4 + ["test"] * 4
     pd.DataFrame({"prompt": CAPTIONS * 3, "split": split, "category": "single"}).to_parquet(data / "prompts.parquet")
     uids = [f"u{i}" for i in range(24)]
