@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import pandas as pd
 
 from lpo.config.reader import parse_yaml, read_text
 from lpo.errors import LpoError
-from lpo.files import write_text
+from lpo.files import write_bytes, write_text
 from lpo.outputs import output_folder
-from lpo.study import evidence, markdown
+from lpo.study import evidence, markdown, plots
+from lpo.study.choices import choices, sentence
 from lpo.study.compare import REFERENCE, comparison, curves, flip_rates
 from lpo.study.evidence import Evidence
 from lpo.study.page import render
@@ -32,6 +34,11 @@ class Collected:
     revisions: list[str]
     declared: dict[str, Any]
     by_time: bool
+
+    @property
+    def methods(self) -> list[str]:
+        """Arms that are drawn against time and data."""
+        return [REFERENCE, *self.declared["questions"]["methods"]["arms"]]
 
 
 def collect(name: str) -> tuple[Evidence, Collected]:
@@ -72,30 +79,35 @@ def run(name: str, out: Path) -> Path:
     """
     held, found = collect(name)
     declared = found.declared
-    methods = [REFERENCE, *declared["questions"]["methods"]["arms"]]
     flips = flip_rates(pd.read_parquet(FLIPS)) if FLIPS.exists() else []
     verified = searches(pd.read_parquet(VERIFIER)) if VERIFIER.exists() else []
     titles = {question: about["title"] for question, about in declared["questions"].items()}
     seeds_of = sorted({cell["seeds_of"] for cell in held.cells.values()})
-    drawn = curves(found.frame, methods) if found.by_time else []
+    drawn = curves(found.frame, found.methods) if found.by_time else []
+    chosen = choices(found.frame, found.methods)
     html = render(
-        found.table, drawn, accuracies(held), flips, titles, declared["paper"], found.revisions, seeds_of, verified
-    )
+        found.table, drawn, accuracies(held), flips, titles, declared["paper"], found.revisions, seeds_of, verified,
+        chosen,
+    )  # fmt: skip
     with output_folder(out, "lpo study") as folder:
         write_text(folder / "table.csv", found.table.round(5).to_csv(index=False))
         write_text(folder / "index.html", html)
+    if name == "methods" and chosen and RESULTS.exists():
+        write_bytes(RESULTS.with_name("validation.svg"), base64.b64decode(plots.choices(chosen).split(",", 1)[1]))
     if RESULTS.exists():
         write_text(RESULTS, markdown.put(RESULTS.read_text(encoding="utf-8"), name, PARTS[name](found, titles)))
     return out / "index.html"
 
 
+def _methods(found: Collected, titles: dict[str, str]) -> str:
+    rows = choices(found.frame, found.methods)
+    return "\n\n".join([markdown.methods(found.table), *([sentence(rows)] if rows else [])])
+
+
 PARTS: dict[str, Callable[[Collected, dict[str, str]], str]] = {
-    "quick": lambda found, titles: markdown.methods(found.table),
-    "methods": lambda found, titles: markdown.methods(found.table),
+    **dict.fromkeys(("quick", "methods"), _methods),
     "trials": lambda found, titles: markdown.trials(found.frame),
-    **dict.fromkeys(
-        ("ablations", "hacking", "few"), lambda found, titles: markdown.ablations(found.table, titles)
-    ),
+    **dict.fromkeys(("ablations", "hacking", "few"), lambda found, titles: markdown.ablations(found.table, titles)),
 }
 
 

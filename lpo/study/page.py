@@ -11,6 +11,7 @@ from lpo.format import percent, plain
 from lpo.report.html import figure, heading, page, section, table, text
 from lpo.report.plots import forest
 from lpo.study import plots
+from lpo.study.choices import sentence
 from lpo.study.compare import REFERENCE
 from lpo.study.verifier_section import verifier_section
 
@@ -44,7 +45,7 @@ HEAD = (
 def render(
     rows: pd.DataFrame, curves: Sequence[Mapping[str, Any]], accuracy: Sequence[Mapping[str, Any]],
     flips: Sequence[Mapping[str, Any]], titles: Mapping[str, str], paper: Mapping[str, Any], revisions: Sequence[str],
-    seeds_of: Sequence[str], verified: Sequence[Mapping[str, Any]],
+    seeds_of: Sequence[str], verified: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]],
 ) -> str:  # fmt: skip
     """HTML of the study.
 
@@ -52,7 +53,7 @@ def render(
         rows: the table, see `study.comparison`. curves: see `study.curves`. flips: see `study.flip_rates`.
         accuracy: reward, t, value, low, high. titles: of questions. paper: columns, and figures by arm.
         revisions: commits that the cells were made with. seeds_of: what the seeds are of, see SEEDS.
-        verified: see `verifier_section.searches`.
+        verified: see `verifier_section.searches`. chosen: see `choices.choices`.
     """
     fewest, runs = int(rows["runs"].min()), int(rows["runs"].max())
     coarse = "does not exist: differences between seeds are not in the interval" if runs == 1 else "is coarse"
@@ -71,6 +72,10 @@ def render(
             for axis in SHOWN
         ]
         bodies.append(section("curves", "Win rate against time and data", *pictures))
+    if chosen:
+        caption = "A line is one training, from its first snapshot on; the ring is the snapshot that validation chose."
+        drawn = figure(plots.choices(chosen), "Validation and judge", caption)
+        bodies.append(section("validation", "What validation chose", text(sentence(chosen)), drawn))
     for question, found in rows.groupby("question", sort=False):
         title = titles.get(str(question), str(question))
         bodies.append(section(str(question), title, *_question(found, paper)))

@@ -53,3 +53,23 @@ def lines(rows: Sequence[Row], x: str, series: str, label: str, chance: float) -
         axes.yaxis.set_major_formatter(_percent)
         axes.legend()
         return _uri(figure)
+
+
+def choices(rows: Sequence[Row]) -> str:
+    """The judge's gain of every snapshot against its validation; a line a training, a ring around what was chosen."""
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    with rc_context(STYLE):
+        figure, (axes,) = _figure(1, 4)
+        for place, arm in enumerate(arms):
+            for i, row in enumerate(row for row in rows if row["arm"] == arm):
+                colour, marker = COLOURS[place % 5], MARKERS[place % 5]
+                label = arm.replace("_", " ") if i == 0 else None
+                axes.plot(row["validation"], row["gain"], color=colour, marker=marker, alpha=0.6, label=label)
+                at = row["chosen"]
+                axes.plot(
+                    row["validation"][at], row["gain"][at], color=INK, marker="o", markersize=12, fillstyle="none"
+                )
+        axes.axhline(0, color=INK, linewidth=1, linestyle=CHANCE)
+        axes.set(xlabel="validation, standard deviations over the base", ylabel="judge's gain of utility")
+        axes.legend()
+        return _uri(figure)

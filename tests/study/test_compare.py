@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lpo.errors import LpoError
+from lpo.study.choices import choices, sentence
 from lpo.study.compare import (
     best_within,
     comparison,
@@ -153,21 +154,21 @@ def test_the_page_says_what_came_out_and_escapes_what_it_is_given() -> None:
     assert "1 of 2 arms have less: spo (+0.000); 0 of 2 arms have more." in said
     html = render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
-        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"], [],
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"], [], [],
     )  # fmt: skip
     assert "&lt;b&gt;Methods" in html and "<b>Methods" not in html and "21.69" in html
     assert "data and reward are the same in all runs" in html
     assert "does not exist: differences between seeds" in html and "Not measured" in html
     assert html == render(
         rows, curves(cells, ["lpo", *arms]), [], [], {"methods": "<b>Methods</b>"},
-        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"], [],
+        {"columns": ["PickScore"], "lpo": [21.69]}, ["abc"], ["tuning"], [], [],
     )  # fmt: skip
 
 
 def test_an_arm_that_answers_an_open_question_is_quoted() -> None:
     cells = pd.concat([cell("lpo", 1, [(9, 32, 0.9)]), cell("current_timestep", 1, [(9, 32, 0.4)])])
     rows = pd.DataFrame(comparison(cells, "timestep", ["current_timestep"], "prompts"))
-    html = render(rows, [], [], [], {}, {}, ["abc"], ["pipeline"], [])
+    html = render(rows, [], [], [], {}, {}, ["abc"], ["pipeline"], [], [])
     assert "utility: current_timestep less the reference \N{MINUS SIGN}50.0" in html
 
 
@@ -205,3 +206,16 @@ def test_searches_are_compared_with_the_plain_pictures_of_the_same_prompts() -> 
     html = verifier_section([first, second])
     assert "best &lt;of&gt; 4" in html and "+25.0 (" in html and "+0.125 (" in html
     assert "Not measured" in verifier_section([])
+
+
+def test_what_validation_chose_is_held_against_what_the_judge_would_choose() -> None:
+    """Validation rises throughout. The judge's gains are .5 then .9 in one training, .75 then .5 in the other."""
+    gained = ((1, (0.75, 0.95)), (2, (0.875, 0.75)))  # shares of images that are better by 1; the rest is worse by 1
+    cells = pd.concat([cell("lpo", run, [(9, 32, first), (18, 64, last)]) for run, (first, last) in gained])
+    first, second = choices(pd.concat([cells, cell("spo", 1, [(9, 32, 0.5)])]), ["lpo", "spo"])
+    assert (first["chosen"], first["best"], first["regret"]) == (1, 1, 0.0)
+    assert (second["chosen"], second["best"]) == (1, 0)
+    assert second["regret"] == pytest.approx(0.25)
+    assert second["error"] == pytest.approx(math.sqrt((0.125 * 2**2 - 0.25**2) * 40 / 39 / 40))
+    said = sentence([first, second])
+    assert "in 1 of 2 trainings" in said and "+0.125" in said and "(lpo, seed 2)" in said
