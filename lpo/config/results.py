@@ -19,12 +19,14 @@ class JudgeModels:
     imagereward: str
     imagereward_tokenizer: str
     hps: str
+    hpsv3: str
+    hpsv3_base: str
     geneval_detector: str
     geneval_clip: str
 
 
 JudgeName = Literal[
-    "emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "geneval", "aesthetic", "clipscore", "vqascore"
+    "emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "hpsv3", "geneval", "aesthetic", "clipscore", "vqascore"
 ]
 
 

@@ -19,6 +19,7 @@ from lpo.doctor.memory import META, configured
 from lpo.doctor.scorer_memory import config_of, count, judges, scorers
 from lpo.families import load_family
 from lpo.families.parts import split_source
+from lpo.scorers import hpsv3
 
 
 def downloads(params: Params) -> dict[str, int]:
@@ -61,5 +62,5 @@ def here(source: str) -> bool:
     """Whether a source is a folder or file, or in the hub's cache."""
     root, inside = split_source(source)
     names = [f"{inside}/{name}".lstrip("/") for name in ("model_index.json", "config.json")]
-    names += ["ImageReward.pt", "HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt"]
+    names += ["ImageReward.pt", "HPS_v2_compressed.pt", "HPS_v2.1_compressed.pt", hpsv3.WEIGHTS]
     return Path(root).exists() or any(isinstance(try_to_load_from_cache(root, name), str) for name in names)

@@ -26,6 +26,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    Qwen2VLConfig,
+    Qwen2VLModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -33,6 +35,7 @@ from transformers import (
 from lpo.config import Params, Score, ScoreModels
 from lpo.errors import LpoError
 from lpo.families.parts import local
+from lpo.scorers import hpsv3
 from lpo.scorers.published import NAMES
 
 META = torch.device("meta")
@@ -112,6 +115,9 @@ def judges(params: Params) -> Iterator[tuple[str, list[nn.Module]]]:
             if sizes:
                 reads = BlipTextModel(BlipTextConfig(**sizes["text_config"]), add_pooling_layer=False)
                 yield models.imagereward, [BlipVisionModel(BlipVisionConfig(**sizes["vision_config"])), reads]
+        if "hpsv3" in named:
+            qwen = config_of(Qwen2VLConfig, models.hpsv3_base)
+            yield models.hpsv3, [Qwen2VLModel(qwen).to(hpsv3.DTYPE)]  # its head has 0.05% of the weights
         if "geneval" in named:
             finds = config_of(Mask2FormerConfig, models.geneval_detector)
             yield models.geneval_detector, [Mask2FormerForUniversalSegmentation(finds)]
@@ -119,8 +125,10 @@ def judges(params: Params) -> Iterator[tuple[str, list[nn.Module]]]:
 
 
 def largest_judge(params: Params) -> int:
-    """Bytes of the largest judge, of which one is in memory at a time: float32, the scorers of MPCF in their format."""
-    sizes = [4 * count(parts) for _, parts in judges(params)]
+    """Bytes of the largest judge, of which one is in memory at a time, each in its own number format."""
+    sizes = [
+        sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) for _, parts in judges(params)
+    ]
     if {"aesthetic", "clipscore", "vqascore"} & set(params.evaluate.judges):
         models = params.score.models
         found = scorers(models)

@@ -6,6 +6,7 @@
     pickscore          exp(logit_scale) cos, about 20 to 23       lpo/scorers/pickscore.py
     imagereward        standardised, about -2 to 2                lpo/scorers/imagereward.py
     hps_v2, hps_v2_1   100 cos, about 24 to 32                    lpo/scorers/hps.py
+    hpsv3              mean of human preference, about -1 to 10   lpo/scorers/hpsv3.py
     geneval            1 or 0: all of the task is right           lpo/scorers/geneval.py
     aesthetic          LAION's predictor, about 4 to 7            lpo/scorers/aesthetic.py
     clipscore          cos of CLIP ViT-H/14                       lpo/scorers/clip_score.py
@@ -26,7 +27,7 @@ from PIL import Image
 from lpo.config import JudgeModels, ScoreModels
 from lpo.errors import LpoError
 from lpo.families import DTYPES
-from lpo.scorers import aesthetic, clip_score, detector, hps, imagereward, pickscore, vqa
+from lpo.scorers import aesthetic, clip_score, detector, hps, hpsv3, imagereward, pickscore, vqa
 
 
 class Scorer(Protocol):
@@ -64,6 +65,8 @@ def load_judge(
             return imagereward.load(models.imagereward, models.imagereward_tokenizer, device)
         case "hps_v2" | "hps_v2_1":
             return hps.load(name, models.hps, models.clip_h, device)
+        case "hpsv3":
+            return hpsv3.load(models.hpsv3, models.hpsv3_base, device)
         case "geneval":
             return detector.load(models.geneval_detector, models.geneval_clip, tasks, device)
         case "aesthetic":
@@ -86,6 +89,7 @@ def sources_of(name: str, models: JudgeModels, scorers: ScoreModels) -> list[tup
         ],
         "hps_v2": [(models.hps, hps.FILES["hps_v2"]), (models.clip_h, words)],
         "hps_v2_1": [(models.hps, hps.FILES["hps_v2_1"]), (models.clip_h, words)],
+        "hpsv3": [(models.hpsv3, hpsv3.WEIGHTS), (models.hpsv3_base, config), (models.hpsv3_base, words)],
         "geneval": [(models.geneval_detector, config), (models.geneval_clip, config)],
         "aesthetic": [(scorers.aesthetic, config)],
         "clipscore": [(scorers.clip, config)],

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lpo.config import load_params
 from lpo.doctor.memory import META, Alive, bytes_of, needs, peak
+from lpo.doctor.scorer_memory import largest_judge
 from lpo.families import load_family
 
 
@@ -137,3 +138,10 @@ def test_checkpointing_saves_memory_in_training(repository: Path, tiny_sd3_base:
     steps = [{n.stage: n.step for n in needs(replace(params, reward=reward, model=m))} for m in models]
     assert steps[1]["tune"] < steps[0]["tune"] and steps[1]["reward"] < steps[0]["reward"]
     assert steps[1]["encode"] == steps[0]["encode"]
+
+
+def test_the_largest_judge_counts_in_its_own_number_format(repository: Path) -> None:
+    """Qwen2-VL-7B in bfloat16, with the 152064 rows of its configuration, beside PickScore in float32."""
+    params = load_params(repository / "params.yaml")
+    asked = replace(params, evaluate=replace(params.evaluate, judges=("pickscore", "hpsv3")))
+    assert largest_judge(asked) == 2 * (7_744_923_136 + (152_064 - 151_658) * 3584)

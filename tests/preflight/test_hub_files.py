@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from lpo.preflight import files
+from lpo.config import load_params
+from lpo.preflight import files, models
 from lpo.preflight.files import missing
 
 FILES = {
     "owner/whole": ["config.json", "model.safetensors", "unet/config.json", "unet/model-00001.safetensors"],
     "owner/half": ["config.json"],
+    "MizzenAI/HPSv3": ["HPSv3.safetensors", "README.md"],
+    "Qwen/Qwen2-VL-7B-Instruct": ["config.json"],
 }
 
 
@@ -108,3 +112,11 @@ def test_a_folder_is_looked_at_and_not_asked_for(hub: Hub, tmp_path: Path) -> No
     assert "has no unet/*.safetensors" in absent.what
     (absent,) = missing(str(tmp_path / "nowhere"), ["config.json"], "here")
     assert "no such model" in absent.what and hub.asked == []
+
+
+def test_a_judge_names_the_file_that_its_repository_lacks(hub: Hub, repository: Path) -> None:
+    params = load_params(repository / "params.yaml")
+    asked = replace(params, evaluate=replace(params.evaluate, judges=("hpsv3",)))
+    (absent,) = models.judges(asked, ())
+    assert absent.what == "Qwen/Qwen2-VL-7B-Instruct has no tokenizer_config.json"
+    assert absent.where == "params.yaml: evaluate.judges: hpsv3: Qwen/Qwen2-VL-7B-Instruct"

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from support.published_judges import MED, TINY_OPEN_CLIP, OpenClip, PublishedImageReward, randomise
+from support.tiny_transformers import qwen_tokenizer
 from torch import nn
 from transformers import (
     BertTokenizer,
@@ -19,6 +20,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     SwinConfig,
 )
 
@@ -95,6 +98,42 @@ def detector_folder(folder: Path, seed: int = 0, labels: tuple[str, ...] = ("cat
     return folder
 
 
+def hpsv3_folder(folder: Path, seed: int = 0, old_names: bool = False) -> dict[str, torch.Tensor]:
+    """HPSv3.safetensors beside Qwen2-VL's configuration and tokenizer; the weights by the library's names.
+
+    Without the reward token the tokenizer has one token fewer than the weights, as published. `old_names` is the layout
+    of transformers before 4.52.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = qwen_tokenizer()
+    special = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    start, end, image, video = tokenizer.convert_tokens_to_ids(special)
+    text = {
+        "vocab_size": len(tokenizer) + 7, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    config = Qwen2VLConfig(
+        text_config=text, vision_config=vision, image_token_id=image, video_token_id=video, vision_start_token_id=start,
+        vision_end_token_id=end,
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    model = Qwen2VLForConditionalGeneration(config)
+    model.resize_token_embeddings(len(tokenizer) + 1)
+    randomise(model, seed)
+    head = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Dropout(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+    randomise(head, seed + 1)
+    weights = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+    weights |= {f"rm_head.{name}": value for name, value in head.state_dict().items()}
+    named = {name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): value.clone()
+             for name, value in weights.items()} if old_names else weights  # fmt: skip
+    save_file(named, folder / "HPSv3.safetensors")
+    return weights
+
+
 def aesthetic_folder(folder: Path, seed: int = 0) -> Path:
     """LAION's predictor with its CLIP in one file, as on the hub."""
     torch.manual_seed(seed)
@@ -121,9 +160,11 @@ def with_tiny_judges(params: Params, folder: Path) -> Params:
     imagereward_folder(folder / "imagereward")
     detector_folder(folder / "detector")
     aesthetic_folder(folder / "aesthetic")
+    hpsv3_folder(folder / "hpsv3")
     models = replace(
         params.evaluate.judge_models, pickscore="clip", clip_h="clip", hps="hps", imagereward="imagereward",
         imagereward_tokenizer="imagereward", geneval_detector="detector", geneval_clip="clip",
+        hpsv3="hpsv3", hpsv3_base="hpsv3",
     )  # fmt: skip
     scorers = replace(params.score.models, clip="clip", aesthetic="aesthetic", aesthetic_head=None, dtype="fp32")
     evaluate = replace(params.evaluate, judge_models=models)
