@@ -9,7 +9,7 @@ import pandas as pd
 
 from lpo.errors import LpoError
 from lpo.format import percent, percents, points, signed
-from lpo.study.compare import REFERENCE, gains
+from lpo.study.compare import BASE, CHANCE, REFERENCE, gains, interval, wins
 
 
 def put(text: str, name: str, part: str) -> str:
@@ -63,6 +63,25 @@ def trials(frame: pd.DataFrame) -> str:
             f"{signed(gains(cell, last, 'utility').mean())} | {found['prompts'].iloc[0]} |"
         )
     return "\n".join(lines)
+
+
+def snapshots(frame: pd.DataFrame) -> str:
+    """One row an arm and snapshot, over all seeds: what the judge says of it at so many prompts."""
+    lines = ["| arm | seeds | prompts | validation | overall win rate | all-correct, points | gain of utility |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for (arm, prompts), found in frame[frame["snapshot"] >= 0].groupby(["arm", "prompts"]):
+        last, runs = int(found["snapshot"].iloc[0]), sorted(found["run"].unique())
+        cells = [frame[(frame["arm"] == arm) & (frame["run"] == run)] for run in runs]
+        gained = {axis: [gains(cell, last, axis) for cell in cells] for axis in ("utility", "all_correct")}
+        validation = signed(found.groupby("run")["validation"].first().mean())
+        lines.append(
+            f"| {str(arm).replace('_', ' ')} | {len(runs)} | {prompts} | {validation} | "
+            f"{_share(interval([wins(of_run) for of_run in gained['utility']], CHANCE))} | "
+            f"{_points({f'gain_{k}': v for k, v in interval(gained['all_correct'], 0.0).items()})} | "
+            f"{_gain({f'gain_{k}': v for k, v in interval(gained['utility'], 0.0).items()}, 'gain')} |"
+        )
+    images = frame[frame["snapshot"] == BASE].groupby(["arm", "run"]).size().max()
+    return "\n".join([*lines, "", f"{images} images a seed."])
 
 
 def ablations(table: pd.DataFrame, titles: Mapping[str, str]) -> str:

@@ -142,3 +142,14 @@ def test_a_study_without_its_reference_is_refused(studies: Path) -> None:
     add_cell("quick", "beta_20", "beta", {}, 1)
     with pytest.raises(LpoError, match="no cell of the arm lpo"):
         collect.run("quick", studies / "out")
+
+
+def test_snapshots_of_every_arm_are_listed_by_their_prompts(studies: Path) -> None:
+    add_cell("default", "lpo", "reference", {}, 5)
+    add_cell("default", "four_times", "long", {"tune.prompts": 1024}, 8)
+    collect.RESULTS.parent.mkdir()
+    collect.RESULTS.write_text("<!-- default -->\n<!-- /default -->\n")
+    collect.run("default", studies / "out")
+    lines = collect.RESULTS.read_text().splitlines()
+    assert lines[3].startswith("| four times | 1 | 256 | ") and lines[3].count("+0.800 (") == 1
+    assert lines[4].startswith("| lpo | 1 | 256 | ") and "| 75.0% (" in lines[4] and "10 images a seed." in lines[6]
