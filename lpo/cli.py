@@ -34,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-Study = Literal["quick", "trials", "methods", "ablations", "hacking", "few"]
+Study = Literal["quick", "default", "trials", "methods", "ablations", "hacking", "guidance", "few"]
 STUDIES = Path("studies/results")
 
 app.add_typer(data, name="data")

@@ -41,7 +41,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quick", "trials", "methods", "ablations", "hacking", "few"])
+@pytest.mark.parametrize("name", ["quick", "trials", "methods", "ablations", "hacking", "default", "guidance", "few"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
         tree = yaml.safe_load(default_params())
@@ -59,7 +59,7 @@ def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(
     quick, trials, methods, ablations = (
         runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "trials", "methods", "ablations")
     )
-    others = [cell for name in ("hacking", "few") for cell in runner.cells_of(STUDY, name, by_code(""))]
+    others = [cell for name in ("hacking", "default", "guidance", "few") for cell in runner.cells_of(STUDY, name, by_code(""))]
     assert {cell.arm for cell in quick} <= set(METHODS) and quick[0].arm == "lpo"
     arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
     everything = methods + ablations
