@@ -59,7 +59,8 @@ def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(
     quick, trials, methods, ablations = (
         runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "trials", "methods", "ablations")
     )
-    others = [cell for name in ("hacking", "default", "guidance", "few") for cell in runner.cells_of(STUDY, name, by_code(""))]
+    names = ("hacking", "default", "guidance", "few")
+    others = [cell for name in names for cell in runner.cells_of(STUDY, name, by_code(""))]
     assert {cell.arm for cell in quick} <= set(METHODS) and quick[0].arm == "lpo"
     arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
     everything = methods + ablations
