@@ -25,8 +25,16 @@ from lpo.preflight.files import listed
 
 WRITTEN = 3e9  # bytes that a run of the small world writes, twice over: data/ and DVC's cache
 SMALL = 100e6  # bytes of a base model with which no machine that runs torch is short of memory
-ROWS = {"yuvalkirstain/pickapic_v1": 621_782}  # pairs of train, validation and test, as its card says
-LISTED = {"yuvalkirstain/pickapic_v1": 203_533_062_980}  # bytes of train, validation and test, as its card says
+# Pairs of train, validation and test by repository: `num_examples` of these splits in the data set's card,
+# https://huggingface.co/datasets/yuvalkirstain/pickapic_v1 (v2), README.md
+ROWS = {
+    "yuvalkirstain/pickapic_v1": 583_747 + 17_439 + 14_073,
+    "yuvalkirstain/pickapic_v2": 959_040 + 20_596 + 20_716,
+}
+LISTED = {  # bytes of the shards: `download_size` of v1's card; of v2's `num_bytes` of these splits
+    "yuvalkirstain/pickapic_v1": 202_289_408_791,
+    "yuvalkirstain/pickapic_v2": 322_022_952_127 + 6_339_087_542 + 6_618_429_346,
+}
 
 _COMPUTED: dict[str, list[Need]] = {}
 

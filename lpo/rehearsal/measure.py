@@ -4,6 +4,7 @@ It runs the command `lpo STAGE` and looks at the gradients before each step of a
 
     seconds      of the stage, its imports included
     host_peak    bytes: the largest resident set of the process, pages of mapped files included
+    host_own     bytes: the most that was not of mapped files, which is what doctor counts, beside the libraries
     gpu_peak     bytes: the most that torch allocated on the GPU at one time; 0 without one
     updates      steps of the optimiser
     trained      layers whose weights it holds
@@ -18,9 +19,10 @@ import gc
 import importlib
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -29,6 +31,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from lpo.files import write_json
 
 STATUS = Path("/proc/self/status")  # of Linux
+EVERY = 0.1  # seconds between two looks at the memory
 
 
 class Gradients:
@@ -82,9 +85,37 @@ def names_of(weights: list[torch.Tensor]) -> dict[int, str]:
 def host_peak() -> int:
     """Bytes. On Linux ru_maxrss begins with that of the process that started this one, and VmHWM does not."""
     if STATUS.exists():
-        (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
-        return int(line.split()[1]) * 1024
+        return status("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+
+
+def status(name: str) -> int:
+    """Bytes that Linux reports of this process."""
+    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith(name + ":")]
+    return int(line.split()[1]) * 1024
+
+
+class OwnMemory:
+    """The largest anonymous resident set of this process while it runs, looked at ten times a second.
+
+    Pages of mapped files are not in it: the kernel drops them when memory is short.
+    """
+
+    def __init__(self) -> None:
+        self.peak, self.done = 0, threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+
+    def watch(self) -> None:
+        while not self.done.wait(EVERY):
+            self.peak = max(self.peak, status("RssAnon"))
+
+    def __enter__(self) -> Self:
+        if STATUS.exists():
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
 
 
 def measure(result: Path, stage: str) -> int:
@@ -92,8 +123,10 @@ def measure(result: Path, stage: str) -> int:
     started, gradients = time.monotonic(), Gradients()
     hook = register_optimizer_step_pre_hook(gradients.look)
     words, sys.argv = sys.argv, ["lpo", stage]
+    memory = OwnMemory()
     try:
-        importlib.import_module("lpo.cli").main()
+        with memory:
+            importlib.import_module("lpo.cli").main()
     except SystemExit as end:
         return int(end.code or 0)
     finally:
@@ -102,6 +135,7 @@ def measure(result: Path, stage: str) -> int:
         found = {
             "seconds": time.monotonic() - started,
             "host_peak": host_peak(),
+            "host_own": memory.peak,
             "gpu_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
         }
         write_json(result, found | gradients.summary())

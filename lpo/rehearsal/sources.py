@@ -101,6 +101,8 @@ class Models:
         """Of the text encoder with this configuration."""
         if "d_model" in config:
             words.t5_tokenizer(folder)
+        elif config.get("model_type", "").startswith("qwen"):
+            words.qwen_tokenizer(folder)
         else:
             words.clip_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
 

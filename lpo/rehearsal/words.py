@@ -6,10 +6,17 @@ import json
 import string
 from pathlib import Path
 
-from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPTokenizer, T5TokenizerFast
+from transformers import BertTokenizer, CLIPImageProcessorPil, CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lpo.emoji.vocabulary import make_tokenizer, words
 from lpo.errors import LpoError
+
+QWEN_CHAT = (  # of Qwen3: what its template makes of messages without tools
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 
 
 def clip_tokenizer(folder: Path, size: int, length: int) -> None:
@@ -36,6 +43,18 @@ def t5_tokenizer(folder: Path) -> None:
     pieces = ["<pad>", "</s>", "<unk>", "▁", "▁Yes", *("▁" + word for word in words()), *string.printable.strip()]
     vocabulary = [(piece, -float(piece == "▁") - 1) for piece in dict.fromkeys(pieces)]
     T5TokenizerFast(vocab=vocabulary, extra_ids=0).save_pretrained(folder)
+
+
+def qwen_tokenizer(folder: Path) -> None:
+    """One token a byte, the end of text, which also pads, and the marks of a chat.
+
+    Its vocabulary is smaller than the embedding of the text encoder, as the published one is too.
+    """
+    vocabulary = [*bytes_to_unicode().values(), "<|endoftext|>"]
+    tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate(vocabulary)}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = QWEN_CHAT
+    tokenizer.save_pretrained(folder)
 
 
 def bert_tokenizer(folder: Path) -> None:

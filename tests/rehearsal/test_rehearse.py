@@ -19,14 +19,17 @@ from lpo.cli import app
 from lpo.commands import rehearse
 from lpo.config import Params
 from lpo.config.presets import PRESETS, with_preset
+from lpo.doctor.memory import configured
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
+from lpo.families import load_family, parts
 from lpo.hub import weights_of
 from lpo.rehearsal import judges, measure, settings
 from lpo.rehearsal.sources import Models, with_models
 from lpo.rehearsal.weights import draw, shapes_of
 from lpo.scorers import hps, imagereward
 
+CPU = torch.device("cpu")
 WIDE = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
 STAGES = ["dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report"]
 
@@ -96,6 +99,7 @@ def test_every_stage_runs_from_configurations_alone(preset: Path, monkeypatch: p
     adapter = weights_of(Path("kept/data/tuned/pytorch_lora_weights.safetensors"))
     assert found["stages"]["tune"]["trained"] == len(adapter)
     assert found["doctor"]["tune"] > 0
+    assert all(0 < stage["host_own"] < stage["host_peak"] for stage in found["stages"].values())
     assert all(stage in done.output for stage in STAGES)
     assert not Path("data").exists()  # nothing is written beside the folder
 
@@ -172,6 +176,21 @@ def test_gradients_of_every_layer_are_seen_over_all_steps() -> None:
         "gradients of 1 of 4 layers are zero at every step: never",
     ]
     assert list(rehearse.mistakes("reward", found | {"updates": 0}))[0] == "no step of the optimizer was made"
+
+
+@pytest.mark.parametrize("name", ["qwen-image", "z-image-turbo", "flux2-klein"])
+def test_a_rehearsal_of_a_qwen_family_reads_chats(repository: Path, tmp_path: Path, name: str) -> None:
+    """The family's own class loads the tokenizer; captions differ in their own places, and short ones are padded."""
+    model = with_preset(name, repository / "params.yaml").model
+    folder = Path(Models(tmp_path).family(model.path))
+    family = load_family(configured(model), device=torch.device("meta"))
+    family.words = {"tokenizer": parts.tokenizer(family.encoders[""].tokenizer, str(folder), "tokenizer", CPU)}
+    one, two = ids = family.tokenize(["a red cat", "a red cow"])
+    assert ids.shape == (2, family.token_columns)
+    assert int((one != two).sum()) == 2  # one token a byte
+    assert int(one[0]) == family.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert 0 < int((one == family.tokenizer.pad_token_id).sum()) < family.token_columns - len("a red cat")
+    assert int(ids.max()) < next(iter(family.text_encoders.values())).get_input_embeddings().num_embeddings
 
 
 @pytest.mark.parametrize("name", ["spo-sd15", "sdxl", "sd3"])
