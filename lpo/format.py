@@ -7,7 +7,7 @@ from typing import Any
 
 NAMES = {
     "pickscore": "PickScore", "imagereward": "ImageReward", "hps_v2": "HPSv2", "hps_v2_1": "HPSv2.1", "hpsv3": "HPSv3",
-    "aesthetic": "Aesthetic", "clip": "CLIPScore", "vqa": "VQAScore", "geneval": "GenEval",
+    "vlm": "VLM", "aesthetic": "Aesthetic", "clip": "CLIPScore", "vqa": "VQAScore", "geneval": "GenEval",
     "lrm": "latent reward model",
 }  # fmt: skip
 

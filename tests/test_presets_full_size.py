@@ -20,7 +20,7 @@ from lpo.rewards.lrm import LatentRewardModel, probe_widths
 
 META = torch.device("meta")
 MILLION = 1e6
-U_NETS_AND_SD3 = ["sd15", "sd21", "sdxl", "sdxl-turbo", "sd3", "spo-sd15", "spo-sdxl"]
+U_NETS_AND_SD3 = ["sd15", "sd21", "sdxl", "sdxl-turbo", "lcm-sdxl", "sd3", "spo-sd15", "spo-sdxl"]
 TRANSFORMERS = {  # millions of weights of the denoiser, as its configuration makes them
     "sd35-medium": 2243.2, "sd35-large": 8056.6, "flux-dev": 11901.4, "flux-schnell": 11891.2, "flux2-klein": 3875.5,
     "qwen-image": 20430.4, "z-image-turbo": 6154.9,
@@ -73,6 +73,14 @@ def test_a_preset_builds_its_models_and_the_rewards_widths_come_out_of_probing(r
         assert (reward.text_projection.in_features, reward.text_projection.out_features) == (text, dim)
     assert millions(backbone.denoiser) < 0.8 * millions(family.denoiser)
     assert all(p.is_meta for p in reward.parameters())
+
+
+def test_lcm_sdxl_is_sdxl_with_one_matrix_for_the_guidance_scale(repository: Path) -> None:
+    """Its sampler takes four of the 50 timesteps that it was distilled on, and guidance is an input."""
+    family, backbone = families(params_of(repository, "lcm-sdxl"))
+    assert family.denoiser.config.time_cond_proj_dim == 256 and backbone.denoiser.config.time_cond_proj_dim is None
+    assert millions(family.denoiser) == pytest.approx(2567.46 + 256 * 320 / MILLION, abs=0.01)
+    assert family.steps(4)[0].tolist() == [999, 759, 499, 259]
 
 
 @pytest.mark.slow

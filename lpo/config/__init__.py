@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from lpo.config.data import Dataset, Distill, Encode, Filter, Margins, Model, Pretrain, Score, ScoreModels, TieMargins
 from lpo.config.reader import Range, Reading, parse_yaml, read_fields, read_text
@@ -28,6 +29,7 @@ from lpo.config.results import (
     Report,
     Study,
     Tracking,
+    VlmJudge,
     Vote,
 )
 from lpo.config.sampler import SamplerSettings
@@ -61,6 +63,7 @@ __all__ = [
     "TieMargins",
     "Tracking",
     "Tune",
+    "VlmJudge",
     "Vote",
     "check_params",
     "load_params",
@@ -147,6 +150,12 @@ def _relations(values: dict[str, Any]) -> Iterator[str]:
             yield f"evaluate.judges: emoji judges scenes of the emoji world only, dataset.source is {source}"
         if {"emoji", "aesthetic"} <= set(judges):
             yield "evaluate.judges: emoji and aesthetic both write the column aesthetic; leave one of them out"
+        if "vlm" in judges and (url := values.get("evaluate.vlm.url")) is not None:
+            where = urlsplit(url)
+            if where.scheme not in ("http", "https") or not where.hostname:
+                yield f"evaluate.vlm.url: must be an address such as http://127.0.0.1:8000/v1, is {url!r}"
+            elif "@" in where.netloc or where.query:
+                yield "evaluate.vlm.url: must hold no key: put it into the environment variable LPO_VLM_KEY"
     known = [name for names in MARGINS.values() for name in names]
     for name in values.get("promote.margins", {}):
         if name not in known:

@@ -65,7 +65,7 @@ class Distill:
 
 @dataclass(frozen=True)
 class Dataset:
-    source: Literal["simulated", "pickapic", "pickapic_v2", "hpdv2", "folder"]
+    source: Literal["simulated", "pickapic", "pickapic_v2", "hpdv2", "hpdv3", "folder"]
     path: str | None
     repository: str | None
     revision: str

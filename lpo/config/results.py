@@ -25,9 +25,22 @@ class JudgeModels:
     geneval_clip: str
 
 
+@dataclass(frozen=True)
+class VlmJudge:
+    """A vision-language model behind an HTTP API (lpo/scorers/vlm.py)."""
+
+    url: str
+    model: str
+    aspect: Literal["overall", "alignment", "aesthetics"]
+    max_requests: Count
+    max_tokens: Count
+    temperature: NotNegative | None
+
+
 JudgeName = Literal[
-    "emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "hpsv3", "geneval", "aesthetic", "clipscore", "vqascore"
-]
+    "emoji", "pickscore", "imagereward", "hps_v2", "hps_v2_1", "hpsv3", "vlm", "geneval", "aesthetic", "clipscore",
+    "vqascore",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +58,7 @@ class Evaluate:
     batch_size: Count
     judge_batch_size: Count
     judge_models: JudgeModels
+    vlm: VlmJudge
     bootstrap: Count
 
     @property

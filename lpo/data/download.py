@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from lpo.errors import LpoError
 from lpo.files import inside, write_json
 
 MANIFEST, VERIFIED = "manifest.json", "verified.json"
-SUFFIXES = (".parquet", ".json", ".gz")  # of files that a source is listed by; images are found by their names
+DATA_FILE = re.compile(
+    r"\.(parquet|json|gz|gz\.\d+)$"
+)  # ends what a source is listed by; images are found by their names
 OFFLINE = "allow the hub with HF_HUB_OFFLINE=0, or put the files there and name the folder: dataset.path in params.yaml"
 
 
@@ -98,7 +101,7 @@ def open_store(folder: str | Path, repository: str | None, revision: str) -> Sto
     if repository is None:
         if not folder.is_dir():
             raise LpoError("there is no such folder", str(folder), "check dataset.path in params.yaml")
-        found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+        found = sorted(path for path in folder.rglob("*") if DATA_FILE.search(path.name) and path.is_file())
         return Store(folder, None, "", {path.relative_to(folder).as_posix(): _stamp(path) for path in found})
     manifest = _read(folder / MANIFEST)
     if (manifest.get("repository"), manifest.get("revision")) != (repository, revision):
@@ -117,7 +120,7 @@ def missing_bytes(folder: str | Path, repository: str, revision: str) -> int | N
             listed = _listed(repository, revision)
         except LpoError:
             return None
-    wanted = {name: file["size"] for name, file in listed["files"].items() if name.endswith(SUFFIXES)}
+    wanted = {name: file["size"] for name, file in listed["files"].items() if DATA_FILE.search(name)}
     return sum(size for name, size in wanted.items() if not (folder / name).is_file())
 
 

@@ -6,6 +6,7 @@
     emoji               alignment, aesthetic, utility, all_correct    a program that knows what was asked
     scorers             clip, vqa, aesthetic_score                    the scorers of MPCF, beside emoji
     a published judge   a column with its name                        lpo/scorers/judges.py
+    vlm                 vlm                                           a model behind an HTTP API: lpo/scorers/vlm.py
     lrm                 lrm                                           the latent reward model, where there is one
 
 More is better in every column. `Judge.identity` says what decides the columns: equal identities give equal scores.
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lpo.config import Evaluate, JudgeModels, Model, Score, ScoreModels
+from lpo.config import Evaluate, JudgeModels, Model, Score, ScoreModels, VlmJudge
 from lpo.emoji.oracle import verdict_frame
 from lpo.emoji.scenes import CANVAS, parse
 from lpo.errors import LpoError
@@ -32,6 +33,7 @@ from lpo.families import device_of, load_family
 from lpo.files import file_hash, folder_hash
 from lpo.hub import file_of
 from lpo.images import to_tensor
+from lpo.scorers import vlm
 from lpo.scorers.judges import Scorer, load_judge, sources_of
 from lpo.scorers.published import load_scorers
 
@@ -43,12 +45,13 @@ MPCF = ("aesthetic", "clipscore", "vqascore")  # the published scorers, as judge
 
 @dataclass(frozen=True)
 class Judge:
-    """identity: JSON-able. batch_size: of one call; None: a whole part of the cache."""
+    """identity: JSON-able. batch_size: of one call; None: a whole part of the cache. may_lack: NaN is no error."""
 
     name: str
     load: Callable[[], Look]
     identity: dict[str, Any]
     batch_size: int | None = None
+    may_lack: bool = False
 
 
 def judges_of(
@@ -72,6 +75,11 @@ def judges_of(
                 Judge("emoji", partial(emoji, weights), {"weights": weights}),
                 Judge("scorers", partial(mpcf_scorers, score, model), identity),
             ]
+            continue
+        if name == "vlm":
+            question = vlm.question(config.vlm.aspect, "")
+            identity = {"model": config.vlm.model, "question": question, "max_tokens": config.vlm.max_tokens}
+            judges.append(Judge(name, partial(server, config.vlm), identity, config.judge_batch_size, may_lack=True))
             continue
         identity = {source: content(source) for source, _ in sources_of(name, config.judge_models, score.models)}
         if name == "geneval":
@@ -103,6 +111,10 @@ def published(name: str, models: JudgeModels, scorers: ScoreModels, tasks: Mappi
     return _column(name, load_judge(name, models, scorers, tasks, device_of(model)))
 
 
+def server(config: VlmJudge) -> Look:
+    return _column("vlm", vlm.Vlm(config))
+
+
 def lrm(folder: Path, model: Model) -> Look:
     return _column("lrm", load_reward_judge(folder, model))
 
@@ -131,10 +143,12 @@ def check_judges(
                 file_of(source, file)
             except LpoError as error:
                 wrong.append(f"{name}: {source}: {error.what}")
+    if "vlm" in config.judges and (said := vlm.problem(config.vlm)):
+        wrong.append(said)
     if "geneval" in config.judges and (without := [prompt for prompt in prompts if prompt not in tasks]):
         wrong.append(f"geneval: {len(without)} of {len(prompts)} prompts have no task (tag, include)")
     if wrong:
-        where = "params.yaml: evaluate.judges, evaluate.judge_models, evaluate.prompts_file, score.models"
+        where = "params.yaml: evaluate.judges, judge_models, vlm, prompts_file; score.models"
         raise LpoError("the judges are not ready:\n  " + "\n  ".join(wrong), where, "get them, or leave them out")
 
 

@@ -19,7 +19,8 @@ Only with the emoji oracle (win rates are then overall, alignment and aesthetics
 Only with other judges:
 
     judge                 the headline's judge; absent where that is emoji
-    judges.NAME           mean and win rate of each judge
+    judges.NAME           mean and win rate of each judge; of vlm also without_score: pairs of images that it left out,
+                          since an answer held no score
     geneval               {overall, by_task}: share of correct images; overall is the mean of the tasks
 
 Optional:
@@ -51,7 +52,7 @@ from lpo.statistics import RESAMPLES, Figures, mean_difference, mean_of_strata, 
 
 AXES = {"overall": "utility", "alignment": "alignment", "aesthetics": "aesthetic"}
 SCORERS = {"clip": "clip", "vqa": "vqa", "aesthetic": "aesthetic_score"}
-EMOJI = "emoji"
+EMOJI, VLM = "emoji", "vlm"
 WHERE = "data/evaluation/results.parquet"
 DIGITS = 5  # of what is written: enough for any interval, and a diff stays readable
 
@@ -94,7 +95,10 @@ def evaluate_results(frame: pd.DataFrame, judges: Sequence[str], resamples: int 
     """
     compare = Comparison(judges, resamples, seed)
     matched, default = paired(frame, "tuned", "base_matched"), paired(frame, "tuned", "base")
-    by_category = {str(name): rows for name, rows in matched.groupby("category")}
+    by_category = {
+        str(name): rows for name, rows in matched.groupby("category")
+        if compare.headline != VLM or len(scored(rows, VLM))
+    }  # fmt: skip
     result = {
         "prompts": int(matched["prompt"].nunique()),
         "images": len(matched),
@@ -144,17 +148,20 @@ class Comparison:
         return {axis: self.win_rate(pairs, column) for axis, column in columns.items()}
 
     def win_rate(self, pairs: pd.DataFrame, column: str) -> Figures:
+        pairs = scored(pairs, column)
         prompts = pairs["prompt"].to_numpy()
         return win_rate(pairs[f"{column}_tuned"], pairs[f"{column}_base"], prompts, self.resamples, self.seed)
 
     def change(self, pairs: pd.DataFrame, column: str, opponent: str) -> Figures:
+        pairs = scored(pairs, column)
         tuned, base = pairs[f"{column}_tuned"].astype(float), pairs[f"{column}_base"].astype(float)
         found = mean_difference(tuned, base, pairs["prompt"].to_numpy(), self.resamples, self.seed)
         found["difference"] = found.pop("value")
         return found | {opponent: float(base.mean()), "tuned": float(tuned.mean())}
 
     def change_and_rate(self, pairs: pd.DataFrame, column: str, opponent: str) -> Figures:
-        return self.change(pairs, column, opponent) | {"win_rate": self.win_rate(pairs, column)}
+        found = self.change(pairs, column, opponent) | {"win_rate": self.win_rate(pairs, column)}
+        return found | ({"without_score": len(pairs) - len(scored(pairs, VLM))} if column == VLM else {})
 
     def geneval(self, pairs: pd.DataFrame, opponent: str) -> Figures:
         """Overall is the mean of the tasks (the categories), each with the same weight, as GenEval defines it."""
@@ -166,6 +173,11 @@ class Comparison:
             overall[name] = float(values.groupby(tasks).mean().mean())
         by_task = {str(name): self.change(rows, "geneval", opponent) for name, rows in pairs.groupby("category")}
         return {"overall": overall, "by_task": by_task}
+
+
+def scored(pairs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The pairs whose two images the judge vlm has a score for. Of any other judge a missing score is an error."""
+    return pairs.dropna(subset=[f"{VLM}_tuned", f"{VLM}_base"]) if column == VLM else pairs
 
 
 def win_rate_rows(metrics: Figures) -> list[Figures]:

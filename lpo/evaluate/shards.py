@@ -83,7 +83,8 @@ def judging(judge: Judge) -> Callable[[Path], None]:
         size = judge.batch_size or len(rows)
         batches = [score(look, rows.iloc[start : start + size]) for start in range(0, len(rows), size)]
         scores = pd.concat(batches, ignore_index=True)
-        check_finite(judge.name, scores, rows["prompt"], part)
+        if not judge.may_lack:
+            check_finite(judge.name, scores, rows["prompt"], part)
         write_parquet(scores_path(part, judge), pd.concat([rows[KEYS], scores], axis=1))
 
     return work

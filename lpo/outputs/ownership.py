@@ -21,7 +21,7 @@ PROJECT = (
     *(f"data/{name}" for name in (
         "base", "scorers", "pairs", "prompts.parquet", "left_out.parquet", "scores.parquet", "filtered", "latents",
         "reward", "spm", "few", "tuned", "evaluation", "report", "collected", "inbox", "quarantine", "sources.json",
-        "sources/pickapic", "sources/pickapic_v2", "sources/hpdv2",
+        "sources/pickapic", "sources/pickapic_v2", "sources/hpdv2", "sources/hpdv3",
     )),
 )  # fmt: skip
 SHARED = ("data", "data/sources", "studies", "presets", "docs", "tests")  # a result may lie inside, and not be one

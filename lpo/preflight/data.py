@@ -15,6 +15,7 @@ from lpo.data import schema
 from lpo.data.captions import plain
 from lpo.data.prompts import read_named
 from lpo.data.sources import index
+from lpo.data.sources.choose import FILES
 from lpo.data.tokens import token_counter
 from lpo.emoji.scenes import CANVAS, parse, prompts_of
 from lpo.errors import LpoError
@@ -41,8 +42,13 @@ def inputs(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
 
 
 def source(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
-    """The pairs of a folder must be what was imported, with pairs for every split."""
+    """A folder has the source's files; pairs that were imported are still the same, with some for every split."""
     config = params.dataset
+    if config.path is not None:
+        for name in FILES.get(config.source, ())[:2]:
+            if not (Path(config.path) / name).is_file():
+                where = f"params.yaml: dataset.path: {config.path}"
+                yield LpoError(f"the source has no {name}", where, f"name a folder with the files of {config.source}")
     if config.source != "folder":
         return
     index.check(Path(str(config.path)), f"lpo data import TABLE --out {config.path}")

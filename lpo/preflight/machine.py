@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from lpo.config import Params
-from lpo.data.download import MANIFEST, SUFFIXES, missing_bytes
+from lpo.data.download import DATA_FILE, MANIFEST, missing_bytes
 from lpo.data.sources.choose import folder_of, repository_of
 from lpo.doctor.downloads import downloads
 from lpo.doctor.memory import Need, needs
@@ -150,7 +150,7 @@ def pairs_to_load(params: Params) -> tuple[int, str]:
         sizes = listed(name, "dataset", config.revision)
     except (HfHubHTTPError, OSError, ValueError):  # models.data_set says so
         return 0, name
-    return sum(size for file, size in sizes.items() if file.endswith(SUFFIXES)), name
+    return sum(size for file, size in sizes.items() if DATA_FILE.search(file)), name
 
 
 def size(count: float) -> str:

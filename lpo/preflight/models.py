@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from lpo import paths
-from lpo.config import Model, Params
-from lpo.data.sources.choose import folder_of, repository_of
+from lpo.config import Evaluate, Model, Params
+from lpo.data.sources.choose import FILES, folder_of, repository_of
 from lpo.doctor.memory import META, configured
 from lpo.emoji.scenes import CANVAS
 from lpo.errors import LpoError
@@ -26,6 +26,7 @@ from lpo.registry.ledger import PROMOTED
 from lpo.registry.ledger import WEIGHTS as WEIGHTS_IN_USE
 from lpo.scorers.judges import sources_of
 from lpo.scorers.published import NAMES
+from lpo.scorers.vlm import check_plan
 from lpo.train.policy.methods import METHODS
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of diffusers' parts: a pickle is not read
@@ -103,7 +104,7 @@ def data_set(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     if name is not None and not folder_of(config).is_dir():
         key = "source" if config.repository is None else "repository"
         where = f"params.yaml: dataset.{key}: {config.repository or config.source}"
-        yield from missing(name, ["*.parquet|*.json"], where, "dataset", config.revision)
+        yield from missing(name, FILES.get(config.source, ("*.parquet",)), where, "dataset", config.revision)
     yield from prompt_file("dataset.prompts", config.prompts)
 
 
@@ -225,5 +226,16 @@ def judges(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
                 what = f"emoji judges pictures of {CANVAS} pixels; {params.model.path} draws {side}"
                 yield LpoError(what, "params.yaml: evaluate.judges", "name other judges")
             continue
+        if name == "vlm":  # its server may start later; the stage asks it before it draws
+            yield from _budget(config)
         for source, file in sources_of(name, config.judge_models, params.score.models):
             yield from missing(source, [file], f"params.yaml: evaluate.judges: {name}: {source}")
+
+
+def _budget(config: Evaluate) -> Iterator[LpoError]:
+    """The tuned model and the base, once or twice; a promoted model comes to these."""
+    sides = 2 + (config.guidance_scale != config.base_guidance_scale)
+    try:
+        check_plan(config.vlm, sides * config.prompts * config.images_per_prompt)
+    except LpoError as mistake:
+        yield mistake

@@ -58,6 +58,9 @@ def every_judge(evaluate: Json) -> list[str]:
         figure(forest, "Win rates by judge with 95% intervals beside 50%", caption),
         table(HEAD, [_row(name, row) for name, row in rows]),
     ]
+    if without := evaluate["judges"].get("vlm", {}).get("without_score"):
+        words = f"VLM gave no score to an image of {plain(without)} of {plain(evaluate['images'])} pairs."
+        bodies.append(text(words, "soft"))
     if "geneval" in evaluate:
         bodies += [
             heading("GenEval"),

@@ -46,7 +46,9 @@ def choose(results: pd.DataFrame, count: int, seed: int) -> dict[str, list[Place
     pairs = paired(results, "tuned", "base_matched")
     places = list(zip(pairs["prompt"], pairs["seed"], strict=True))
     value = value_of(results)
-    best = np.argsort(-(pairs[f"{value}_tuned"] - pairs[f"{value}_base"]).to_numpy(float), kind="stable")
+    gains = (pairs[f"{value}_tuned"] - pairs[f"{value}_base"]).to_numpy(float)
+    best = np.argsort(-gains, kind="stable")
+    best = best[np.isfinite(gains[best])]  # the judge vlm may have no score for an image
     drawn = np.sort(np.random.default_rng(seed).permutation(len(pairs))[:count])
     changed = _changed(pairs, count, seed)
     chosen = {"random": drawn, "changed": changed, "best": best[:count], "worst": best[::-1][:count]}

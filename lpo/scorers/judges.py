@@ -90,6 +90,7 @@ def sources_of(name: str, models: JudgeModels, scorers: ScoreModels) -> list[tup
         "hps_v2": [(models.hps, hps.FILES["hps_v2"]), (models.clip_h, words)],
         "hps_v2_1": [(models.hps, hps.FILES["hps_v2_1"]), (models.clip_h, words)],
         "hpsv3": [(models.hpsv3, hpsv3.WEIGHTS), (models.hpsv3_base, config), (models.hpsv3_base, words)],
+        "vlm": [],  # a server, see lpo/scorers/vlm.py
         "geneval": [(models.geneval_detector, config), (models.geneval_clip, config)],
         "aesthetic": [(scorers.aesthetic, config)],
         "clipscore": [(scorers.clip, config)],

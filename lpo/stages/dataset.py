@@ -2,7 +2,7 @@
 
 simulated               the embedded world's pairs, drawn with data/base
 pickapic, pickapic_v2   Pick-a-Pic from the hub, or from a folder of its layout
-hpdv2                   HPDv2, the same
+hpdv2, hpdv3            HPDv2 and HPDv3, the same
 folder                  what `lpo data import` made of your own table
 """
 

@@ -18,6 +18,7 @@ from lpo.families import device_of
 from lpo.files import atomic_folder, write_json, write_parquet
 from lpo.registry.ledger import PROMOTED, WEIGHTS, name_of
 from lpo.sampling.parts import Workers, processes
+from lpo.scorers.vlm import check_plan
 
 
 def run(params: Params) -> None:
@@ -37,6 +38,8 @@ def run(params: Params) -> None:
     )
 
     rows = pictures_of(prompts, config.images_per_prompt)
+    if "vlm" in config.judges:
+        check_plan(config.vlm, len(rows) * len({side.key for side in sides}))
     cache = resume.folder("evaluate", identity(config, model, str(device_of(model)), rows))
     forget(cache, {side.key for side in sides})
     with Workers(processes(device_of(model), model.path, *_scorers(params))) as workers:

@@ -34,12 +34,12 @@ PROMPTS = 5
 def presets() -> list[str]:
     """One preset for each family and list of judges; other presets differ in nothing that promotion reads.
 
-    Families of later transformers have the judges of SD3.
+    Families of later transformers have the judges of SD3, and LCM-SDXL those of SDXL.
     """
     found: dict[tuple[str, ...], str] = {}
     for path in sorted((ROOT / "lpo/presets").glob("*.yaml"), reverse=True):
         preset = yaml.safe_load(path.read_text())
-        if preset["model"]["family"] in ("sd", "sdxl", "sd3"):
+        if preset["model"]["family"] in ("sd", "sdxl", "sd3") and preset["model"]["denoiser"] is None:
             found[preset["model"]["family"], *preset["evaluate"]["judges"]] = path.stem
     return sorted(found.values())
 

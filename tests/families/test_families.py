@@ -313,3 +313,30 @@ def test_a_loaded_family_makes_sums_repeatable(model: Model) -> None:
         assert all(torch.equal(first, gradient()) for _ in range(20))
     finally:
         torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def test_a_u_net_that_reads_the_guidance_scale_is_told_it_as_in_the_pipeline(
+    tiny_sdxl_base: Path, tmp_path: Path, repository: Path
+) -> None:
+    """LCM-SDXL: one forward for every scale; its reward backbone is told a scale of 1."""
+    from support.tiny_models import lcm_unet
+
+    unet = lcm_unet(tiny_sdxl_base, tmp_path / "lcm")
+    named = load_params(repository / "params.yaml").model
+    model = replace(named, family="sdxl", path=str(tiny_sdxl_base), denoiser=str(unet), scheduler="lcm", device="cpu")
+    family, pipe = load_family(model), pipeline_of(tiny_sdxl_base)
+    text, null, t = family.encode_prompts(PROMPTS), family.null(), torch.tensor([999, 259])
+    found = {scale: family.guided(latents(), t, text, null, scale) for scale in (1.0, 8.0)}
+    for scale, prediction in found.items():
+        told = pipe.get_guidance_scale_embedding(torch.full((2,), scale - 1), embedding_dim=8)
+        expected = family.denoiser(
+            latents(), t, text.tensors["prompt_embeds"], timestep_cond=told, added_cond_kwargs=family.added(text)
+        ).sample
+        torch.testing.assert_close(prediction, expected)
+    assert not torch.allclose(found[1.0], found[8.0], atol=1e-3)
+    torch.testing.assert_close(family.predict(latents(), t, text), found[1.0])
+    seen: list[torch.Tensor] = []
+    family.denoiser.mid_block.register_forward_hook(lambda _m, _i, out: seen.append(out.mean((2, 3))))
+    family.predict(latents(), t, text)
+    torch.testing.assert_close(family.features(latents(), t, text)[1], seen[0])

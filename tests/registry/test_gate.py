@@ -14,7 +14,9 @@ from lpo.errors import LpoError
 from lpo.registry.gate import figures_of, objections, people_objections, waits_for
 
 EMOJI = ("emoji",)
-PUBLISHED = ("pickscore", "imagereward", "hps_v2", "hps_v2_1", "hpsv3", "geneval", "aesthetic", "clipscore", "vqascore")
+PUBLISHED = (
+    "pickscore", "imagereward", "hps_v2", "hps_v2_1", "hpsv3", "vlm", "geneval", "aesthetic", "clipscore", "vqascore",
+)  # fmt: skip
 EVERY = [*((name, EMOJI) for name in MARGINS["emoji"]), *((name, PUBLISHED) for name in PUBLISHED)]
 
 

@@ -25,6 +25,7 @@ from lpo.data.download import Store
 from lpo.emoji.vocabulary import make_tokenizer
 from lpo.errors import LpoError
 from lpo.files import folder_hash
+from lpo.preflight import data as preflight
 from lpo.stages import dataset
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
@@ -590,6 +591,83 @@ def test_hostile_items_of_hpdv2_neither_hang_nor_stop_the_others(project: Path) 
     Path("hpd/train.json").write_bytes(b'[{"prompt": "caf\xe9"}]')
     with pytest.raises(LpoError, match="not UTF-8"):
         dataset.run(params(source="hpdv2", path="hpd"))
+
+
+def publish_hpdv3(folder: Path, train: list[dict[str, Any]], pieces: int = 3) -> None:
+    """As on the hub: two JSON arrays, and one archive cut into pieces anywhere."""
+    folder.mkdir()
+    test = [{"prompt": "t", "path1": "images/96.jpg", "path2": "images/97.jpg", "model1": "flux", "model2": "sdxl"}]
+    for name, items in (("train", train), ("test", test)):
+        (folder / f"{name}.json").write_text(json.dumps(items))
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for number in range(100):
+            info, data = tarfile.TarInfo(f"images/{number}.jpg"), png(number, 9)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    whole = packed.getvalue()
+    size = len(whole) // pieces + 1
+    for piece in range(pieces):
+        (folder / f"images.tar.gz.{piece:02d}").write_bytes(whole[piece * size : (piece + 1) * size])
+
+
+def hpdv3_item(i: int, **changes: Any) -> dict[str, Any]:
+    votes = {"choice_dist": [12, 7], "confidence": 0.99, "model1": "flux", "model2": "infinity"}
+    return {"prompt": f"p{i}", "path1": f"images/{2 * i}.jpg", "path2": f"images/{2 * i + 1}.jpg"} | votes | changes
+
+
+def test_hpdv3_becomes_pairs_with_shares_of_votes_as_labels(project: Path) -> None:
+    train = [hpdv3_item(i) for i in range(40)]
+    train[1] |= {"choice_dist": None, "confidence": None}  # of Midjourney and HPDv2
+    train[2] |= {"choice_dist": [5, 5]}
+    train[3] |= {"choice_dist": [4, 6]}  # path1 is the preferred one all the same
+    train[5] |= {"prompt": "p4", "path1": "images/8.jpg"}  # two pairs of one prompt share a picture
+    train[10] |= {"confidence": 0.9}
+    train[11] |= {"choice_dist": [1, "x"]}
+    train[12] |= {"choice_dist": [0, 0]}
+    train[13] |= {"path1": "../outside.jpg"}
+    train[14] |= {"path2": "images/absent.jpg"}
+    train[15] |= {"path2": None}
+    train[16] |= {"prompt": "half \ud83d a character"}
+    train[17] |= {"confidence": 10**400}
+    publish_hpdv3(project / "hpd3", train)
+    (project / "outside.jpg").write_bytes(png(1))
+    dataset.run(params(source="hpdv3", path="hpd3", held_out_share=0.2))
+    found = pairs()
+    rest = found[found["split"] != "test"].set_index("ranking_id")
+    assert sorted(rest.index) == [i for i in range(40) if i not in range(10, 18)]
+    assert (rest["label_0"] + rest["label_1"] == 1).all()
+    assert rest.loc[[0, 1, 2, 3], "label_0"].tolist() == [12 / 19, 1, 0.5, 0.6]
+    for row in rest.itertuples():
+        held_out = split_of_caption(row.caption, 0.2) == "test"
+        assert row.split == ("validation" if held_out else "train")
+    assert images()["images/8.jpg"] == png(8, 9) and rest.loc[[4, 5], "num_example_per_prompt"].tolist() == [2, 2]
+    assert found[found["split"] == "test"][["image_0_uid", "label_0"]].values.tolist() == [["images/96.jpg", 1.0]]
+    reasons = dict(zip(left_out()["ranking_id"], left_out()["reason"], strict=True))
+    told = [
+        "low agreement: the confidence is 0.9", "not two numbers", "nobody voted", "leaves its folder", "absent.jpg",
+        "not two image paths", "lone surrogate", "the confidence is no number",
+    ]  # fmt: skip
+    assert reasons.keys() == set(range(10, 18))
+    assert all(words in reasons[number] for number, words in enumerate(told, 10)), reasons
+    assert json.loads(Path("metrics/dataset.json").read_text())["left_out"]["low agreement"] == 1
+
+
+def test_hpdv3s_images_may_be_unpacked_and_a_lost_piece_is_told(project: Path) -> None:
+    publish_hpdv3(project / "hpd3", [hpdv3_item(i) for i in range(30)])
+    (project / "hpd3/images.tar.gz.01").unlink()
+    given = params(source="hpdv3", path="hpd3", held_out_share=0.2)
+    with pytest.raises(LpoError, match="the archive cannot be unpacked") as caught:
+        dataset.run(given)
+    assert "images.tar.gz.00 to images.tar.gz.02" in caught.value.where and not Path("hpd3/images").exists()
+    Path("hpd3/images").mkdir()
+    for number in range(100):
+        Path(f"hpd3/images/{number}.jpg").write_bytes(png(number, 7))
+    dataset.run(given)
+    assert images()["images/5.jpg"] == png(5, 7) and left_out().empty
+    Path("hpd3/test.json").unlink()
+    (absent,) = preflight.source(given, ())
+    assert absent.what == "the source has no test.json"
 
 
 def test_a_caption_that_is_no_utf8_is_left_out_of_a_shard(project: Path) -> None:

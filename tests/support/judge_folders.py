@@ -160,11 +160,9 @@ def with_tiny_judges(params: Params, folder: Path) -> Params:
     imagereward_folder(folder / "imagereward")
     detector_folder(folder / "detector")
     aesthetic_folder(folder / "aesthetic")
-    hpsv3_folder(folder / "hpsv3")
     models = replace(
         params.evaluate.judge_models, pickscore="clip", clip_h="clip", hps="hps", imagereward="imagereward",
         imagereward_tokenizer="imagereward", geneval_detector="detector", geneval_clip="clip",
-        hpsv3="hpsv3", hpsv3_base="hpsv3",
     )  # fmt: skip
     scorers = replace(params.score.models, clip="clip", aesthetic="aesthetic", aesthetic_head=None, dtype="fp32")
     evaluate = replace(params.evaluate, judge_models=models)

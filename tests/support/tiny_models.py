@@ -87,6 +87,14 @@ def sdxl(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def lcm_unet(sdxl_base: Path, folder: Path) -> Path:
+    """The U-Net of `sdxl`, with the guidance scale as an input, as LCM-SDXL is published: a folder of its own."""
+    torch.manual_seed(1)
+    config = dict(UNet2DConditionModel.load_config(sdxl_base, subfolder="unet"))
+    UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": 8}).save_pretrained(folder)
+    return folder
+
+
 PIECES = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)] + [(f"▁{w}", -1.0) for w in ("a", "cat", "two", "dogs")]
 
 

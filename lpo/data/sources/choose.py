@@ -6,10 +6,14 @@ from pathlib import Path
 
 from lpo.config import Dataset
 from lpo.data.download import Store, open_store
-from lpo.data.sources import Part, hpdv2, index, pickapic
+from lpo.data.sources import Part, hpdv2, hpdv3, index, pickapic
 from lpo.paths import SOURCES
 
-REPOSITORIES = pickapic.REPOSITORIES | {"hpdv2": hpdv2.REPOSITORY}  # on the hub
+REPOSITORIES = pickapic.REPOSITORIES | {"hpdv2": hpdv2.REPOSITORY, "hpdv3": hpdv3.REPOSITORY}  # on the hub
+FILES = {  # of a source, as patterns of their names; of the others, shards
+    "hpdv2": ("train.json", "test.json"),
+    "hpdv3": ("train.json", "test.json", "images.tar.gz*"),
+}
 
 
 def repository_of(config: Dataset) -> str | None:
@@ -35,6 +39,7 @@ def store_of(config: Dataset) -> Store:
 
 def parts_of(store: Store, config: Dataset) -> list[Part]:
     """The source as pieces of work, for `lpo.data.sources.convert`."""
-    if config.source == "hpdv2":
-        return hpdv2.parts(store, config.held_out_share, config.keep_downloads)
+    if config.source in ("hpdv2", "hpdv3"):
+        module = hpdv2 if config.source == "hpdv2" else hpdv3
+        return module.parts(store, config.held_out_share, config.keep_downloads)
     return pickapic.parts(store, config.keep_downloads, config.are_different == "required")

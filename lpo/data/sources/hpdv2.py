@@ -9,91 +9,36 @@ share of the captions of train is held out for it.
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
-from lpo.data.captions import split_of_caption
 from lpo.data.download import Store
 from lpo.data.sources import Left, Pair, Part, image_file
+from lpo.data.sources.json_files import ITEMS, is_text, iter_array, json_parts, split_of, unpacked
 from lpo.errors import LpoError
-from lpo.files import atomic_folder
 
 REPOSITORY = "ymhao/HPDv2"
-ITEMS = 20_000  # of a file in one part
-CHUNK = 2**20  # characters read at once
-ITEM_LIMIT = 2**24  # characters of one item; what is longer is not JSON
 
 
 def parts(store: Store, held_out_share: float, keep: bool) -> list[Part]:
-    """Parts of `ITEMS` items. With `keep` false the archives go once they are unpacked.
+    """Parts of the two files. With `keep` false the archives go once they are unpacked.
 
     Raises:
         LpoError: if one of the two files is absent or no JSON array.
     """
-    found = []
-    for name, splits in (("test", ("test",)), ("train", ("train", "validation"))):
-        path = store.get(store.names(f"{name}.json")[0])
-        counts: Counter[str] = Counter()
-        items = 0
-        for item in iter_array(path):
-            items += 1
-            if isinstance(item, dict) and isinstance(item.get("prompt"), str):
-                images = len(_paths(item))
-                counts[item["prompt"]] += images * (images - 1) // 2
-        for start in range(0, items, ITEMS):
-            rows = partial(_rows, store, path, name, start, counts, held_out_share, keep)
-            found.append(Part(f"{start // ITEMS:05d}", splits, rows))
-    return found
+
+    def rows(path: Path, name: str, start: int, counts: Counter[str]) -> Iterator[Pair | Left]:
+        folder = store.folder / name
+        folder = folder if folder.is_dir() else unpacked(store, folder, store.names(f"{name}.tar.gz")[:1], keep)
+        return _rows(folder, path, name, start, counts, held_out_share)
+
+    return json_parts(store, lambda item: len(_paths(item)) * (len(_paths(item)) - 1) // 2, rows)
 
 
-def iter_array(path: Path) -> Iterator[Any]:
-    """Items of a JSON array, one at a time, so that a file of any size needs little memory.
-
-    Raises:
-        LpoError: if the file is not a whole JSON array.
-    """
-    try:
-        yield from _items(path)
-    except UnicodeDecodeError as error:
-        raise LpoError("the file is not UTF-8", str(path), "download it again") from error
-
-
-def _items(path: Path) -> Iterator[Any]:
-    decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig") as file:
-        text, at, end = file.read(CHUNK).lstrip(), 1, False
-        if not text.startswith("["):
-            raise LpoError("the file is not a JSON array", str(path), "download it again")
-        while True:
-            while at < len(text) and text[at] in " \t\r\n,":
-                at += 1
-            if text[at : at + 1] == "]":
-                return
-            try:
-                item, after = decoder.raw_decode(text, at)
-                if after == len(text) and not end:  # a number may go on in the next chunk
-                    raise ValueError
-            except (ValueError, RecursionError) as error:
-                more = file.read(CHUNK) if len(text) - at < ITEM_LIMIT else ""
-                if end := not more:
-                    where = f"{path}, character {file.tell()}"
-                    raise LpoError("the JSON array breaks off", where, "damaged: download it again") from error
-                text, at = text[at:] + more, 0
-                continue
-            yield item
-            at = after
-
-
-def _rows(
-    store: Store, path: Path, name: str, start: int, counts: Counter[str], share: float, keep: bool
-) -> Iterator[Pair | Left]:
-    folder = unpacked(store, name, keep)
+def _rows(folder: Path, path: Path, name: str, start: int, counts: Counter[str], share: float) -> Iterator[Pair | Left]:
     for number, item in enumerate(islice(iter_array(path), start, start + ITEMS), start):
         labels = read_labels(item)
         if isinstance(labels, str):
@@ -105,9 +50,7 @@ def _rows(
                 images.append(_image(folder, name, image))
             except LpoError as error:
                 images.append(error.what)
-        # A share s of train is held out: what the rule for three splits would give to its test, at the same rate.
-        held_out = split_of_caption(item["prompt"], share) == "test"
-        split = "test" if name == "test" else "validation" if held_out else "train"
+        split = split_of(name, item["prompt"], share)
         for (i, j), (label_0, label_1) in labels.items():
             missing = next((data for data in (images[i], images[j]) if isinstance(data, str)), None)
             if missing is not None:
@@ -130,7 +73,7 @@ def read_labels(item: Any) -> dict[tuple[int, int], tuple[float, float]] | str:
     if not isinstance(item, dict) or not isinstance(item.get("prompt"), str):
         return "no prompt"
     paths = _paths(item)
-    if not _is_text(item["prompt"]) or not all(map(_is_text, paths)):
+    if not is_text(item["prompt"]) or not all(map(is_text, paths)):
         return "the text holds half a character (a lone surrogate)"
     if len(paths) < 2 or not all(isinstance(path, str) for path in paths):
         return "not two image paths or more"
@@ -147,29 +90,6 @@ def read_labels(item: Any) -> dict[tuple[int, int], tuple[float, float]] | str:
     }
 
 
-def unpacked(store: Store, name: str, keep: bool) -> Path:
-    """The folder of a split's images, made from its archive if it is not there.
-
-    Raises:
-        LpoError: if there is neither folder nor archive, or the archive is damaged or leaves its folder.
-    """
-    folder = store.folder / name
-    if folder.is_dir():
-        return folder
-    archive = store.names(f"{name}.tar.gz")[0]
-    path = store.get(archive)
-    try:
-        with atomic_folder(folder) as partial_, tarfile.open(path, "r|gz") as tar:
-            for member in tar:
-                if member.isfile():  # no links, no devices
-                    tar.extract(member, partial_, filter="data")  # refuses names that leave the folder
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise LpoError(f"the archive cannot be unpacked: {error}", str(path), "damaged: download it again") from error
-    if not keep:
-        store.forget(archive)
-    return folder
-
-
 def _image(folder: Path, name: str, image: str) -> bytes:
     """Images stand in the archive as they are named or under the split's name."""
     try:
@@ -184,12 +104,3 @@ def _image(folder: Path, name: str, image: str) -> bytes:
 def _paths(item: dict[str, Any]) -> list[Any]:
     found = item.get("image_path", item.get("file_path"))
     return found if isinstance(found, list) else []
-
-
-def _is_text(value: Any) -> bool:
-    """Whether a text can be written as UTF-8; JSON may hold half a character."""
-    try:
-        str(value).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
