@@ -127,7 +127,7 @@ def test_a_preset_keeps_comments_and_shows_what_it_changed(project: Path) -> Non
     result = run("preset", "tiny.yaml")
     assert result.exit_code == 0
     assert set(result.stdout.splitlines()) == {
-        "tune.beta: 2000.0 -> 100.0",
+        "tune.beta: 500.0 -> 100.0",
         "tune.threshold.low: 0.5 -> 0.4",
         "tune.timestep_range: [0, 1000] -> [250, 950]",
         "reward.max_grad_norm: 1.0 -> null",
