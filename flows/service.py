@@ -30,6 +30,7 @@ from prefect.settings import get_current_settings
 from lpo.errors import LpoError
 from tasks.daemons import PATIENCE, alive, free_port, start, stop, taken, wait_for
 from tasks.dispatch import POOL
+from tasks.gpus import visible
 from tasks.workspace import ROOT, STATE, locked
 
 QUEUES = ("cpu", "gpu")
@@ -133,7 +134,8 @@ def prepare(client: SyncPrefectClient) -> None:
     try:
         client.read_global_concurrency_limit_by_name("gpu")
     except ObjectNotFound:
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=1))
+        slots = max(1, len(visible()))
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name="gpu", limit=slots))
     automation = AutomationCore.model_validate(yaml.safe_load((ROOT / LOST_RUNS).read_text(encoding="utf-8")))
     if not client.read_automations_by_name(automation.name):
         client.create_automation(automation)

@@ -1,4 +1,4 @@
-"""The flow `stage`: one stage, on whichever worker takes it. Deployed as stage/cpu and stage/gpu."""
+"""The flow `stage`: one stage, or a share of its parts, on whichever worker takes it: stage/cpu and stage/gpu."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from tasks.stage import work
 from tasks.workspace import Place, here, place_of, run_workspace
 
 
-@flow(name="stage", flow_run_name="{name}")
-def stage(name: str, place: dict[str, str] | None = None, force: bool = False) -> Any:
+@flow(name="stage")
+def stage(name: str, place: dict[str, str] | None = None, force: bool = False, share: str | None = None) -> Any:
     """Bring one stage up to date.
 
-    The final state is named Ran, Fetched or Unchanged, and its message is the worker's clone.
+    The final state is named Ran, Fetched or Unchanged, and its message is the worker's clone. Of a share it is named
+    Made, and its message is the folder of the parts.
 
     Args:
         name: a stage of dvc.yaml.
         place: where the run works that the stage belongs to. Leave it out to work in the worker's own clone.
         force: run the stage even if nothing changed.
+        share: K/N, to make only the K-th of N shares of the stage's parts and send them to the remote.
     """
     there = Place(**place) if place else place_of(run_workspace([]))
-    return Completed(name=work(name, there, force).capitalize(), message=here())
+    done = work(name, there, force, share)
+    if share is not None:
+        return Completed(name="Made", message=done)
+    return Completed(name=done.capitalize(), message=here())

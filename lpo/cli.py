@@ -24,6 +24,7 @@ from lpo.errors import LpoError
 from lpo.outputs import check_file, check_folder
 from lpo.paths import share_sources
 from lpo.preflight import require
+from lpo.resume import share_of
 
 app = typer.Typer(
     name="lpo",
@@ -34,6 +35,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+ShareOption = Annotated[
+    str | None,
+    typer.Option(metavar="K/N", help="Make the K-th of N shares of the parts, and no output.", show_default=False),
+]
 Study = Literal["quick", "default", "trials", "methods", "ablations", "hacking", "guidance", "few"]
 STUDIES = Path("studies/results")
 
@@ -71,11 +76,12 @@ def score(
         Path, typer.Option(help="The plot to write: .png, .jpg, .pdf or .svg.", metavar="FILE")
     ] = Path("score.png"),
     force: Force = False,
+    share: ShareOption = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Stage: score every picture. With IMAGE and PROMPT: plot the reward of one picture by timestep."""
     if image is None:
-        timed("score", load_params(params))
+        timed("score", load_params(params), share)
         return
     if prompt is None:
         raise typer.BadParameter("give the picture's prompt too: lpo score IMAGE PROMPT", param_hint="PROMPT")
@@ -97,9 +103,9 @@ def filter_(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def encode(params: ParamsFile = PARAMS) -> None:
+def encode(share: ShareOption = None, params: ParamsFile = PARAMS) -> None:
     """Stage: encode pictures and captions once."""
-    timed("encode", load_params(params))
+    timed("encode", load_params(params), share)
 
 
 @app.command()
@@ -133,9 +139,9 @@ def tune(params: ParamsFile = PARAMS) -> None:
 
 
 @app.command()
-def evaluate(params: ParamsFile = PARAMS) -> None:
+def evaluate(share: ShareOption = None, params: ParamsFile = PARAMS) -> None:
     """Stage: compare the tuned model with its base on unseen prompts."""
-    timed("evaluate", load_params(params))
+    timed("evaluate", load_params(params), share)
 
 
 @app.command()
@@ -216,8 +222,12 @@ for tool in (
     app.command()(tool)
 
 
-def timed(stage: str, params: Params) -> None:
-    """Run lpo/stages/STAGE.py if the check before the work passes, and keep its time for `lpo doctor`."""
+def timed(stage: str, params: Params, share: str | None = None) -> None:
+    """Run lpo/stages/STAGE.py if the check before the work passes, and keep its time for `lpo doctor`.
+
+    share: K/N, only that share of its parts; then no time is kept.
+    """
+    wanted = share_of(share) if share is not None else None
     share_sources()
     gc.disable()  # torch and diffusers make a million objects that stay: to look through them is a tenth of the import
     try:
@@ -225,6 +235,9 @@ def timed(stage: str, params: Params) -> None:
     finally:
         gc.enable()
     require(params, stage)
+    if wanted is not None:
+        module.run(params, wanted)
+        return
     started = time.monotonic()
     module.run(params)
     timings.record(stage, time.monotonic() - started, params.model.path)

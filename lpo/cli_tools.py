@@ -96,12 +96,20 @@ def export(
 
 def preset(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A preset, or the path of a .yaml file.")],
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", show_default=False,
+            help="Keep the work of each GPU with N of them: scales batches, steps and learning rates. Default: the "
+            "preset's batches, which are for 4.",
+        ),
+    ] = None,
     params: ParamsFile = PARAMS,
 ) -> None:
     """Merge a preset into the parameters. Keeps the file's comments, and prints what changed."""
     from lpo.config.presets import apply_preset
 
-    changes = apply_preset(name, params)
+    changes = apply_preset(name, params, gpus)
     typer.echo("\n".join(changes) if changes else f"{params} already holds the preset {name}")
 
 

@@ -13,7 +13,7 @@ import httpx
 from prefect import get_run_logger, task
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import TERMINAL_STATES, State, WorkQueueStatus
+from prefect.client.schemas.objects import TERMINAL_STATES, State, WorkerStatus, WorkQueueStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.futures import wait
@@ -31,6 +31,7 @@ from tasks.workspace import has_remote, here, place_of
 POOL = "lpo"
 NO_WORKER = 120.0  # seconds that a stage run waits for a worker while none asks for work
 SENT: set[str] = set()  # stages whose results this run has put in the remote
+MADE: dict[tuple[str, str], str] = {}  # (stage, share): the folder of its parts; this run has them in the remote
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,57 @@ def advance(stage: Stage, folder: Path, stale: bool, force: bool, upstream: Sequ
             if other not in SENT:
                 reproduce.push(folder, other)
                 SENT.add(other)
+        make_shares(stage, folder)
     how, clone = dispatch(stage, folder, force)
     SENT.add(stage.name)  # by the worker
     if clone != here() and not reproduce.restore(folder, stage.name, remote):
         raise StageFailed(f"{stage.name} ran in {clone}, but its result did not arrive through the remote")
     return done(how)
+
+
+def make_shares(stage: Stage, folder: Path) -> None:
+    """Let workers make the stage's parts, a share for each slot of the limit `gpu`; nothing if the stage has no parts.
+
+    A single worker makes no shares: it runs the whole stage on all of its GPUs.
+    What this run has made already, before it was retried, is not asked for again.
+
+    Raises:
+        Transient: if a worker was lost; the other shares are done then.
+        StageFailed: if a share failed, or no worker took it.
+    """
+    count = slots_of_workers() if stage.shared else 0
+    if count < 2:
+        return
+    shares = [share for number in range(count) if (stage.name, share := f"{number + 1}/{count}") not in MADE]
+    runs = {share: start_run(stage, folder, share=share) for share in shares}
+    states: dict[str, State[Any]] = {}
+    with get_client(sync_client=True) as client:
+        try:
+            for share, run in runs.items():
+                states[share] = final_state(client, run, stage)
+        except StageFailed:  # no worker took this one, so none would take the others
+            for share in runs.keys() - states.keys():
+                client.set_flow_run_state(runs[share], Cancelled(message="no worker took it"), force=True)
+            raise
+    MADE.update({(stage.name, share): str(s.message) for share, s in states.items() if s.is_completed()})
+    for kind in (StageFailed, Transient):
+        for share, state in states.items():
+            if isinstance(error := failure(f"{stage.name} {share}", state), kind):
+                raise error
+    if len(folders := {MADE[stage.name, f"{number + 1}/{count}"] for number in range(count)}) > 1:
+        get_run_logger().warning(
+            "the workers differ in their device or their code: they made parts of %s in %s. Parts that do not fit are "
+            "made again", stage.name, ", ".join(sorted(folders)),
+        )  # fmt: skip
+
+
+def slots_of_workers() -> int:
+    """How many shares can be made at once: the slots of the limit `gpu`, or 1 if fewer than two workers are there."""
+    with get_client(sync_client=True) as client:
+        workers = client.read_workers_for_work_pool(POOL)
+        if sum(worker.status == WorkerStatus.ONLINE for worker in workers) < 2:
+            return 1
+        return client.read_global_concurrency_limit_by_name("gpu").limit
 
 
 def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str]:
@@ -126,16 +173,30 @@ def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str]:
         Transient: if the worker was lost.
         StageFailed: if the stage failed, with its own message, or if no worker took it.
     """
-    parameters = {"name": stage.name, "place": asdict(place_of(folder)), "force": force}
-    run: Any = run_deployment(f"stage/{stage.queue}", parameters=parameters, timeout=0, flow_run_name=stage.name)
-    get_run_logger().info("%s waits for a worker of the queue %s", stage.name, stage.queue)
+    run = start_run(stage, folder, force=force)
     with get_client(sync_client=True) as client:
-        state = final_state(client, run.id, stage)
-    if state.is_completed():  # see flows/stage.py
-        return str(state.name).lower(), str(state.message)
+        state = final_state(client, run, stage)
+    if error := failure(stage.name, state):
+        raise error
+    return str(state.name).lower(), str(state.message)  # see flows/stage.py
+
+
+def start_run(stage: Stage, folder: Path, **parameters: Any) -> UUID:
+    """Give the stage, or a share of it, to the workers of its queue."""
+    name = " ".join(filter(None, [stage.name, parameters.get("share")]))
+    parameters |= {"name": stage.name, "place": asdict(place_of(folder))}
+    run: Any = run_deployment(f"stage/{stage.queue}", parameters=parameters, timeout=0, flow_run_name=name)
+    get_run_logger().info("%s waits for a worker of the queue %s", name, stage.queue)
+    return UUID(str(run.id))
+
+
+def failure(name: str, state: State[Any]) -> Transient | StageFailed | None:
+    """Why a stage run did not end well; None if it did."""
+    if state.is_completed():
+        return None
     if state.is_crashed():
-        raise Transient(f"{stage.name}: the worker was lost ({state.message})")
-    raise StageFailed(state.message or f"{stage.name}: {state.name}")
+        return Transient(f"{name}: the worker was lost ({state.message})")
+    return StageFailed(state.message or f"{name}: {state.name}")
 
 
 def final_state(client: SyncPrefectClient, run: UUID, stage: Stage) -> State[Any]:

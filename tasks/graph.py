@@ -24,6 +24,7 @@ class Stage:
     gpu: bool  # `meta: {gpu: true}` in dvc.yaml
     frozen: bool
     upstream: tuple[str, ...]  # the stages whose outputs this one reads
+    shared: bool = False  # `meta: {shared: true}`: several machines can share its parts (`lpo STAGE --share K/N`)
 
     @property
     def queue(self) -> str:
@@ -54,8 +55,9 @@ def read_graph(folder: Path) -> dict[str, Stage]:
     for name in TopologicalSorter(upstream).static_order():
         definition = definitions[name.partition("@")[0]]
         definition = definition.get("do", definition)  # of a foreach or matrix stage
-        gpu = bool((definition.get("meta") or {}).get("gpu"))
-        stages[name] = Stage(name, gpu, bool(definition.get("frozen")), tuple(upstream[name]))
+        meta = definition.get("meta") or {}
+        gpu, shared = bool(meta.get("gpu")), bool(meta.get("shared"))
+        stages[name] = Stage(name, gpu, bool(definition.get("frozen")), tuple(upstream[name]), shared)
     return stages
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,7 @@ def run(
     on_line: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[float, str], None] = lambda percent, line: None,
     environment: Mapping[str, str] = {},  # noqa: B006 - it is only read
+    keep: Sequence[int] = (),
 ) -> Finished:
     """Run `command` in `folder`. Standard output and standard error are read together, as they are written.
 
@@ -54,6 +55,7 @@ def run(
         on_line: called with every complete line.
         on_progress: called with the percentage and the text of each tqdm bar.
         environment: variables in addition to those of this process.
+        keep: files that stay open until the command has ended, even if this process ends before. Locks on them stay.
     """
     process = subprocess.Popen(
         [sys.executable, "-S", "-E", str(GUARD), str(GRACE), *command],
@@ -63,6 +65,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        pass_fds=keep,
     )
     lines: list[str] = []
 

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ RUN_CACHE = Path(__file__).with_name("runcache.py")
 
 
 class Transient(Exception):
-    """Goes away without help: another run's lock, the network. The task is retried."""
+    """Goes away without help: another run's lock, the network, a killed share. The task is retried."""
 
 
 class OutOfMemory(Exception):
@@ -37,6 +37,7 @@ NETWORK = (
     "Network is unreachable", "timed out", "Cannot connect to host", "ServerDisconnected", "SlowDown", "503 ",
 )  # fmt: skip
 DISK = ("No space left on device", "Disk quota exceeded")
+KILLED = (-9, 137, -15, 143)
 MEMORY = ("CUDA out of memory", "torch.OutOfMemoryError", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -133,7 +134,7 @@ def add(folder: Path, paths: Iterable[str], remote: bool) -> None:
 
 
 def push(folder: Path, stage: str) -> None:
-    """Send the outputs of this stage and its run cache entry to the remote."""
+    """Send the outputs of this stage and its run cache entry to the remote, and remove its parts there."""
     _run_cache("push", folder, stage)
 
 
@@ -143,29 +144,80 @@ def repro(
     force: bool,
     on_line: Callable[[str], None],
     on_progress: Callable[[float, str], None],
+    environment: Mapping[str, str] = {},  # noqa: B006 - it is only read
+    keep: Sequence[int] = (),
 ) -> str:
     """Run one stage. Returns "ran", "fetched" (from the run cache) or "unchanged".
 
-    If the GPU runs out of memory, the stage is run once more with an allocator that wastes less, which does not change
-    the result. A smaller batch would change it, so that choice is left to a person.
+    Args:
+        environment, keep: see `process.run`.
     """
     words = [*DVC, "repro", "--single-item", *(["--force"] if force else []), stage]
-    try:
-        done = process.run(words, folder, on_line, on_progress, QUIET)
-        _check(done, stage)
-    except OutOfMemory as error:
-        on_line(f"{error}. Trying once more with expandable memory segments, which do not change the result.")
-        environment = QUIET | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-        done = process.run(words, folder, on_line, on_progress, environment)
-        _check(done, stage, last=True)
+    done = _compute(words, stage, folder, on_line, on_progress, environment, keep)
     if "is cached - skipping run" in done.text:
         return "fetched"
     return "ran" if f"Running stage '{stage}'" in done.text else "unchanged"
 
 
-def _run_cache(action: str, folder: Path, stage: str) -> Finished:
-    done = process.run([sys.executable, "-P", str(RUN_CACHE), action, stage], folder, environment=QUIET)
-    _check(done, stage)
+def make_share(
+    folder: Path,
+    stage: str,
+    share: str,
+    on_line: Callable[[str], None],
+    on_progress: Callable[[float, str], None],
+    environment: Mapping[str, str] = {},  # noqa: B006 - it is only read
+    keep: Sequence[int] = (),
+) -> None:
+    """`lpo STAGE --share K/N`: make a share of the stage's parts, and no output.
+
+    Raises:
+        Transient: if the command was killed. The parts that it made are there.
+        StageFailed: if it failed.
+    """
+    words = ["lpo", stage, "--share", share]
+    _compute(words, f"{stage} {share}", folder, on_line, on_progress, environment, keep, direct=True)
+
+
+def push_parts(folder: Path, stage: str, parts: str, share: str) -> None:
+    """Send the files of a share below the folder `parts` to the remote, but for those that it has."""
+    _run_cache("push-parts", folder, stage, parts, share)
+
+
+def pull_parts(folder: Path, stage: str, share: str = "1/1") -> None:
+    """Fetch the files of a share that the remote has and .checkpoints lacks; by default of all shares."""
+    _run_cache("pull-parts", folder, stage, share)
+
+
+def _compute(
+    words: Sequence[str],
+    what: str,
+    folder: Path,
+    on_line: Callable[[str], None],
+    on_progress: Callable[[float, str], None],
+    environment: Mapping[str, str],
+    keep: Sequence[int],
+    direct: bool = False,
+) -> Finished:
+    """Run a command that computes: dvc, which runs a stage, or with `direct` the stage's own.
+
+    If the GPU runs out of memory, it is run once more with an allocator that wastes less, which does not change the
+    result. A smaller batch would change it, so that choice is left to a person.
+    """
+    environment = {**environment, **QUIET}
+    try:
+        done = process.run(words, folder, on_line, on_progress, environment, keep)
+        _check(done, what, direct=direct)
+    except OutOfMemory as error:
+        on_line(f"{error}. Trying once more with expandable memory segments, which do not change the result.")
+        environment = {**environment, "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+        done = process.run(words, folder, on_line, on_progress, environment, keep)
+        _check(done, what, last=True, direct=direct)
+    return done
+
+
+def _run_cache(action: str, folder: Path, *words: str) -> Finished:
+    done = process.run([sys.executable, "-P", str(RUN_CACHE), action, *words], folder, environment=QUIET)
+    _check(done, words[0])
     return done
 
 
@@ -175,7 +227,7 @@ def _dvc(folder: Path, *words: str) -> Finished:
     return done
 
 
-def _check(done: Finished, what: str, last: bool = False) -> None:
+def _check(done: Finished, what: str, last: bool = False, direct: bool = False) -> None:
     """Turn a failed command into an exception.
 
     Raises:
@@ -192,13 +244,16 @@ def _check(done: Finished, what: str, last: bool = False) -> None:
         if last:
             raise StageFailed(f"{what}: out of GPU memory twice. Lower its batch size in params.yaml.\n{tail}")
         raise OutOfMemory(f"{what}: out of GPU memory")
-    ended = re.search(r"exited with (-?\d+)", done.text)
-    if ended and int(ended[1]) == 2:
+    found = re.search(r"exited with (-?\d+)", done.text)
+    ended = done.code if direct else int(found[1]) if found else None
+    if ended == 2:
         raise StageFailed(f"{what}: the data or the parameters are wrong, so there is no retry.\n{tail}")
-    if ended and int(ended[1]) in (-9, 137, -15, 143):
+    if ended in KILLED and direct:
+        raise Transient(f"{what}: it was killed. The parts that it made are kept.\n{tail}")
+    if ended in KILLED:
         raise StageFailed(f"{what}: the stage was killed. The next run resumes from its last checkpoint.\n{tail}")
     if done.code == 137:
         raise StageFailed(f"{what}: dvc was killed. The next run resumes from the last checkpoint.\n{tail}")
-    if not ended and any(sign in done.text for sign in NETWORK):
+    if ended is None and any(sign in done.text for sign in NETWORK):
         raise Transient(f"{what}: the remote cannot be reached. Local results are kept.\n{tail}")
     raise StageFailed(f"{what} failed ({done.code}):\n{tail}")

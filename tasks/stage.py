@@ -1,24 +1,36 @@
-"""One stage on a worker: fetch its inputs, run its command, push its results. DVC decides whether it must run."""
+"""One stage on a worker: fetch its inputs, run its command, push its results. DVC decides whether it must run.
+
+Or one share of a stage whose parts several workers make: then the parts go to the remote, and the run of the stage
+itself, which comes last, fetches them all and makes the result.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
-from tasks import reproduce, tracked
-from tasks.graph import before, find, read_graph
+from tasks import gpus, reproduce, tracked
+from tasks.gpus import Gpus
+from tasks.graph import Stage, before, find, read_graph
+from tasks.process import Stopped
+from tasks.reproduce import Transient
 from tasks.retried import RETRIED
-from tasks.workspace import Place, has_remote, locked, place_here
+from tasks.workspace import ROOT, Place, has_remote, locked, place_here
 
-LEASE = 60.0  # seconds after which the GPU slot of a lost worker is free again
+LEASE = 60.0  # seconds after which the GPU slots of a lost worker are free again
+SEND_EVERY = 60.0  # seconds between two looks for new parts of a share
 
 
 @task(name="fetch inputs", **RETRIED)
@@ -30,12 +42,94 @@ def fetch_inputs(folder: Path, name: str) -> None:
 
 
 @task(name="reproduce", **RETRIED)
-def run_stage(folder: Path, name: str, gpu: bool, force: bool) -> str:
-    """`dvc repro --single-item`, with its output in the log. The GPU slot is held only while the command runs."""
+def run_stage(folder: Path, stage: Stage, force: bool) -> str:
+    """`dvc repro --single-item`, with its output in the log, on all GPUs of this machine if the stage uses them."""
     logger = get_run_logger()
-    slot = concurrency("gpu", occupy=1, lease_duration=LEASE, strict=True, raise_on_lease_renewal_failure=False)
-    with slot if gpu else nullcontext():
-        return reproduce.repro(folder, name, force, logger.info, progress(name))
+    with gpu_slots(stage) as held:
+        environment = own_code(folder) | held.environment
+        return reproduce.repro(folder, stage.name, force, logger.info, progress(stage.name), environment, held.files)
+
+
+@task(name="make parts", **RETRIED)
+def run_share(folder: Path, stage: Stage, share: str) -> str:
+    """`lpo STAGE --share K/N` on one GPU. Parts go to the remote as they are made. Returns the folder that holds them.
+
+    Parts that the remote has are fetched first, and are not made again.
+    """
+    logger, name = get_run_logger(), stage.name
+    parts: list[str] = []
+
+    def on_line(line: str) -> None:
+        logger.info(line)
+        if found := re.fullmatch(r"parts in (\S+)", line):
+            parts.append(found[1])
+
+    reproduce.pull_parts(folder, name, share)
+    with gpu_slots(stage, 1) as held, sending(folder, name, share, parts):
+        environment = own_code(folder) | held.environment
+        reproduce.make_share(folder, name, share, on_line, progress(name), environment, held.files)
+    for made in parts[-1:]:
+        reproduce.push_parts(folder, name, made, share)
+    return "".join(parts[-1:])
+
+
+@contextmanager
+def sending(folder: Path, name: str, share: str, parts: list[str]) -> Iterator[None]:
+    """Inside, new parts go to the remote every minute, so that little is lost with this machine.
+
+    parts: the folder that holds them, as its last element, once it is known.
+    """
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(SEND_EVERY):
+            for made in parts[-1:]:
+                try:
+                    reproduce.push_parts(folder, name, made, share)
+                except (Transient, reproduce.StageFailed, Stopped):
+                    continue  # they are sent at the end, and what is wrong is told then
+
+    threading.Thread(target=send, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+@contextmanager
+def gpu_slots(stage: Stage, most: int | None = None) -> Iterator[Gpus]:
+    """Hold GPUs of this machine for a command, and as many slots of the limit `gpu`: all, or at most `most`.
+
+    A stage takes no more GPUs than the limit has slots. On a machine without a GPU it takes one slot.
+    """
+    if not stage.gpu:
+        yield Gpus((), ())
+        return
+    logger, names = get_run_logger(), gpus.visible()
+    with get_client(sync_client=True) as client:
+        slots = client.read_global_concurrency_limit_by_name("gpu").limit
+    wanted = min(len(names), most or len(names))
+    if wanted > slots:
+        logger.warning("%d GPUs are not used: the limit gpu is %d; see `prefect gcl update gpu`", wanted - slots, slots)
+    with gpus.held(names, min(wanted, slots), lambda: logger.info("waiting for a GPU of this machine")) as held:
+        occupied = max(1, len(held.names))
+        with concurrency("gpu", occupied, lease_duration=LEASE, strict=True, raise_on_lease_renewal_failure=False):
+            if held.names:
+                logger.info("on %s", ", ".join(held.names))
+            yield held
+
+
+def own_code(folder: Path) -> dict[str, str]:
+    """Variables that make commands in a copy of the workspace run the copy's code, which may be of another commit."""
+    if folder == ROOT:
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
+@task(name="fetch parts", **RETRIED)
+def fetch_parts(folder: Path, name: str) -> None:
+    """Fetch the parts that workers made."""
+    reproduce.pull_parts(folder, name)
 
 
 @task(name="push results", **RETRIED)
@@ -43,18 +137,27 @@ def push_results(folder: Path, name: str) -> None:
     reproduce.push(folder, name)
 
 
-def work(name: str, place: Place, force: bool) -> str:
-    """Run the stage in the folder of `place`, or in a copy of it. Returns "ran", "fetched" or "unchanged"."""
+def work(name: str, place: Place, force: bool, share: str | None = None) -> str:
+    """Run the stage in the folder of `place`, or in a copy of it. Returns "ran", "fetched" or "unchanged".
+
+    Args:
+        share: K/N; make only this share of the stage's parts. Returns the folder that holds them.
+    """
     logger = get_run_logger()
-    with place_here(place, name) as (folder, carried):
+    label = name if share is None else f"{name}-{share.partition('/')[0]}"
+    with place_here(place, label) as (folder, carried):
         stage = find(read_graph(folder), name)
         # A stage run whose parent is gone may still be at work here; two of them would compute the same result twice.
-        lock = folder / f".prefect/{name}.lock"
+        lock = folder / f".prefect/{label}.lock"
         with locked(lock, str(flow_run.name), lambda holder: logger.info("waiting for stage run %s to end", holder)):
             if carried:
                 tracked.match(folder)
                 fetch_inputs(folder, name)
-            outcome = run_stage(folder, name, stage.gpu, force)
+            if share is not None:
+                return run_share(folder, stage, share)
+            if stage.shared and has_remote():
+                fetch_parts(folder, name)
+            outcome = run_stage(folder, stage, force)
             if has_remote():
                 push_results(folder, name)
     return outcome

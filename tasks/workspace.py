@@ -94,7 +94,8 @@ def place_here(place: Place, stage: str) -> Iterator[tuple[Path, bool]]:
         )
     folder = STATE / "workspaces" / f"stage-{stage}"
     with locked(STATE / f"workspaces/stage-{stage}.lock", stage, lambda holder: None):
-        checkout(folder, place.commit, zlib.decompress(base64.b64decode(place.patch)))
+        with locked(STATE / "workspaces/checkout.lock", stage, lambda holder: None):  # other shares check out here too
+            checkout(folder, place.commit, zlib.decompress(base64.b64decode(place.patch)))
         yield folder, True
 
 

@@ -30,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "tables": {"errors"},
     "paths": set(),
     "timings": {"files", "paths"},
-    "resume": {"files"},
+    "resume": {"errors", "files"},
     "statistics": {"errors"},
     "outputs": {"errors", "files"},
     "config": {"errors", "files", "outputs"},
@@ -69,7 +69,7 @@ HEAVY = {
 LIGHT_FILES = {
     "lpo/__init__.py", "lpo/cli.py", "lpo/cli_groups.py", "lpo/cli_tools.py", "lpo/outputs/__init__.py",
     "lpo/outputs/ownership.py", "lpo/preflight/__init__.py", "lpo/config/__init__.py",
-    "lpo/config/presets.py",
+    "lpo/config/presets.py", "lpo/config/scaling.py",
     "lpo/config/reader.py", "lpo/errors.py", "lpo/files.py", "lpo/paths.py",
 }  # fmt: skip
 LIGHT_ROOMS = {"config", "errors", "files"}  # what flows and tasks may import of the library

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 from lpo.config import Params, check_params
 from lpo.config.reader import parse_yaml, read_text
+from lpo.config.scaling import scaled
 from lpo.errors import LpoError
 from lpo.outputs import edit_text
 
@@ -34,24 +36,26 @@ class Edit(NamedTuple):
     text: str
 
 
-def apply_preset(name: str, params: Path) -> list[str]:
+def apply_preset(name: str, params: Path, gpus: int | None = None) -> list[str]:
     """Merge a preset into the file `params` and return the changes, one line each.
 
     Args:
         name: of a preset of the package, or the path of a file that ends in .yaml.
+        gpus: how many share a training, each with the work that it has in the preset (lpo/config/scaling.py). None:
+            the preset's batches as they are.
 
     Raises:
-        LpoError: if there is no such preset, or if one of the two files is not YAML.
+        LpoError: if there is no such preset, it cannot be scaled, or one of the two files is not YAML.
         ConfigError: if the merged file would not be valid; nothing is written then.
     """
-    before, after, changes = _merged(name, params)
+    before, after, changes = _merged(name, params, gpus)
     check_params(parse_yaml(after, params), params)
     if after != before:
         edit_text(params, after)
     return changes
 
 
-def _merged(name: str, params: Path) -> tuple[str, str, list[str]]:
+def _merged(name: str, params: Path, gpus: int | None = None) -> tuple[str, str, list[str]]:
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in names and not name.endswith(".yaml"):
         near = difflib.get_close_matches(name, names, n=1)
@@ -61,6 +65,10 @@ def _merged(name: str, params: Path) -> tuple[str, str, list[str]]:
     before, preset = read_text(params), read_text(file)
     for text, path in ((before, params), (preset, file)):
         parse_yaml(text, path)
+    if gpus is not None:
+        changes = json.dumps(scaled(parse_yaml(preset, file), gpus))
+        # JSON is YAML, but for a float without a dot, which YAML 1.1 reads as text.
+        preset, _ = merge(preset, re.sub(r"(?<=[ :])(\d+)e-", r"\1.0e-", changes))
     return before, *merge(before, preset)
 
 

@@ -25,6 +25,7 @@ from PIL import Image
 from lpo.errors import LpoError
 from lpo.evaluate.judges import Judge, Look
 from lpo.files import key_of, write_parquet
+from lpo.resume import Share, in_share
 from lpo.sampling.parts import Workers
 
 PREVIEW = 256  # pixels of the longer side of the pictures in the results, which the report shows
@@ -40,10 +41,14 @@ def draw(
     workers: Workers,
     painter: Callable[..., Painter],
     arguments: tuple[Any, ...],
+    share: Share | None = None,
 ) -> list[Path]:
-    """Parts of `size` rows (prompt, category, seed) with their pictures as PNG, which `painter(*arguments)` draws."""
-    starts = range(0, len(rows), size)
-    paths = [folder / f"{number:05d}.parquet" for number in range(len(starts))]
+    """Parts of `size` rows (prompt, category, seed) with their pictures as PNG, which `painter(*arguments)` draws.
+
+    With `share`, only its parts.
+    """
+    starts = [start for number, start in enumerate(range(0, len(rows), size)) if in_share(share, number)]
+    paths = [folder / f"{start // size:05d}.parquet" for start in starts]
     missing = [
         (path, rows.iloc[start : start + size]) for path, start in zip(paths, starts, strict=True) if not path.exists()
     ]

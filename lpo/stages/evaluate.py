@@ -17,12 +17,16 @@ from lpo.evaluate.sides import identity, painter, sides_of
 from lpo.families import device_of
 from lpo.files import atomic_folder, write_json, write_parquet
 from lpo.registry.ledger import PROMOTED, WEIGHTS, name_of
+from lpo.resume import Share, announce
 from lpo.sampling.parts import Workers, processes
 from lpo.scorers.vlm import check_plan
 
 
-def run(params: Params) -> None:
+def run(params: Params, share: Share | None = None) -> None:
     """Draw all sides, judge them with one judge after another, write results and metrics.
+
+    Args:
+        share: draw and judge only the parts of this share, and write no output.
 
     Raises:
         LpoError: before anything is drawn, if prompts, judges or one of the models are missing.
@@ -41,15 +45,18 @@ def run(params: Params) -> None:
     if "vlm" in config.judges:
         check_plan(config.vlm, len(rows) * len({side.key for side in sides}))
     cache = resume.folder("evaluate", identity(config, model, str(device_of(model)), rows))
+    announce(cache, share)
     forget(cache, {side.key for side in sides})
     with Workers(processes(device_of(model), model.path, *_scorers(params))) as workers:
         size = config.batch_size
         parts = {
-            side.name: draw(cache / side.key, side.name, rows, size, workers, painter, (side, config, model))
+            side.name: draw(cache / side.key, side.name, rows, size, workers, painter, (side, config, model), share)
             for side in sides
         }
         for judge in judges:
             score_parts(judge, list(dict.fromkeys(part for side in parts.values() for part in side)), workers)
+    if share is not None:
+        return
 
     results = collect(parts, judges)
     metrics = evaluate_results(results, config.judges, config.bootstrap, params.seed)

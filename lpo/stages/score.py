@@ -1,8 +1,8 @@
 """score: data/pairs, data/collected, scorers -> data/scores.parquet, three scores of every picture, keyed by its uid.
 
 Pictures are scored in parts of `score.shard_size`, over all processes (lpo/sampling/parts.py). A part is a file in
-.checkpoints, so a killed run scores only the parts that are missing. With `score.table` no model runs: imported scores
-are joined by image uid.
+.checkpoints, so a killed run scores only the parts that are missing, and machines can share them. With `score.table` no
+model runs: imported scores are joined by image uid.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lpo.families import device_of
 from lpo.files import file_hash, folder_hash, write_json, write_parquet
 from lpo.images import decode_pictures, decode_rgb, to_tensor
 from lpo.paths import COLLECTED, PAIRS, SCORES
+from lpo.resume import Share, announce, in_share
 from lpo.sampling.parts import Workers, processes
 from lpo.scorers.embedded import Scorers
 from lpo.scorers.published import Published, load_scorers
@@ -28,12 +29,17 @@ from lpo.scorers.published import Published, load_scorers
 NAMES = ("aesthetic", "clip", "vqa")
 
 
-def run(params: Params) -> None:
+def run(params: Params, share: Share | None = None) -> None:
     """Score every picture that decodes; one that doesn't is left out here, and quarantined by the data contract.
 
     Where `filter.strategy` is none nothing reads the scores, so none are made.
+
+    Args:
+        share: make only the parts of this share, and no output.
     """
     config, pixel_art = params.score, params.dataset.source == "simulated"
+    if share is not None and (params.filter.strategy == "none" or config.table is not None):
+        return  # there are no parts
     if params.filter.strategy == "none":
         write_parquet(SCORES, no_scores())
         write_json(paths.metrics("score"), {"images": 0, "mean": {}})
@@ -50,12 +56,19 @@ def run(params: Params) -> None:
             "head": file_hash(head) if head is not None and Path(head).is_file() else "",
         }  # fmt: skip
         folder = resume.folder("score", identity)
+        announce(folder, share)
         parts = split_parts(places, config.shard_size)
-        missing = [(part, path) for n, part in enumerate(parts) if not (path := _file(folder, n)).exists()]
+        missing = [
+            (part, path)
+            for n, part in enumerate(parts)
+            if in_share(share, n) and not (path := _file(folder, n)).exists()
+        ]
         models = ("published",) if config.scorers == "published" else (config.scorers,)
         with Workers(processes(device_of(params.model), *models)) as workers:
             for _ in workers.map(scorer, (config, params.model, pixel_art), missing, "score"):
                 pass
+        if share is not None:
+            return
         table = pd.concat([pd.read_parquet(_file(folder, n)) for n in range(len(parts))], ignore_index=True)
     if table.empty:
         raise LpoError("no picture could be scored", str(PAIRS), "look at the images of the pairs")

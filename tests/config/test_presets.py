@@ -8,9 +8,11 @@ import pytest
 import yaml
 
 from lpo.config.presets import apply_preset, merge
+from lpo.config.scaling import DIVIDED, TIMES, scaled
 from lpo.errors import LpoError
 
-PRESETS = sorted(path.stem for path in (Path(__file__).parents[2] / "lpo/presets").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "lpo/presets"
+PRESETS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -37,6 +39,48 @@ def test_what_stood_before_a_preset_leaves_no_trace_in_the_values(project: Path,
     apply_preset("emoji", Path("params.yaml"))
     apply_preset(second, Path("params.yaml"))
     assert yaml.safe_load(Path("params.yaml").read_text()) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "emoji"])
+@pytest.mark.parametrize("gpus", [1, 4, 8, 64])
+def test_more_gpus_have_the_work_of_four_each(name: str, gpus: int) -> None:
+    """And together they see as many pairs and prompts."""
+    preset = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    changes = scaled(preset, gpus)
+    if gpus == 4:
+        assert changes == {}
+        return
+    for section in ("reward", "spm", "tune"):
+        before, after = preset[section], preset[section] | changes[section]
+        assert after["batch_size"] / gpus == before["batch_size"] / 4
+        assert after["learning_rate"] == pytest.approx(before["learning_rate"] * (gpus / 4) ** 0.5, rel=0.005)
+        assert after["validate_every"] == max(1, round(before["validate_every"] * 4 / gpus))
+        if section == "tune":
+            assert after["prompts_per_rollout"] / gpus == before["prompts_per_rollout"] / 4
+        else:
+            seen = [values["steps"] * values["batch_size"] for values in (before, after)]
+            assert seen[0] == pytest.approx(seen[1], rel=0.005)
+        same = before.keys() - {*DIVIDED, *TIMES, "learning_rate"}
+        assert {key: after[key] for key in same} == {key: before[key] for key in same}
+
+
+def test_a_scaled_preset_is_valid_and_leads_back(project: Path) -> None:
+    fresh = Path("params.yaml").read_bytes()
+    changes = apply_preset("sdxl", Path("params.yaml"), 64)
+    assert "tune.prompts_per_rollout: 32 -> 256" in changes
+    assert yaml.safe_load(Path("params.yaml").read_text())["tune"]["learning_rate"] == 4e-5
+    apply_preset("emoji", Path("params.yaml"))
+    assert Path("params.yaml").read_bytes() == fresh
+
+
+def test_what_cannot_be_scaled_is_refused(project: Path) -> None:
+    before = Path("params.yaml").read_bytes()
+    with pytest.raises(LpoError, match="the embedded world is for one machine"):
+        apply_preset("emoji", Path("params.yaml"), 8)
+    Path("mine.yaml").write_text("tune: {batch_size: 6}\n")
+    with pytest.raises(LpoError, match="tune.batch_size is 6, which 4 GPUs cannot share evenly"):
+        apply_preset("mine.yaml", Path("params.yaml"), 8)
+    assert Path("params.yaml").read_bytes() == before
 
 
 def test_only_the_lines_of_changed_values_change() -> None:

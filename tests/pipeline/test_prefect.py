@@ -20,7 +20,7 @@ from tasks.graph import read_graph
 
 pytestmark = pytest.mark.prefect
 STAGES = ["dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report"]
-GPU = {"reward", "tune", "evaluate"}
+GPU = {"score", "encode", "reward", "tune", "evaluate"}
 REFUSED: dict[str, dict[str, Any]] = {  # words of the message, and the parameters that it is about
     "did you mean reward": {"stages": {"from": "rewrd"}},
     "2 mistakes": {"params": ["tune.bta=1", "reward.steps=0"]},

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,25 +18,43 @@ from lpo.data.schema import read_pairs
 from lpo.errors import LpoError
 from lpo.families import load_family
 from lpo.files import folder_hash
+from lpo.resume import Share
 from lpo.sampling.parts import Workers, processes
 from lpo.stages import dataset, encode, evaluate, score
 
 
-def small_run(params: Params) -> dict[str, str]:
-    """Run dataset, score, encode and evaluate, and hash what they write. Unfinished work is set aside afterwards."""
+def small_run(params: Params, shares: int = 0) -> dict[str, str]:
+    """Run dataset, score, encode and evaluate, and hash what they write. Unfinished work is set aside afterwards.
+
+    shares: how many make the parts of a stage before the stage itself runs.
+    """
+
+    def in_shares(stage: Any) -> None:
+        for number in range(shares):
+            stage.run(params, Share(number + 1, shares))
+        if shares:  # what is left is to join them
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Workers, "map", lambda *a, **k: [pytest.fail("a part is made twice") for _ in a[3]])
+                stage.run(params)
+        else:
+            stage.run(params)
+
     dataset.run(params)
-    score.run(params)
+    in_shares(score)
     Path("data/filtered").mkdir(exist_ok=True)
     read_pairs((Path("data/pairs"), Path("data/collected"))).to_parquet("data/filtered/kept.parquet")
-    encode.run(params)
-    evaluate.run(params)
+    in_shares(encode)
+    in_shares(evaluate)
     os.rename(".checkpoints", f".checkpoints-{os.environ['LPO_PROCESSES']}")
     outputs = ("data/pairs", "data/scores.parquet", "data/latents", "data/evaluation", "metrics/evaluate.json")
     return {name: folder_hash(name) if Path(name).is_dir() else Path(name).read_bytes().hex() for name in outputs}
 
 
 def test_two_processes_write_the_bytes_of_one(project: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage in parts, on the embedded base, with more batches than processes and a last one that is smaller."""
+    """Every stage in parts, on the embedded base, with more batches than processes and a last one that is smaller.
+
+    The second time, three shares make the parts, as three machines would.
+    """
     Path("data").mkdir(exist_ok=True)
     for name in ("base", "scorers", "validators"):
         Path("data", name).symlink_to(repository / "data" / name)
@@ -48,7 +67,7 @@ def test_two_processes_write_the_bytes_of_one(project: Path, repository: Path, m
             batch_size=4,
         ),
         score=replace(found.score, shard_size=30, batch_size=20),
-        encode=replace(found.encode, batch_size=30, shard_size=100),
+        encode=replace(found.encode, batch_size=8, shard_size=20),
         evaluate=replace(found.evaluate, prompts=7, num_inference_steps=2, batch_size=2, bootstrap=20),
     )  # fmt: skip
     family = load_family(params.model)
@@ -60,7 +79,7 @@ def test_two_processes_write_the_bytes_of_one(project: Path, repository: Path, m
     one = small_run(params)
     monkeypatch.setenv("LPO_PROCESSES", "2")
     monkeypatch.setattr("lpo.sampling.parts.START", "fork")  # a spawned process imports for seconds
-    assert small_run(params) == one
+    assert small_run(params, shares=3) == one
     kept = pd.read_parquet("data/evaluation/results.parquet")
     assert len(kept) == 21 and kept["png"].nunique() > 14
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from lpo import resume
 from lpo.commands import imports as data_stage
 from lpo.config import Params, load_params
 from lpo.errors import LpoError
@@ -86,6 +87,33 @@ def test_a_stopped_run_goes_on_with_the_parts_that_are_missing(pairs: Path, monk
     score.run(params())
     assert Path("data/scores.parquet").read_bytes() == whole
     assert seen == UIDS[2:9]  # the parts of test and the first of train are there
+
+
+def test_machines_share_the_parts_and_the_last_one_only_joins_them(
+    pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score.run(params())
+    whole = Path("data/scores.parquet").read_bytes()
+    (folder,) = Path(".checkpoints/score").iterdir()
+    for file in (Path("data/scores.parquet"), *folder.iterdir()):
+        file.unlink()
+    capsys.readouterr()
+    for number in (3, 1, 2):
+        score.run(params(), resume.Share(number, 3))
+        names = {int(path.stem[-1]) for path in folder.iterdir()}
+        assert number - 1 in names and not Path("data/scores.parquet").exists()
+        assert capsys.readouterr().out == f"parts in {folder}\n"
+    monkeypatch.setattr(score, "load_scorers", lambda *_: pytest.fail("a scorer was loaded"))
+    score.run(params(), resume.Share(2, 3))
+    score.run(params())
+    assert Path("data/scores.parquet").read_bytes() == whole
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/4/2", "-1/4"])
+def test_a_share_is_one_of_n(text: str) -> None:
+    with pytest.raises(LpoError, match="is not a share"):
+        resume.share_of(text)
+    assert resume.share_of("4/4") == (4, 4)
 
 
 def table(uids: list[str]) -> pd.DataFrame:

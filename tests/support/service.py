@@ -47,7 +47,7 @@ class Service:
         return {
             **os.environ, **ENVIRONMENT, "PYTHONPATH": str(clone), "PREFECT_API_URL": f"{self.address}/api",
             "PREFECT_HOME": str(self.folder / ".prefect"), "DVC_SITE_CACHE_DIR": str(self.folder.parent / "site"),
-            "LPO_SERVICE_PATIENCE": str(PATIENCE),
+            "LPO_SERVICE_PATIENCE": str(PATIENCE), "CUDA_VISIBLE_DEVICES": "",  # one slot, whatever the machine has
         }  # fmt: skip
 
     def call(self, *words: str, code: int = 0) -> str:
@@ -68,9 +68,9 @@ class Service:
         self.call(sys.executable, "-c", "from flows import service; service.stop('worker')")
 
     @contextmanager
-    def worker(self, clone: Path, *queues: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A second worker, of another clone."""
-        words = [word for queue in queues for word in ("--work-queue", queue)]
+    def worker(self, clone: Path, *queues: str, limit: int = 8) -> Iterator[subprocess.Popen[bytes]]:
+        """A second worker, of another clone; `limit` runs at a time."""
+        words = [word for queue in queues for word in ("--work-queue", queue)] + ["--limit", str(limit)]
         with (clone / "worker.log").open("wb") as log:
             process = subprocess.Popen(
                 [shutil.which("prefect", path=ENVIRONMENT["PATH"]) or "", "worker", "start", "--pool", "lpo", *words],

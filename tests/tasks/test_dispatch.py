@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,17 +11,18 @@ from typing import Any
 import httpx
 import pytest
 from prefect import flow
-from prefect.client.schemas.objects import WorkQueueStatus
+from prefect.client.schemas.objects import WorkerStatus, WorkQueueStatus
 from prefect.logging import disable_run_logger
-from prefect.states import Completed, Scheduled
+from prefect.states import Completed, Crashed, Failed, Scheduled
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks import dispatch
-from tasks.dispatch import Outcome, final_state, run_stages
+from tasks.dispatch import Outcome, final_state, make_shares, run_stages
 from tasks.graph import Stage
-from tasks.reproduce import StageFailed
+from tasks.reproduce import StageFailed, Transient
 
 GPU = Stage("a", gpu=True, frozen=False, upstream=())
+SHARED = Stage("score", gpu=True, frozen=False, upstream=(), shared=True)
 
 
 def graph(**upstream: tuple[str, ...]) -> dict[str, Stage]:
@@ -125,3 +127,66 @@ def test_a_busy_worker_a_paused_queue_and_a_silent_server_are_waited_for(clock: 
     client: Any = Client([Scheduled()] * 1000 + [away] * 1000 + [Completed()], status)
     with disable_run_logger():
         assert final_state(client, "id", GPU).is_completed()  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def workers() -> list[Any]:
+    """Those that the server knows: two are online."""
+    online, offline = WorkerStatus.ONLINE, WorkerStatus.OFFLINE
+    return [SimpleNamespace(status=status) for status in (online, online, offline)]
+
+
+@pytest.fixture
+def asked(workers: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The shares that workers were asked for, where the limit `gpu` has three slots."""
+    shares: list[str] = []
+    client = SimpleNamespace(
+        read_workers_for_work_pool=lambda pool: workers,
+        read_global_concurrency_limit_by_name=lambda name: SimpleNamespace(limit=3),
+        set_flow_run_state=lambda run, state, force: shares.append(f"{run} {state.type.value}"),
+    )
+
+    def start(stage: Stage, folder: Path, share: str) -> str:
+        shares.append(share)
+        return share
+
+    monkeypatch.setattr(dispatch, "get_client", lambda sync_client: nullcontext(client))
+    monkeypatch.setattr(dispatch, "start_run", start)
+    monkeypatch.setattr(dispatch, "MADE", {})
+    return shares
+
+
+def test_a_lost_share_is_asked_for_again_when_the_others_are_made(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Completed(name="Made", message=".checkpoints/score/k")
+    states = {"1/3": [made], "2/3": [Crashed(message="killed"), made], "3/3": [made]}
+    monkeypatch.setattr(dispatch, "final_state", lambda client, run, stage: states[run].pop(0))
+    with pytest.raises(Transient, match="score 2/3: the worker was lost"):
+        make_shares(SHARED, Path())
+    make_shares(SHARED, Path())
+    make_shares(GPU, Path())  # it has no parts
+    assert asked == ["1/3", "2/3", "3/3", "2/3"] and not any(states.values())
+
+
+def test_a_share_that_fails_ends_the_stage_and_shares_that_nobody_takes_are_cancelled(
+    asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(client: Any, run: str, stage: Stage) -> Any:
+        if run == "2/3":
+            raise StageFailed("no worker")
+        return Failed(message="no pairs")
+
+    monkeypatch.setattr(dispatch, "final_state", ended)
+    with pytest.raises(StageFailed, match="no worker"):
+        make_shares(SHARED, Path())
+    assert sorted(asked[3:]) == ["2/3 CANCELLED", "3/3 CANCELLED"]
+    monkeypatch.setattr(dispatch, "final_state", lambda *_: Failed(message="no pairs"))
+    with pytest.raises(StageFailed, match="no pairs"):
+        make_shares(SHARED, Path())
+
+
+def test_a_single_worker_runs_the_whole_stage(workers: list[Any], asked: list[str]) -> None:
+    workers.pop(0)
+    make_shares(SHARED, Path())
+    assert asked == []

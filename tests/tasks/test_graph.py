@@ -93,6 +93,7 @@ def test_the_stages_of_the_repository(folder: Path, repository: Path) -> None:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(repository / name, folder)
     graph = read_graph(folder)
-    assert {name for name, stage in graph.items() if stage.gpu} == {"reward", "tune", "evaluate"}
+    assert {name for name, s in graph.items() if s.gpu} == {"score", "encode", "reward", "tune", "evaluate"}
+    assert {name for name, s in graph.items() if s.shared} == {"score", "encode", "evaluate"}
     assert {name for name, stage in graph.items() if stage.frozen} == {"base"}
     assert set(graph["tune"].upstream) == {"base", "dataset", "filter", "encode", "reward"}

@@ -8,7 +8,7 @@ import pytest
 
 from tasks import reproduce
 from tasks.process import Finished
-from tasks.reproduce import OutOfMemory, StageFailed, Transient, remove_broken_lock, repro
+from tasks.reproduce import OutOfMemory, StageFailed, Transient, make_share, remove_broken_lock, repro
 
 EXITED = "ERROR: failed to reproduce 'reward': failed to run: lpo reward, exited with {}"
 
@@ -38,11 +38,24 @@ def test_each_failure_gets_its_kind_and_message(lines: list[str], code: int, kin
     assert type(caught.value) is kind
 
 
+def test_a_share_that_was_killed_is_retried_and_one_with_wrong_data_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = iter([137, 2, 0])
+    monkeypatch.setattr(reproduce.process, "run", lambda *_: Finished(next(codes), ["a line"]))
+    share = (tmp_path, "score", "2/4", lambda line: None, lambda percent, line: None)
+    with pytest.raises(Transient, match="score 2/4: it was killed"):
+        make_share(*share)
+    with pytest.raises(StageFailed, match="score 2/4: the data or the parameters are wrong"):
+        make_share(*share)
+    make_share(*share)
+
+
 def test_out_of_memory_is_retried_once_with_another_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[str], dict[str, str]]] = []
 
     def run(
-        words: list[str], folder: Path, on_line: object, on_progress: object, environment: dict[str, str]
+        words: list[str], folder: Path, on_line: object, on_progress: object, environment: dict[str, str], keep: object
     ) -> Finished:
         seen.append((list(words), environment))
         return Finished(255, ["CUDA out of memory", EXITED.format(1)])

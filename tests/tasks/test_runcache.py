@@ -50,8 +50,8 @@ def repro(folder: Path) -> str:
     return reproduce.repro(folder, "double", False, lambda line: None, lambda percent, line: None)
 
 
-def through(tmp_path: Path, *remote: str) -> None:
-    """Run and push in one clone, fetch in another. The command runs once."""
+def through(tmp_path: Path, *remote: str) -> tuple[Path, Path]:
+    """Run and push in one clone, fetch in another, and return both. The command runs once."""
     one, other = project(tmp_path / "one", *remote), project(tmp_path / "other", *remote)
     assert repro(one) == "ran" and reproduce.status(one) == set()
     assert reproduce.restore(other, "double", remote=False) == ""
@@ -62,6 +62,7 @@ def through(tmp_path: Path, *remote: str) -> None:
     assert (other / "dvc.lock").read_bytes() == (one / "dvc.lock").read_bytes()
     assert reproduce.restore(other, "double", remote=False) == "unchanged"
     assert (tmp_path / "log").read_text() == "ran\n"
+    return one, other
 
 
 def test_through_a_folder(tmp_path: Path) -> None:
@@ -140,4 +141,19 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_through_s3(tmp_path: Path, s3: str) -> None:
-    through(tmp_path, "remote add --default store s3://bucket/lpo", f"remote modify store endpointurl {s3}")
+    """A result, then parts of a share, which are there until the stage sends its result."""
+    remote = ["remote add --default store s3://bucket/lpo", f"remote modify store endpointurl {s3}"]
+    one, other = through(tmp_path, *remote)
+    parts = ".checkpoints/double/key"
+    for name in ("00000.txt", "00001.txt", "judge/00002.txt", ".00004.txt.partial"):
+        (one / parts / name).parent.mkdir(parents=True, exist_ok=True)
+        (one / parts / name).write_text(name)
+    (other / parts).mkdir(parents=True)
+    (other / parts / "00000.txt").write_text("mine")
+    reproduce.push_parts(one, "double", parts, "1/2")
+    reproduce.pull_parts(other, "double")
+    found = {path.relative_to(other / parts).as_posix() for path in other.glob(f"{parts}/**/*.txt*")}
+    assert found == {"00000.txt", "judge/00002.txt"} and (other / parts / "00000.txt").read_text() == "mine"
+    assert "parts/double" in httpx.get(f"{s3}/bucket").text
+    reproduce.push(one, "double")
+    assert "parts/double" not in httpx.get(f"{s3}/bucket").text
