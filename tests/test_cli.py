@@ -19,6 +19,7 @@ from lpo.config.presets import PRESETS
 from lpo.errors import LpoError
 
 STAGES = ("base", "dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report")
+SHARED = ("score", "encode", "evaluate")  # several machines can share their parts
 Calls = list[tuple[Any, ...]]
 
 
@@ -60,11 +61,21 @@ def test_a_command_a_stage_runs_that_stage_with_the_parameters(
     assert calls == [(load_params("params.yaml"),)]
 
 
+def test_a_share_goes_to_the_stages_that_have_parts_and_to_no_other(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in SHARED:
+        calls = fake(monkeypatch, stage)
+        assert run(stage, "--share", "2/4").exit_code == 0
+        assert calls == [(load_params("params.yaml"), (2, 4))]
+    assert run("filter", "--share", "2/4").exit_code == 2
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_stage_takes_the_parameters_and_nothing_else(repository: Path, stage: str) -> None:
+def test_every_stage_takes_the_parameters_and_at_most_a_share(repository: Path, stage: str) -> None:
     tree = ast.parse((repository / "lpo" / "stages" / f"{stage}.py").read_text(encoding="utf-8"))
     (run_,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
-    assert ast.unparse(run_.args) == "params: Params"
+    assert ast.unparse(run_.args) == "params: Params" + (", share: Share | None=None" if stage in SHARED else "")
 
 
 def test_pretrain_is_base_and_another_parameter_file_can_be_named(
