@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 HEAD = (
     "night",
     "pairs from votes",
+    "pairs the reward is right on",
     "alignment",
     "looks",
     "all correct",
     "votes for it against the base",
     "votes",
     "gate",
+    "minutes",
 )
 Row = dict[str, Any]
 
@@ -90,6 +93,7 @@ def prepare(folder: Path, settings: Path) -> Clone:
 
 def night(clone: Clone, number: int, voters: int, votes: int) -> Row:
     """One night; what it comes to."""
+    begun = time.monotonic()
     ingested = clone.answer("lpo", "ingest")
     clone.run("dvc", "repro")
     clone.vote("base", voters, votes)
@@ -100,6 +104,7 @@ def night(clone: Clone, number: int, voters: int, votes: int) -> Row:
     return {
         "night": number, "new_pairs": ingested["new_pairs"], "decision": clone.answer("lpo", "promote"),
         "evaluate": clone.read("metrics/evaluate.json"), "people": clone.read("metrics/people.json"),
+        "reward": clone.read("metrics/reward.json")["accuracy"]["mean"], "minutes": (time.monotonic() - begun) / 60,
     }  # fmt: skip
 
 
@@ -114,8 +119,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         gate = "promoted" if decision["promoted"] else "waits" if decision["waits"] else "refused"
         lines.append(
             (
-                str(row["night"]), str(pairs), _change(means["alignment"]), _change(means["aesthetics"]),
-                _change(right), said, str(rate["votes"] if rate else 0), gate,
+                str(row["night"]), str(pairs), f"{row['reward']:.1%}", _change(means["alignment"]),
+                _change(means["aesthetics"]), _change(right), said, str(rate["votes"] if rate else 0), gate,
+                f"{row['minutes']:.0f}",
             )
         )  # fmt: skip
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
