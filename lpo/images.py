@@ -8,8 +8,9 @@ profile, 16 bits scaled to 8, transparency laid on white. Bytes that cannot be r
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -19,6 +20,7 @@ from lpo.errors import LpoError
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP")  # each further format is one more decoder that hostile bytes can reach
 MAX_PIXELS = 4096 * 4096  # a few kilobytes can claim far more, and decoding them would fill the memory
 ORIENTATION = 0x0112  # the EXIF tag
@@ -42,23 +44,32 @@ def image_problem(data: bytes | None) -> str:
     return ""
 
 
-def decode_rgb(data: Sequence[bytes | None], size: int, pixel_art: bool) -> np.ndarray:
+def decode_rgb(data: Sequence[bytes | None], size: int, pixel_art: bool, threads: int = 1) -> np.ndarray:
     """(N, size, size, 3) uint8 of encoded pictures; other shapes are resized to the square.
 
     Args:
         pixel_art: True resizes with a box filter, so that enlarging repeats pixels and shrinking enlarged pixel art
             restores it exactly. False resizes bilinearly, as the published code does; shrinking is antialiased.
+        threads: that decode. The result does not depend on them.
 
     Raises:
         LpoError: if one does not decode or claims more than `MAX_PIXELS`.
     """
     filter_ = Image.Resampling.BOX if pixel_art else Image.Resampling.BILINEAR
-    return np.stack([np.asarray(decode_picture(item).resize((size, size), filter_)) for item in data])
+    return np.stack(_each(lambda item: np.asarray(decode_picture(item).resize((size, size), filter_)), data, threads))
 
 
-def decode_pictures(data: Sequence[bytes | None]) -> list[Image.Image]:
+def decode_pictures(data: Sequence[bytes | None], threads: int = 1) -> list[Image.Image]:
     """Encoded pictures as RGB pictures of their own size. Raises LpoError if one does not decode."""
-    return [decode_picture(item) for item in data]
+    return _each(decode_picture, data, threads)
+
+
+def _each(work: Callable[[bytes | None], T], data: Sequence[bytes | None], threads: int) -> list[T]:
+    """`work` of every item, in their order. Pillow lets other threads run while it decodes and resizes."""
+    if threads == 1:
+        return [work(item) for item in data]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, data))
 
 
 def decode_picture(data: bytes | None) -> Image.Image:

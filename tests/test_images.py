@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from lpo.images import decode_picture, decode_rgb, image_problem
+from lpo.errors import LpoError
+from lpo.images import decode_picture, decode_pictures, decode_rgb, image_problem
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -105,6 +106,16 @@ def test_photographs_are_shrunk_without_aliases() -> None:
     stripes[:, ::2] = 255
     shrunk = decode_rgb([encoded(Image.fromarray(stripes))], 8, pixel_art=False)
     assert shrunk.min() > 110 and shrunk.max() < 145
+
+
+def test_threads_decode_the_same_in_the_same_order() -> None:
+    rng = np.random.default_rng(1)
+    data = [encoded(Image.fromarray(rng.integers(0, 256, (8 * i, 9, 3), dtype=np.uint8))) for i in range(1, 20)]
+    assert np.array_equal(decode_rgb(data, 16, False, threads=4), decode_rgb(data, 16, False))
+    alone, together = decode_pictures(data), decode_pictures(data, threads=4)
+    assert [picture.tobytes() for picture in together] == [picture.tobytes() for picture in alone]
+    with pytest.raises(LpoError, match="is not a JPEG"):
+        decode_rgb([*data, b"no picture"], 16, False, threads=4)
 
 
 def test_pixel_art_keeps_its_bytes_at_its_own_size() -> None:

@@ -52,7 +52,9 @@ class StepPreferenceModel(nn.Module):
         super().__init__()
         self.backbone, self.clip, self.tokenizer = backbone, clip, without_origin(tokenizer)
         self.mean, self.std, self.guidance_scale = mean, std, guidance_scale
-        self.transition = backbone.transition(1.0)
+        self.transition = backbone.transition(1.0).to(backbone.device)
+        for name, values in (("pixel_mean", mean), ("pixel_std", std)):  # no part of the weights
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         width = clip.config.vision_config.hidden_size
         embedding = [nn.Linear(TIME_WIDTH, width), nn.Linear(width, width)]
         modulation = [nn.Linear(width, 6 * width) for _ in clip.vision_model.encoder.layers]
@@ -129,8 +131,7 @@ class StepPreferenceModel(nn.Module):
             top, left = (round((side - size) / 2) for side in (height, width))
             pictures = pictures[:, :, top : top + size, left : left + size]
         pictures = (pictures / 2 + 0.5).clamp(0, 1)
-        mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
-        return (pictures - mean) / std
+        return (pictures - self.pixel_mean) / self.pixel_std
 
     def save(self, folder: Path) -> None:
         """Write safetensors, configurations and the CLIP's tokenizer; `load` reads them."""

@@ -64,6 +64,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def decoders(device: torch.device) -> int:
+    """Threads that decode pictures for a GPU: its share of the cores. Where the CPU computes, none is free: 1."""
+    return max(1, cores() // max(1, torch.cuda.device_count())) if device.type == "cuda" else 1
+
+
 def _is_small(model: Path) -> bool:
     """Whether it is here, and small. What is only on the hub counts as large."""
     if not model.is_dir():

@@ -27,7 +27,7 @@ from lpo.files import atomic_folder, file_hash, folder_hash, replacing
 from lpo.images import decode_rgb, to_tensor
 from lpo.paths import COLLECTED, KEPT, LATENTS, PAIRS
 from lpo.resume import Share, announce, in_share
-from lpo.sampling.parts import Workers, processes
+from lpo.sampling.parts import Workers, decoders, processes
 
 
 def run(params: Params, share: Share | None = None) -> None:
@@ -105,7 +105,7 @@ def encoder(model: Model, size: int, pixel_art: bool) -> Callable[[list[bytes]],
     codec = codec_of(model)
 
     def work(batch: list[bytes]) -> np.ndarray:
-        moments = codec.encode(to_tensor(decode_rgb(batch, size, pixel_art)))
+        moments = codec.encode(to_tensor(decode_rgb(batch, size, pixel_art, decoders(codec.device))))
         return moments.to(torch.float16).cpu().numpy()
 
     return work

@@ -22,7 +22,7 @@ from lpo.files import file_hash, folder_hash, write_json, write_parquet
 from lpo.images import decode_pictures, decode_rgb, to_tensor
 from lpo.paths import COLLECTED, PAIRS, SCORES
 from lpo.resume import Share, announce, in_share
-from lpo.sampling.parts import Workers, processes
+from lpo.sampling.parts import Workers, decoders, processes
 from lpo.scorers.embedded import Scorers
 from lpo.scorers.published import Published, load_scorers
 
@@ -80,23 +80,29 @@ def run(params: Params, share: Share | None = None) -> None:
 
 def scorer(config: Score, model: Model, pixel_art: bool) -> Callable[[tuple[list[Place], Path]], None]:
     """Scores of a part of the images, written to its file."""
-    scorers = load_scorers(config, device_of(model))
+    device = device_of(model)
+    scorers, threads = load_scorers(config, device), decoders(device)
 
     def work(part: tuple[list[Place], Path]) -> None:
         places, path = part
-        frames = [score(scorers, *batch, pixel_art) for batch in decodable(places, config.batch_size)]
+        frames = [score(scorers, *batch, pixel_art, threads) for batch in decodable(places, config.batch_size)]
         write_parquet(path, pd.concat(frames, ignore_index=True) if frames else no_scores())
 
     return work
 
 
-def score(scorers: Published | Scorers, places: list[Place], data: list[bytes], pixel_art: bool) -> pd.DataFrame:
-    """image_uid, aesthetic, clip, vqa of encoded images; `pixel_art` says how small scorers resize them."""
+def score(
+    scorers: Published | Scorers, places: list[Place], data: list[bytes], pixel_art: bool, threads: int = 1
+) -> pd.DataFrame:
+    """image_uid, aesthetic, clip, vqa of encoded images.
+
+    pixel_art: how small scorers resize them. threads: that decode.
+    """
     uids, captions = [place.uid for place in places], [place.caption for place in places]
     if isinstance(scorers, Published):
-        scores = scorers.score(decode_pictures(data), captions)
+        scores = scorers.score(decode_pictures(data, threads), captions)
     else:
-        scores = scorers.score(to_tensor(decode_rgb(data, scorers.size, pixel_art)), captions)
+        scores = scorers.score(to_tensor(decode_rgb(data, scorers.size, pixel_art, threads)), captions)
     return pd.DataFrame({"image_uid": uids} | {name: scores[name].double().cpu().numpy() for name in NAMES})
 
 

@@ -32,6 +32,11 @@ class Ahead(Generic[T]):
         return found
 
 
+def sent(values: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A tensor of the host on the device, in `dtype` if it is given. The host does not wait until it is there."""
+    return pinned(values.to(dtype or values.dtype)).to(device, non_blocking=True)
+
+
 def pinned(values: torch.Tensor) -> torch.Tensor:
     """In pinned memory where there is CUDA, from which a copy to the GPU needs no host."""
     return values.pin_memory() if torch.cuda.is_available() else values

@@ -26,6 +26,7 @@ from lpo.preference.losses import group_advantages, optimality
 from lpo.preference.selection import check_finite
 from lpo.rewards.protocol import Reward
 from lpo.train.common import distributed
+from lpo.train.common.ahead import sent
 from lpo.train.common.offload import away
 from lpo.train.policy.rollout import consecutive, idle
 from lpo.train.policy.steps import Batch, Finished, NoisyGroups, concatenate
@@ -98,12 +99,12 @@ def _sample(
 ) -> torch.Tensor:  # fmt: skip
     shape, transition = (count, config.num_candidates, *family.latent_shape), family.transition(config.eta)
     transition = transition.to(family.device)
-    x = _mine(shape, mine, generator).to(family.device, family.dtype)
+    x = sent(_mine(shape, mine, generator), family.device, family.dtype)
     for now, after in zip(*(times.tolist() for times in family.steps(config.num_inference_steps)), strict=True):
         t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
         prediction = torch.cat([family.predict(x[p], t[p], text[p]) for p in parts])
         mean, std = transition.mean_std(prediction, x, t, s)
-        x = (mean + std * _mine(shape, mine, generator).to(family.device, mean.dtype)).to(family.dtype)
+        x = (mean + std * sent(_mine(shape, mine, generator), family.device, mean.dtype)).to(family.dtype)
     return x
 
 
@@ -116,7 +117,7 @@ def _scores(
     transition, found = family.transition(config.eta).to(family.device), []
     for at in config.nft.reward_timesteps:
         t = torch.full((len(x_0),), at, device=family.device)
-        noise = torch.randn(x_0.shape[1:], generator=generator).to(x_0.device, x_0.dtype)  # the same for all
+        noise = sent(torch.randn(x_0.shape[1:], generator=generator), x_0.device, x_0.dtype)  # the same for all
         noisy = transition.add_noise(x_0, noise.expand_as(x_0), t)
         found.append(torch.cat([reward.score(noisy[p], t[p], text[p], null) for p in parts]))
     return torch.stack(found).mean(0)

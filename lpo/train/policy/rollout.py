@@ -30,6 +30,7 @@ from lpo.rewards.look_ahead import LookAhead
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
 from lpo.train.common import distributed
+from lpo.train.common.ahead import sent
 from lpo.train.common.offload import away
 from lpo.train.policy.methods import METHODS, Select
 from lpo.train.policy.steps import Steps, concatenate
@@ -229,9 +230,7 @@ def _draw(
     k, shape = config.num_candidates, family.latent_shape
 
     def send(values: torch.Tensor) -> torch.Tensor:
-        values = values[mine] if len(mine) < count else values
-        pinned = values.pin_memory() if family.device.type == "cuda" else values
-        return pinned.to(family.device, non_blocking=True)
+        return sent(values[mine] if len(mine) < count else values, family.device)
 
     def normal(*shape: int) -> torch.Tensor:
         return send(torch.randn(shape, generator=generator).to(family.dtype))
