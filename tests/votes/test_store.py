@@ -6,9 +6,12 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -85,6 +88,38 @@ def test_what_a_block_did_is_undone_where_it_raises(store: Store) -> None:
         raise RuntimeError
     with store.reading() as db:
         assert db.execute("SELECT claims FROM sets").fetchone() == (0,)
+
+
+def test_a_vote_is_flushed_before_it_is_acknowledged_and_one_flush_serves_many(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve writers at once: each returns after a flush that began when its vote was in the log."""
+    store.add_set("a cat", [png(1), png(2)], ["x", "y"])
+    names, flushes, returned = shown(store), [], {}
+
+    def slow(file: int) -> None:
+        with closing(sqlite3.connect(store.path)) as db:
+            flushes.append({name for (name,) in db.execute("SELECT question_id FROM votes")})
+        time.sleep(0.05)
+
+    def vote(name: str) -> None:
+        with store.writing() as db:
+            add_votes(db, name, 1, name, "regular", ballots(names, [0, 1]), 1.0)
+        returned[name] = len(flushes)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    writers = [threading.Thread(target=vote, args=(f"q{i}",)) for i in range(12)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert len(returned) == 12
+    assert all(any(name in seen for seen in flushes[: returned[name]]) for name in returned)
+    assert len(flushes) < 12
+    before = len(flushes)
+    with store.writing(flush=False) as db:
+        db.execute("UPDATE sets SET claims = 1")
+    assert len(flushes) == before  # what a power cut may undo waits for nothing
 
 
 def test_a_file_that_is_no_store_is_left_alone(tmp_path: Path) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 from support.ballot_box import BASE, RULES, TUNED, client, fill, page, picture
 
-from lpo.votes.store import votes_frame
+from lpo.votes.store import to_png, votes_frame
 from lpo.web.browser import Limiter
 from lpo.web.vote import VotePage
 
@@ -95,6 +98,35 @@ def test_nothing_that_is_sent_tells_the_model_or_the_kind(tmp_path: Path) -> Non
     assert len({re.sub(r"content-length\", \"\d+", "", header) for header in headers}) == 1
     kinds = votes_frame(box.store.path)["kind"].value_counts()
     assert kinds["obvious"] > 5 and kinds["repeat"] > 5  # they were among them
+
+
+def test_the_time_of_an_answer_does_not_tell_the_model(tmp_path: Path) -> None:
+    """The tuned model's PNGs are far larger. In an order drawn by lot, the seconds of the answers rank both models as
+    coins would: |z| of the rank sum is below 5, which chance exceeds once in two million runs, on a busy machine too.
+    """
+    box = page(tmp_path)
+    box._voters = box._new = Limiter(1e6, 1e6)
+    rng, model_of = np.random.default_rng(0), {}
+    for i in range(40):
+        pixels = rng.integers(0, 256, (32, 32, 3), np.uint8), np.full((32, 32, 3), i, np.uint8)
+        images = [to_png(Image.fromarray(each)) for each in pixels]
+        assert len(images[0]) > 10 * len(images[1])
+        box.store.add_set(f"a cat {i}", images, [TUNED, BASE], source="night")
+        model_of |= {hashlib.sha256(data).hexdigest(): data is images[0] for data in images}
+    voter, names, seconds = client(box), list(model_of) * 2, []
+    rng.shuffle(names)
+    for name in names:
+        begun = time.perf_counter()
+        assert voter.get(f"/image/{name}").status_code == 200
+        seconds.append(time.perf_counter() - begun)
+    tuned = np.array([model_of[name] for name in names])
+
+    def z(seconds: np.ndarray) -> float:
+        """Mann and Whitney's statistic of the tuned model's pictures among all."""
+        n, m, ranks = tuned.sum(), (~tuned).sum(), np.argsort(np.argsort(seconds)) + 1
+        return float((ranks[tuned].sum() - n * (n + m + 1) / 2) / (n * m * (n + m + 1) / 12) ** 0.5)
+
+    assert abs(z(np.array(seconds))) < 5 < z(seconds + 0.1 * tuned)  # it would find a tenth of a second
 
 
 def test_pictures_are_found_by_their_hash_alone(box: VotePage) -> None:
