@@ -28,7 +28,7 @@ def ingest(folder: Path) -> dict[str, Any]:
 
 @task(cache_policy=NO_CACHE)
 def promote(folder: Path) -> dict[str, Any]:
-    """Apply the gate of params.yaml. Returns what `lpo promote` prints: {"promoted", "waits", "reason", "name"}."""
+    """Apply the gate of params.yaml. Returns what `lpo promote` prints, a JSON object."""
     return _answer(folder, "promote")
 
 

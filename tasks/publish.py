@@ -45,7 +45,8 @@ def publish(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str
 
 
 def summary(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str, Any] | None = None) -> str:
-    """The run in Markdown: win rates with 95 % intervals, one row per stage, the gate's decision, the report's path."""
+    """The run in Markdown: win rates with 95 % intervals, one row per stage, the gate's decision, places that the model
+    in use has not reached, the report's path."""
     lines = []
     metrics = folder / "metrics/evaluate.json"
     if metrics.exists():
@@ -63,6 +64,8 @@ def summary(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str
     if decision:
         verdict = "promoted" if decision["promoted"] else "not promoted"
         lines += [f"**{decision['name']} was {verdict}:** {decision['reason']}", ""]
+        lines += [f"**Not published yet:** {reason}\n" for reason in decision["pending"]]
+        lines += ["The next night and `lpo models publish` try again.", ""] if decision["pending"] else []
     if (folder / "data/report/index.html").exists():
         lines.append(f"Report: `{folder}/data/report/index.html`")
     if folder != ROOT:

@@ -33,6 +33,7 @@ from lpo.registry.ledger import (
     in_use,
     keep_files,
     name_of,
+    published,
     read_ledger,
     settle,
 )
@@ -41,7 +42,9 @@ CANDIDATE, FIGURES = paths.TUNED, paths.metrics("evaluate")
 
 
 def run(params: Params) -> None:
-    """Decide, record the decision, and print {"promoted", "waits", "reason", "name"} as one line of JSON.
+    """Decide, record the decision, and print {"promoted", "waits", "reason", "name", "pending"} as one line of JSON.
+
+    pending: what failed at each place that does not show the model in use yet.
 
     Nothing changes if the model is in use already, was refused before for the same reasons, or waits for votes. A model
     that was rolled back is not promoted again until `lpo models rollback NAME` puts it into use.
@@ -78,8 +81,10 @@ def run(params: Params) -> None:
                 append(record | {"metrics": figures, "made_from": made_from(stages) | {"gate": gate}})
                 settle(read_ledger())
                 collect(read_ledger(), params.promote.keep)
-        publish_in_use(params)
-    typer.echo(json.dumps({"promoted": event == "promoted", "waits": event == "waits", "reason": reason, "name": name}))
+        left = publish_in_use(params)
+        pending = [published(read_ledger())[place]["reason"] for place in left]
+    answer = {"promoted": event == "promoted", "waits": event == "waits", "reason": reason, "name": name}
+    typer.echo(json.dumps(answer | {"pending": pending}))
 
 
 def locked() -> dict[str, Any]:

@@ -64,7 +64,7 @@ def decide(lab: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) == 1
         found: dict[str, Any] = json.loads(lines[0])
-        assert set(found) == {"promoted", "waits", "reason", "name"}
+        assert set(found) == {"promoted", "waits", "reason", "name", "pending"}
         return found
 
     return call
@@ -76,7 +76,7 @@ def promoted() -> str | None:
 
 def test_a_model_that_passes_the_gate_is_taken_into_use_and_recorded(decide: Any) -> None:
     name = train(1.0)
-    assert decide() == {"promoted": True, "waits": False, "reason": "the gate holds", "name": name}
+    assert decide() == {"promoted": True, "waits": False, "reason": "the gate holds", "name": name, "pending": []}
     assert promoted() == name
     assert sorted(path.name for path in Path("models", name).iterdir()) == ["README.md", WEIGHTS]
     (record,) = ledger.read_ledger()
@@ -109,7 +109,8 @@ def test_the_same_model_again_does_nothing(decide: Any) -> None:
     name = train(1.0)
     decide()
     before = ledger.LEDGER.read_bytes()
-    assert decide() == {"promoted": False, "waits": False, "reason": "it is the promoted model already", "name": name}
+    known = {"reason": "it is the promoted model already", "name": name, "pending": []}
+    assert decide() == {"promoted": False, "waits": False} | known
     write_figures(0.1)  # evaluated again, against itself
     assert not decide()["promoted"]
     assert ledger.LEDGER.read_bytes() == before
@@ -307,10 +308,13 @@ def test_a_place_that_fails_does_not_change_the_decision_and_is_tried_again(deci
     Path("params.yaml").write_text(text.replace("  folder: null", "  folder: share"))
     Path("share").write_text("a file in the way")
     name = train(1.0)
-    assert decide()["promoted"] and promoted() == name
+    found = decide()
+    assert found["promoted"] and promoted() == name
+    assert len(found["pending"]) == 1 and found["pending"][0].startswith("folder share: ")
     assert [record["event"] for record in ledger.read_ledger()] == ["promoted", "pending"]
     Path("share").unlink()
-    assert decide()["reason"] == "it is the promoted model already"
+    found = decide()
+    assert found["reason"] == "it is the promoted model already" and found["pending"] == []
     assert [record["event"] for record in ledger.read_ledger()] == ["promoted", "pending", "published"]
     assert Path("share", name, "README.md").read_text() == "model 1.0"
     second = train(2.0)

@@ -19,8 +19,9 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
     rate = {"value": 0.7, "low": 0.65, "high": 0.75}
     (tmp_path / "metrics/evaluate.json").write_text(json.dumps({"win_rate": {"overall": rate}}))
     outcomes = {"reward": Outcome("ran", 12.34), "tune": Outcome("failed", message="no pairs")}
-    decision = {"promoted": False, "reason": "not surely better", "name": "m7"}
-    assert summary(outcomes, tmp_path, decision).splitlines()[:14] == [
+    waits = ["hub team/model: ConnectError: no route", "folder share: no space left"]
+    decision = {"promoted": False, "reason": "not surely better", "name": "m7", "pending": waits}
+    assert summary(outcomes, tmp_path, decision).splitlines()[:20] == [
         "| tuned model against its base | win rate | 95 % interval |",
         "| --- | --- | --- |",
         "| overall | 70.0% | 65.0% to 75.0% |",
@@ -33,6 +34,12 @@ def test_the_summary_by_hand(tmp_path: Path) -> None:
         "**tune failed.** no pairs",
         "",
         "**m7 was not promoted:** not surely better",
+        "",
+        "**Not published yet:** hub team/model: ConnectError: no route",
+        "",
+        "**Not published yet:** folder share: no space left",
+        "",
+        "The next night and `lpo models publish` try again.",
         "",
         f"This run has overrides. Its files are in `{tmp_path}`; those of the clone did not change.",
     ]
