@@ -1,9 +1,9 @@
 """The pictures that `lpo vote` shows: drawn by two models, by one, or read from a folder.
 
 Set i has a prompt of validation with probability vote.held_out_share, else of train, and its pictures are drawn from
-seeds of generator(seed, "vote KEY", i). KEY names the models and the settings, so each night shows other prompts and
-other noise. Two models draw from the same noise, as in evaluate. Every `CHECK_EVERY`-th set has an obvious answer: a
-picture, and the same one cut into squares that were shuffled.
+seeds of generator(seed, "vote NAME", i). NAME is that of the tuned model, so each night shows other prompts and other
+noise. Two models draw from the same noise, as in evaluate. Every `CHECK_EVERY`-th set has an obvious answer: a picture,
+and the same one cut into squares that were shuffled.
 """
 
 from __future__ import annotations
@@ -90,26 +90,24 @@ def _models(params: Params, store: Store) -> Source:
             what = "the tuned model is the promoted one, so their pictures are the same"
             raise LpoError(what, str(PROMOTED), "lpo vote --against base, or --against tuned")
     key = key_of([[name for name, _ in named], against, params.vote.pictures, asdict(params.evaluate.sampler)])
-    prompts = _prompts(params.seed, key)
+    prompts = _prompts(params.seed, named[0][0])
     with store.reading() as db:
         start = db.execute("SELECT count(*) FROM sets WHERE source = ?", (key,)).fetchone()[0]
-    return Source(key, _Drawer(params, named, prompts, key, start))
+    return Source(key, _Drawer(params, named, prompts, start))
 
 
 class _Drawer:
     """Draws the next `AT_ONCE` sets at each call."""
 
-    def __init__(
-        self, params: Params, named: list[tuple[str, Side]], prompts: dict[Split, list[str]], key: str, i: int
-    ) -> None:
-        self.params, self.prompts, self.key, self.i = params, prompts, key, i
+    def __init__(self, params: Params, named: list[tuple[str, Side]], prompts: dict[Split, list[str]], i: int) -> None:
+        self.params, self.prompts, self.i, self.tuned = params, prompts, i, named[0][0]
         self.painters = [(name, painter(side, params.evaluate, params.model)) for name, side in named]
 
     def __call__(self) -> list[Drawn]:
         many = SIZES[self.params.vote.pictures] // len(self.painters)  # pictures of one model in a set
         rows: list[dict[str, Any]] = []
         for i in range(self.i, self.i + AT_ONCE):
-            rng = numpy_generator(self.params.seed, f"vote {self.key}", i)
+            rng = numpy_generator(self.params.seed, f"vote {self.tuned}", i)
             held = rng.random() < self.params.vote.held_out_share
             split: Split = "validation" if held and i % CHECK_EVERY else "train"
             prompt = self.prompts[split][i % len(self.prompts[split])]
@@ -150,8 +148,8 @@ def _name(side: Side) -> str:
     return f"tuned@{side.key[:12]}"
 
 
-def _prompts(seed: int, key: str) -> dict[Split, list[str]]:
-    """The prompts of train and of validation, each in an order drawn by lot: another one for other models."""
+def _prompts(seed: int, tuned: str) -> dict[Split, list[str]]:
+    """The prompts of train and of validation, each in an order drawn by lot: another one for another tuned model."""
     if not paths.PROMPTS.exists():
         raise LpoError("there are no prompts", str(paths.PROMPTS), "run `dvc repro`, or `dvc pull`, first")
     table = pd.read_parquet(paths.PROMPTS)
@@ -160,6 +158,6 @@ def _prompts(seed: int, key: str) -> dict[Split, list[str]]:
         prompts = table.loc[table["split"] == split, "prompt"].tolist()
         if not prompts:
             raise LpoError(f"there are no prompts of {split}", str(paths.PROMPTS), "run `dvc repro dataset` again")
-        rng = numpy_generator(seed, f"vote prompts {split} {key}")
+        rng = numpy_generator(seed, f"vote prompts {split} {tuned}")
         found[split] = [prompts[j] for j in rng.permutation(len(prompts))]
     return found

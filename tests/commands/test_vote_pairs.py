@@ -71,6 +71,8 @@ def test_two_models_draw_from_the_same_noise_and_the_next_start_goes_on(lab: Sto
     drawn = other.produce()
     assert [one.images[0] for one in drawn] == [one.images[0] for one in first]  # the same noise and prompts
     assert drawn[1].models == [name_of(Path("data/tuned")), name_of(PROMOTED)]
+    shutil.copytree(PROMOTED, "data/tuned", dirs_exist_ok=True)  # the next night's model
+    assert [one.prompt for one in source_of(params(), lab).produce()] != [one.prompt for one in first]
 
 
 def test_four_samples_of_one_model_and_a_check_that_is_obvious(lab: Store, monkeypatch) -> None:  # type: ignore[no-untyped-def]
