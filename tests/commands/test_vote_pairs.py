@@ -65,7 +65,7 @@ def test_two_models_draw_from_the_same_noise_and_the_next_start_goes_on(lab: Sto
     regular = [one for one in first + second if one.kind == "regular"]
     assert len(regular) == 8 - 2 and CHECK_EVERY == 7  # sets 0 and 7 are checks
     assert {tuple(one.models) for one in regular} == {(name_of(Path("data/tuned")), base_name(params()))}
-    assert {one.split for one in regular} == {"train", "validation"}
+    assert {one.split for one in regular + again.produce()} == {"train", "validation"}
     other = source_of(params(against="promoted"), lab)
     assert other.key != source.key
     drawn = other.produce()
