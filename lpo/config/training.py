@@ -91,6 +91,7 @@ class Window:
 class Tune:
     method: Literal["lpo", "spo", "grpo", "mixgrpo", "dense_grpo", "diffusion_dpo", "smpo", "kto", "nft", "dgpo"]
     reward: str
+    rewards: dict[str, Positive]
     prompts: Count
     prompts_per_rollout: Count
     num_inference_steps: Count

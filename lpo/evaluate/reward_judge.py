@@ -17,10 +17,14 @@ from lpo.errors import LpoError
 from lpo.families import codec_of, latent_space_of, load_family
 from lpo.families.latent_space import Codec, check_same, space_of
 from lpo.images import to_tensor
-from lpo.rewards import lrm
+from lpo.random import generator
+from lpo.rewards import dina, lrm
+from lpo.rewards.dina import DinaReward
+from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.lrm import LatentRewardModel
+from lpo.rewards.scoring import TIMESTEPS
 
-CLEAN = 1  # the timestep at which the reward reads a finished picture
+CLEAN = 1  # the timestep at which the reward reads a finished picture; DiNa-LRM reads it at TIMESTEPS together
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +32,7 @@ log = logging.getLogger(__name__)
 class RewardJudge:
     """The reward's own scores of finished pictures. They show reward hacking and are never a result."""
 
-    def __init__(self, codec: Codec, reward: LatentRewardModel) -> None:
+    def __init__(self, codec: Codec, reward: LatentRewardModel | DinaReward) -> None:
         self.codec, self.reward = codec, reward
 
     @torch.no_grad()
@@ -37,18 +41,25 @@ class RewardJudge:
         pixels = np.stack([np.array(picture.convert("RGB")) for picture in pictures])
         latents = self.codec.scale(self.codec.encode(to_tensor(pixels)).chunk(2, dim=1)[0])
         steps = torch.full((len(latents),), CLEAN, device=self.codec.device)
-        null = self.reward.encode_prompts([""])
-        return self.reward.score(latents, steps, self.reward.encode_prompts(list(prompts)), null).cpu()
+        null, text = self.reward.encode_prompts([""]), self.reward.encode_prompts(list(prompts))
+        if isinstance(self.reward, DinaReward):
+            transition, noise = self.reward.backbone.transition(1.0).to(latents.device), generator(0, "score")
+            latents = latents.to(self.reward.backbone.dtype)
+            return ensemble_score(self.reward, transition, latents, TIMESTEPS, 1, text, null, noise).cpu()
+        return self.reward.score(latents, steps, text, null).cpu()
 
 
 def load_reward_judge(folder: Path, model: Model) -> RewardJudge:
-    """The reward with the VAE of `model`. A reward that is an adapter needs the whole model.
+    """The reward with the VAE of `model`. A reward that is an adapter, as DiNa-LRM is, needs the whole model.
 
     Raises:
         LpoError: if the folder holds no latent reward model, or an adapter of another model.
     """
-    family = load_family(model) if config_of(folder).get("adapter_rank") else None
+    published = dina.config_of(str(folder)) is not None
+    family = load_family(model) if published or config_of(folder).get("adapter_rank") else None
     codec = family.codec if family else codec_of(model)
+    if published and family:
+        return RewardJudge(codec, dina.load(str(folder), family))
     return RewardJudge(codec, lrm.load(folder, codec.device, codec.dtype, family))
 
 
@@ -59,6 +70,8 @@ def reward_of(folder: Path, model: Model) -> Path | None:
     """
     if not (folder / "config.json").exists():
         return None
+    if dina.config_of(str(folder)) is not None:
+        return folder if model.family == "sd3" else None
     space = config_of(folder).get("latent_space")
     try:
         check_same(space_of(space) if space else None, latent_space_of(model), str(folder))

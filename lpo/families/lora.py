@@ -145,7 +145,15 @@ def load(source: Path, family: Family) -> None:
         _put(family.modules()[part], layers)
 
 
-def _put(module: Any, layers: Mapping[str, lora_files.Update]) -> None:
+def put_beside(module: Any, layers: Mapping[str, lora_files.Update], name: str) -> None:
+    """Put what a file holds in as a frozen adapter beside those that are there, which stay active."""
+    before = {k: list(layer.active_adapters) for k, layer in _layers(module).items()}
+    _put(module, layers, name)
+    for k, layer in _layers(module).items():
+        layer.set_adapter(before.get(k, []))
+
+
+def _put(module: Any, layers: Mapping[str, lora_files.Update], adapter: str = POLICY) -> None:
     ranks = {name: len(update.down) for name, update in layers.items()}
     names = "|".join(re.escape(name) for name in layers)
     config = LoraConfig(
@@ -154,13 +162,13 @@ def _put(module: Any, layers: Mapping[str, lora_files.Update]) -> None:
         target_modules=f"({names})", init_lora_weights=False,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        module.add_adapter(config, adapter_name=POLICY)
+        module.add_adapter(config, adapter_name=adapter)
     _FOUND.pop(module, None)
     for name, layer in _layers(module).items():
-        if POLICY in layer.lora_A:
-            layer.lora_A[POLICY].weight.data.copy_(layers[name].down)
-            layer.lora_B[POLICY].weight.data.copy_(layers[name].up)
-    activate(module, POLICY)
+        if adapter in layer.lora_A:
+            layer.lora_A[adapter].weight.data.copy_(layers[name].down)
+            layer.lora_B[adapter].weight.data.copy_(layers[name].up)
+    activate(module, adapter)
 
 
 def updates_of(module: Any) -> dict[str, lora_files.Update]:

@@ -174,27 +174,6 @@ def kto_loss(
     return torch.sigmoid(-margin), {"correct": _correct((advantage * gain).detach()), "margin": margin.detach()}
 
 
-def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """(reward - mean) / std over the K candidates of a row, (B, K); population std, 0 where all rewards are equal."""
-    wide = _wide(rewards)
-    centred = wide - wide.mean(dim=1, keepdim=True)
-    std = centred.square().mean(dim=1, keepdim=True).sqrt()
-    equal = wide.amax(dim=1, keepdim=True) == wide.amin(dim=1, keepdim=True)
-    return torch.where(equal, 0.0, centred / std)
-
-
-def step_advantages(gains: torch.Tensor) -> torch.Tensor:
-    """(gain - mean) / std over all candidates of all prompts at one step, (B, K); population std, 0 if all are equal.
-
-    gain = S(x_s, s) - S(x_t, t), what a step added to the reward (DenseGRPO, arXiv 2601.20218). The candidates of a
-    group share x_t, so S(x_t, t) would cancel if a group was centred on its own. Over prompts it does not: a group all
-    of whose candidates gained much has positive advantages.
-    """
-    wide = _wide(gains)
-    centred = wide - wide.mean()
-    return torch.where(wide.max() == wide.min(), 0.0, centred / centred.square().mean().sqrt())
-
-
 def grpo_loss(
     logp_policy: torch.Tensor,
     logp_sampling: torch.Tensor,
@@ -225,17 +204,6 @@ def grpo_loss(
     with torch.no_grad():
         clipped = (clamped * advantages < ratio * advantages).to(loss.dtype)
     return loss, {"clipped": clipped, "ratio": ratio.detach(), "kl": kl.detach()}
-
-
-def optimality(rewards: torch.Tensor) -> torch.Tensor:
-    """r in [0, 1] of K finished pictures for each of B prompts, (B, K): 1/2 + clip(A / 2, -1, 1) / 2.
-
-    A = (reward - mean of the prompt) / std of those differences over all B K pictures. 1/2 where all are equal.
-    """
-    wide = _wide(rewards)
-    centred = wide - wide.mean(dim=1, keepdim=True)
-    std = centred.square().mean().sqrt()
-    return 0.5 + (centred / std.clamp_min(torch.finfo(wide.dtype).tiny) / 2).clamp(-1, 1) / 2
 
 
 def nft_loss(

@@ -24,10 +24,11 @@ from lpo.families.parts import either, local
 from lpo.preflight.files import missing
 from lpo.registry.ledger import PROMOTED
 from lpo.registry.ledger import WEIGHTS as WEIGHTS_IN_USE
+from lpo.rewards import dina
+from lpo.rewards.pixel import JUDGES, PICTURE_SCORERS
 from lpo.scorers.judges import sources_of
 from lpo.scorers.published import NAMES
 from lpo.scorers.vlm import check_plan
-from lpo.train.policy.methods import METHODS
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")  # of diffusers' parts: a pickle is not read
 DIFFUSERS = ("config.json", "|".join(WEIGHTS))
@@ -136,6 +137,7 @@ def scorer_files(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     scored = "score" in chain and config.table is None and params.filter.strategy != "none"
     validated = "tune" in chain and validators is None
     names = {*(NAMES if scored else ()), *(params.tune.validation_scorers if validated else ())}
+    names |= set(params.tune.rewards) & set(NAMES) if "tune" in chain else set()
     models, where = config.models, "params.yaml: score.models"
     words = ["|".join(TOKENIZER)]
     for key in ("aesthetic", "clip", "vqa", "vqa_vision", "vqa_tokenizer"):
@@ -175,21 +177,47 @@ def reward_sources(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
 
 
 def policy_reward(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
-    """The reward that tune climbs: of this chain, or one that is here, and of the kind that its method reads."""
-    config, folder = params.tune, Path(params.tune.reward)
-    where = f"params.yaml: tune.reward: {config.reward}"
-    latent = config.method == "lpo" or METHODS[config.method].finished
+    """The rewards that tune climbs: of this chain, or such as are here, and of the kind that its method reads."""
+    config = params.tune
+    if not config.rewards:
+        yield from _one_reward(params, config.reward, f"params.yaml: tune.reward: {config.reward}", chain)
+    for name in config.rewards:
+        yield from _one_reward(params, name, f"params.yaml: tune.rewards: {name}", chain)
+
+
+def _one_reward(params: Params, name: str, where: str, chain: Sequence[str]) -> Iterator[LpoError]:
+    config, folder = params.tune, Path(name)
+    latent = config.method == "lpo"
     what, kind = f"{config.method} scores noisy latents, and this reward scores pictures", "set tune.method to spo"
-    if latent and folder == paths.SPM:
+    if latent and (folder == paths.SPM or name in PICTURE_SCORERS):
         yield LpoError(what, where, f"{kind}, or tune.reward to {paths.REWARD}")
+    if name in JUDGES:
+        for source, wanted in sources_of(name, params.evaluate.judge_models, params.score.models):
+            yield from missing(source, [wanted], f"{where}: {source}")
+    if name in PICTURE_SCORERS:  # the other ones are read in `scorer_files`
+        return
     if folder == paths.SPM or (folder == paths.REWARD and "reward" in chain):
         return
     file = folder / "config.json"
+    if not folder.exists() and len(folder.parts) == 2 and not folder.parent.exists():  # a hub id
+        yield from missing(name, [dina.CONFIG, dina.HEAD], where)
+        return
+    if folder.exists() and dina.config_of(name) is not None:
+        yield from _dina(params, name, where)
+        return
     if not file.is_file():
         remedy = "train it: dvc repro reward" if folder == paths.REWARD else f"set it to {paths.REWARD}"
         yield LpoError("there is no reward in this folder", where, remedy)
     elif latent and json.loads(file.read_text(encoding="utf-8")).get("kind") == "spm":
         yield LpoError(what, where, f"{kind}, or tune.reward to {paths.REWARD}")
+
+
+def _dina(params: Params, folder: str, where: str) -> Iterator[LpoError]:
+    """DiNa-LRM's files, and whether its LoRA fits the model; weights are read, and nothing is run."""
+    wrong = list(missing(folder, [dina.HEAD], where))
+    yield from wrong
+    if not wrong and is_here(params.model):
+        dina.load(folder, load_family(configured(params.model), device=META))
 
 
 def tuned(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:

@@ -14,6 +14,7 @@ from lpo.paths import SPM
 from lpo.preference.mpcf import SCORES
 from lpo.preflight.files import missing
 from lpo.preflight.models import is_here
+from lpo.rewards.pixel import PICTURE_SCORERS
 from lpo.scorers.judges import sources_of
 from lpo.train.policy.methods import METHODS
 
@@ -28,7 +29,8 @@ def method(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
     if config.kl_weight > 0 and chosen.batch != "steps":
         what = f"{config.method} learns from no steps, so there is no KL divergence of a step to weigh"
         yield LpoError(what, f"params.yaml: tune.kl_weight: {config.kl_weight:g}", "set it to 0")
-    if config.reward_timestep == "look_ahead" and Path(config.reward) == SPM:
+    climbed = config.rewards or {config.reward: 1.0}
+    if config.reward_timestep == "look_ahead" and any(Path(n) == SPM or n in PICTURE_SCORERS for n in climbed):
         what = "this reward predicts x_0 itself, and look_ahead would do it twice"
         yield LpoError(what, "params.yaml: tune.reward_timestep: look_ahead", "set it to next")
     if config.blind is not None and config.blind not in SCORES:

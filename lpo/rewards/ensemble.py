@@ -12,6 +12,7 @@ import torch
 
 from lpo.diffusion.transitions import Transition
 from lpo.families.conditioning import Conditioning
+from lpo.rewards.dina import DinaReward
 from lpo.rewards.protocol import Reward
 
 
@@ -21,13 +22,18 @@ def ensemble_score(
 ) -> torch.Tensor:  # fmt: skip
     """(B,) float32 of clean latents (B, C, h, w) under B prompts; len(timesteps) * draws forwards.
 
-    All rows get the same noise, so that a difference between rows is none of noise.
+    All rows get the same noise, so that a difference between rows is none of noise. DiNa-LRM gives one score to all
+    noisy copies together.
     """
-    scores = []
+    scores, seen = [], []
     for t in timesteps:
         times = torch.full((len(latents),), t, device=latents.device)
         for _ in range(draws):
             noise = torch.randn(latents.shape[1:], generator=generator).to(latents.device, latents.dtype)
             noisy = transition.add_noise(latents, noise.expand_as(latents), times)
-            scores.append(reward.score(noisy, times, conditioning, null))
+            seen.append((noisy, times))
+            if not isinstance(reward, DinaReward):
+                scores.append(reward.score(noisy, times, conditioning, null))
+    if isinstance(reward, DinaReward):
+        return reward.together([noisy for noisy, _ in seen], [times for _, times in seen], conditioning)
     return torch.stack(scores).mean(0)

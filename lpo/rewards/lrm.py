@@ -205,6 +205,9 @@ def _carrier(family: Family | None, expected: list[float], folder: Path) -> Fami
     found, wanted = torch.tensor(anchor(family)), torch.tensor(expected)
     if found.shape != wanted.shape or float((found - wanted).norm()) > 0.02 * float(wanted.norm()):
         raise LpoError("this reward is an adapter of another base model", str(folder), remedy)
+    if lora.REWARD in getattr(family.denoiser, "peft_config", {}):
+        what = "the model carries the adapter of another reward already"
+        raise LpoError(what, str(folder), "name one reward at most that is an adapter of the tuned model")
     return family
 
 

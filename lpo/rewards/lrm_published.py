@@ -17,14 +17,17 @@ from lpo.config import Model
 from lpo.errors import LpoError
 from lpo.families import DTYPES, device_of, latent_space_of, load_family, parts
 from lpo.hub import find, weights_of
-from lpo.rewards import lrm
+from lpo.rewards import dina, lrm
+from lpo.rewards.dina import DinaReward
 from lpo.rewards.lrm import LatentRewardModel
 
 GUIDANCE_SCALE = 7.5
 
 
-def load_reward(source: str, base: Model) -> LatentRewardModel:
+def load_reward(source: str, base: Model) -> LatentRewardModel | DinaReward:
     """Ours (a folder with config.json) or a published one. `base` is the model that a published one grew from."""
+    if dina.config_of(source) is not None:
+        return dina.load(source, load_family(base))
     if (Path(source) / "config.json").exists():
         return lrm.load(Path(source), device_of(base), DTYPES[base.dtype])
     return load(source, base)

@@ -12,7 +12,8 @@ from lpo.families.conditioning import Conditioning
 class Reward(Protocol):
     """`space` is "latent" (it reads x_t as it is) or "pixel" (it predicts x_0, decodes it and looks at the picture)."""
 
-    space: str
+    @property
+    def space(self) -> str: ...
 
     def encode_prompts(self, prompts: list[str]) -> Conditioning: ...
 

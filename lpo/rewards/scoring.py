@@ -30,7 +30,7 @@ from lpo.families.conditioning import Conditioning
 from lpo.families.latent_space import Codec, check_same, load_codec
 from lpo.images import to_tensor
 from lpo.random import generator
-from lpo.rewards import lrm
+from lpo.rewards import dina, lrm
 from lpo.rewards.ensemble import ensemble_score
 
 TIMESTEPS = (200, 500, 700)
@@ -40,7 +40,7 @@ TIMESTEPS = (200, 500, 700)
 class Reward:
     """model: the latent reward model. codec: the VAE of its latents, which encodes images."""
 
-    model: lrm.LatentRewardModel
+    model: lrm.LatentRewardModel | dina.DinaReward
     codec: Codec
 
     comparable = (
@@ -52,11 +52,12 @@ class Reward:
     def load(
         cls, path: str | Path, base: str | Path | None = None, device: str = "auto", dtype: str = "fp32"
     ) -> Reward:
-        """Load what `lpo reward` wrote.
+        """Load what `lpo reward` wrote, or DiNa-LRM.
 
         Args:
-            path: the reward's folder, such as data/reward.
-            base: the model whose VAE made its latents, a folder or a hub id; None: the one that its model card names.
+            path: the reward's folder, such as data/reward; of DiNa-LRM also a hub id.
+            base: the model whose VAE made its latents, a folder or a hub id; None: the one that its model card, or
+                DiNa-LRM's config.json, names.
             device: auto, cpu, cuda or cuda:N. dtype: fp32, bf16 or fp16.
 
         Raises:
@@ -65,9 +66,14 @@ class Reward:
         folder = Path(path)
         if dtype not in DTYPES:
             raise LpoError(f"there is no dtype {dtype!r}", "Reward.load", f"one of {', '.join(DTYPES)}")
-        config = _config(folder)
+        published = dina.config_of(str(path))
+        config = {} if published else _config(folder)
         where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         settle(where)
+        if published:
+            known = published["model"].get("backbone_model_id", dina.BASE)
+            family = family_class("sd3").load(str(base or known), where, DTYPES[dtype], False)
+            return cls(dina.load(str(path), family), family.codec)
         source = str(base) if base is not None else _base_of(folder)
         if config.get("adapter_rank"):
             family = family_class(config["family"]).load(source, where, DTYPES[dtype], False)

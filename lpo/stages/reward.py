@@ -16,6 +16,7 @@ from lpo.families.latent_space import check_same
 from lpo.files import atomic_folder, write_json, write_text
 from lpo.paths import REWARD
 from lpo.report.cards import reward_card
+from lpo.rewards.dina import DinaReward
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.lrm_published import load_reward
 from lpo.tracking import Tracker
@@ -63,7 +64,7 @@ def train(params: Params) -> None:
     write_json(paths.metrics("reward"), metrics)
 
 
-def reward_model(params: Params, latents: Latents) -> LatentRewardModel:
+def reward_model(params: Params, latents: Latents) -> LatentRewardModel | DinaReward:
     """The reward to be trained, or the one that `reward.pretrained` names. Raises LpoError for another latent space."""
     config, base = params.reward, params.model
     if config.base is not None:

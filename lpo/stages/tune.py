@@ -16,6 +16,7 @@ from lpo.families import device_of, load_family
 from lpo.files import atomic_folder, file_hash, folder_hash, write_json, write_text
 from lpo.paths import KEPT, LATENTS, PROMPTS, TUNED
 from lpo.report.cards import model_card
+from lpo.rewards.pixel import PICTURE_SCORERS, ScorerModels
 from lpo.tracking import Tracker
 from lpo.train.common import distributed
 from lpo.train.policy.load import policy_trainer
@@ -45,13 +46,19 @@ def tune(params: Params) -> None:
         "base": folder_hash(params.model.path), "reward": folder_hash(config.reward),
         "scorers": asdict(scorers) if scorers.scorers == "published" else folder_hash(scorers.scorers),
     }  # fmt: skip
+    if config.rewards:
+        identity |= {"rewards": {name: folder_hash(name) for name in config.rewards}}
+    if set(config.rewards) & set(PICTURE_SCORERS):
+        own = folder_hash(params.score.scorers), asdict(params.score), asdict(params.evaluate.judge_models)
+        identity |= {"picture scorers": own}
     if METHODS[config.method].stored:
         identity |= {"pairs": file_hash(KEPT), "latents": folder_hash(LATENTS)}
     if config.blind is not None:
         identity |= {"judge_models": asdict(params.evaluate.judge_models)}
     folder = resume.folder("tune", identity)
     family = load_family(params.model)
-    trainer = policy_trainer(family, config, params.seed, params.model.shard)
+    named = ScorerModels(params.score, params.evaluate.judge_models)
+    trainer = policy_trainer(family, config, params.seed, params.model.shard, named)
     held_out = prompts.loc[prompts["split"] == "validation", "prompt"].tolist()[: config.validation_prompts]
     validate = validation(params, family, trainer.reward, held_out)
     tracked = Tracker("tune", params.tracking, asdict(params), folder)

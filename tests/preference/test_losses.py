@@ -5,13 +5,11 @@ import torch
 
 from lpo.preference.losses import (
     diffusion_dpo_loss,
-    group_advantages,
     group_preference_loss,
     grpo_loss,
     kto_loss,
     lpo_loss,
     pairwise_loss,
-    step_advantages,
     thurstone_loss,
 )
 
@@ -230,13 +228,6 @@ def test_a_group_of_a_pair_is_diffusion_dpo_and_a_soft_label_of_one_half_has_no_
     torch.testing.assert_close(policy.grad[:, 0], -policy.grad[:, 1])
 
 
-def test_step_advantages_are_over_all_prompts() -> None:
-    """Gains (3, 1) and (-1, -3): mean 0, variance (9 + 1 + 1 + 9) / 4 = 5. Within their groups both would be +-1."""
-    found = step_advantages(torch.tensor([[3.0, 1.0], [-1.0, -3.0]]))
-    torch.testing.assert_close(found, torch.tensor([[3.0, 1.0], [-1.0, -3.0]]) / math.sqrt(5))
-    assert step_advantages(torch.ones(2, 3)).tolist() == [[0.0] * 3] * 2
-
-
 def test_kto_by_hand() -> None:
     """beta 10. Gains 0.3 and 0.1: Q 0.2, margins 10 (0.1) liked and -10 (-0.1) disliked, both 1: 1 - sigmoid(1)."""
     ref, votes = torch.full((2,), 0.5, dtype=torch.float64), torch.tensor([1.0, -1.0], dtype=torch.float64)
@@ -261,18 +252,6 @@ def test_diffusion_dpo_gradcheck_and_direction() -> None:
     diffusion_dpo_loss(w, ref, low, ref, 5.0)[0].sum().backward()
     assert w.grad is not None and low.grad is not None
     assert (w.grad > 0).all() and (low.grad < 0).all()  # a smaller error of the winner is better
-
-
-def test_group_advantages_by_hand() -> None:
-    """1, 2, 3, 4: mean 2.5, population variance 1.25. Equal rewards carry no signal."""
-    rewards = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.1, 0.1, 0.1, 0.1]])
-    expected = torch.tensor([[-1.5, -0.5, 0.5, 1.5], [0.0] * 4]) / math.sqrt(1.25)
-    torch.testing.assert_close(group_advantages(rewards), expected)
-
-
-def test_group_advantages_ignore_shift_and_scale() -> None:
-    rewards = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(group_advantages(3 * rewards + 20), group_advantages(rewards), rtol=1e-4, atol=1e-5)
 
 
 def test_grpo_by_hand() -> None:

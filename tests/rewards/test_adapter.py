@@ -93,6 +93,8 @@ def test_policy_reference_and_reward_do_not_disturb_each_other(saved, tiny_base,
             assert torch.equal(predict(family), base)
     assert all(w.requires_grad for w in weights)
     assert not any(w.requires_grad for w in reward.parameters())
+    with pytest.raises(LpoError, match="adapter of another reward"):
+        lrm.load(folder, family.device, family.dtype, family)
 
 
 def test_a_training_of_the_policy_leaves_the_reward_as_it_is(saved, tiny_base, repository):

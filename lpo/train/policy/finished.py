@@ -1,6 +1,7 @@
-"""Groups of finished latents: the reward scores them without decoding.
+"""Groups of finished latents: a latent reward scores them without decoding.
 
     x_0^k ~ the old adapter, without guidance, k = 1..K      R_k = mean over t' of S(p, add_noise(x_0^k, eps', t'), t')
+                                                             of a reward of pictures S(p, x_0^k, 0), which decodes
 
     Diffusion-NFT (arXiv 2509.16117): r_k from R_k among those of the prompt (`optimality`)
         x_t = add_noise(x_0^k, eps, t)     a row a latent, each with an eps and a t ~ U over the range of its own
@@ -22,9 +23,10 @@ import torch
 from lpo.config import Tune
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
-from lpo.preference.losses import group_advantages, optimality
+from lpo.preference.advantages import combined, group_advantages, optimality, prompt_advantages
 from lpo.preference.selection import check_finite
 from lpo.rewards.protocol import Reward
+from lpo.rewards.several import SeveralRewards, each_of
 from lpo.train.common import distributed
 from lpo.train.common.ahead import sent
 from lpo.train.common.offload import away
@@ -67,16 +69,21 @@ def finished(
     parts = consecutive(len(mine) * k, k * config.micro_batch_size, distributed.largest_share(len(prompts)) * k)
     conditioning = family.encode_prompts(prompts)
     text = conditioning[mine.to(device).repeat_interleave(k)]
+    own = [prompts[i] for i in mine.tolist()]  # the rewards' text encoders may be away while they score
+    words = [(each.encode_prompts(own), each.encode_prompts([""])) for each in each_of(reward)[0]]
     with adapter(family, old), away(idle(family, reward), device, "rollout"):
         x_0 = _sample(family, text, len(prompts), mine, parts, config, generator)
-        scores = _scores(family, reward, x_0, [prompts[i] for i in mine.tolist()], parts, config, generator)
-        scores = torch.cat(distributed.gathered(scores.view(len(mine), k).cpu()))
+        scores = _scores(family, reward, words, x_0, parts, config, generator)
+        scores = torch.cat(distributed.gathered(scores.view(-1, len(mine), k).cpu()), dim=1)
         check_finite(scores)
+        advantages = combined(group_advantages if grouped else prompt_advantages, scores, each_of(reward)[1])
+        if isinstance(reward, SeveralRewards):
+            reward.note(scores, advantages)
         if grouped:
-            advantage = group_advantages(scores)[mine].to(device)
+            advantage = advantages[mine].to(device)
             groups = _noised_groups(family, x_0, advantage, mine, len(prompts), config, generator)
             return _of_all_processes(groups), conditioning
-        r = optimality(scores)[mine].flatten().to(device)
+        r = optimality(advantages)[mine].flatten().to(device)
         rows = _noised(family, x_0, r, text, mine, len(prompts), config, generator)
         return _of_all_processes(rows), conditioning
 
@@ -109,18 +116,25 @@ def _sample(
 
 
 def _scores(
-    family: Family, reward: Reward, x_0: torch.Tensor, prompts: list[str], parts: list[slice], config: Tune,
-    generator: torch.Generator,
+    family: Family, reward: Reward, words: list[tuple[Conditioning, Conditioning]], x_0: torch.Tensor,
+    parts: list[slice], config: Tune, generator: torch.Generator,
 ) -> torch.Tensor:  # fmt: skip
-    text, null = reward.encode_prompts(prompts), reward.encode_prompts([""])
-    text = text[torch.arange(len(prompts), device=family.device).repeat_interleave(config.num_candidates)]
-    transition, found = family.transition(config.eta).to(family.device), []
+    """(R, N) of N latents x_0 by R rewards: latent ones see the same noise, those of pictures x_0 itself, at t = 0."""
+    rows = torch.arange(len(x_0), device=family.device) // config.num_candidates  # x_0 has K latents of each prompt
+    rewards, transition = each_of(reward)[0], family.transition(config.eta).to(family.device)
+    words = [(text[rows], null) for text, null in words]
+    found: list[list[torch.Tensor]] = [[] for _ in rewards]
+    zero = torch.zeros(len(x_0), dtype=torch.long, device=x_0.device)
     for at in config.nft.reward_timesteps:
         t = torch.full((len(x_0),), at, device=family.device)
         noise = sent(torch.randn(x_0.shape[1:], generator=generator), x_0.device, x_0.dtype)  # the same for all
         noisy = transition.add_noise(x_0, noise.expand_as(x_0), t)
-        found.append(torch.cat([reward.score(noisy[p], t[p], text[p], null) for p in parts]))
-    return torch.stack(found).mean(0)
+        for each, (text, null), scores in zip(rewards, words, found, strict=True):
+            if each.space == "latent":
+                scores.append(torch.cat([each.score(noisy[p], t[p], text[p], null) for p in parts]))
+            elif not scores:
+                scores.append(torch.cat([each.score(x_0[p], zero[p], text[p], null) for p in parts]))
+    return torch.stack([torch.stack(scores).mean(0) for scores in found])
 
 
 def _noised(

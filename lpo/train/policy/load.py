@@ -13,7 +13,11 @@ from lpo.errors import LpoError
 from lpo.families.family import Family
 from lpo.paths import KEPT, LATENTS
 from lpo.preference.mpcf import SCORES
+from lpo.rewards import pixel
 from lpo.rewards.load import load_reward
+from lpo.rewards.pixel import ScorerModels
+from lpo.rewards.protocol import Reward
+from lpo.rewards.several import SeveralRewards
 from lpo.scorers.judges import Scorer, load_judge
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.offline import stored_pairs, stored_votes
@@ -27,20 +31,36 @@ def blind_judge(config: Tune, models: JudgeModels, scorers: ScoreModels, device:
     return load_judge(config.blind, models, scorers, {}, device)
 
 
-def policy_trainer(family: Family, config: Tune, seed: int, shard: bool) -> PolicyTrainer:
-    """The trainer of `config.method` with the reward and the pairs that it needs.
+def reward_of(config: Tune, family: Family, shard: bool, scorers: ScorerModels | None) -> Reward:
+    """What `config.rewards` names, or where it is empty the reward of `config.reward`."""
+    if not config.rewards:
+        return load_reward(Path(config.reward), family, shard)
+    rewards: dict[str, Reward] = {}
+    for name in config.rewards:
+        if name in pixel.PICTURE_SCORERS and scorers is not None:
+            rewards[name] = pixel.load(name, scorers, family, config.guidance_scale)
+        else:
+            rewards[name] = load_reward(Path(name), family, shard)
+    return SeveralRewards(rewards, config.rewards)
 
-    shard: split the frozen weights of a latent reward among the processes.
+
+def policy_trainer(
+    family: Family, config: Tune, seed: int, shard: bool, scorers: ScorerModels | None = None
+) -> PolicyTrainer:
+    """The trainer of `config.method` with the rewards and the pairs that it needs.
+
+    shard: split the frozen weights of a latent reward among the processes. scorers: those of pictures, by which
+    `config.rewards` may name a reward.
 
     Raises:
-        LpoError: if the method scores latents and the reward scores pictures, or a method without guidance is to be
-            guided, or a method of soft labels has pairs without score gaps.
+        LpoError: if lpo is given a reward of pictures, or a method without guidance is to be guided, or a method of
+            soft labels has pairs without score gaps.
     """
-    reward, method = load_reward(Path(config.reward), family, shard), METHODS[config.method]
-    if (config.method == "lpo" or method.finished) and reward.space == "pixel":
+    reward, method = reward_of(config, family, shard, scorers), METHODS[config.method]
+    if config.method == "lpo" and reward.space == "pixel":
         raise LpoError(
             f"{config.method} scores noisy latents, and this reward scores pictures",
-            f"params.yaml: tune.reward: {config.reward}",
+            f"params.yaml: tune.reward: {config.reward}, tune.rewards: {', '.join(config.rewards)}",
             "set tune.method to spo, or tune.reward to data/reward",
         )
     if method.finished and config.guidance_scale != 1:

@@ -30,10 +30,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from lpo.config import Tune
+from lpo.preference.advantages import group_advantages
 from lpo.preference.losses import (
     Statistics,
     diffusion_dpo_loss,
-    group_advantages,
     group_preference_loss,
     grpo_loss,
     kto_loss,

@@ -14,8 +14,8 @@ The policy runs once a step with guidance; every prompt is encoded once, for the
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,41 +24,35 @@ from lpo.diffusion.transitions import Transition, step_gain
 from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
-from lpo.preference.losses import step_advantages
+from lpo.preference.advantages import combined, group_advantages, step_advantages
 from lpo.preference.selection import check_finite, measure, quantile_threshold, threshold
+from lpo.rewards.dina import DinaReward
 from lpo.rewards.look_ahead import LookAhead
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.protocol import Reward
+from lpo.rewards.several import SeveralRewards, each_of
 from lpo.train.common import distributed
 from lpo.train.common.ahead import sent
 from lpo.train.common.offload import away
 from lpo.train.policy.methods import METHODS, Select
+from lpo.train.policy.statistics import StepStatistics
 from lpo.train.policy.steps import Steps, concatenate
 
 PlannedStep = tuple[int, float, float, bool]  # index, t, s, scored
 
 
 @dataclass(frozen=True)
-class StepStatistics:
-    """What one step of a rollout saw: prompts, pairs kept, mean gap of the scores, threshold of the measure."""
-
-    t: int
-    seen: int
-    kept: int
-    gap: float
-    threshold: float
-
-
-@dataclass(frozen=True)
 class Trajectory:
     """All that a rollout made, n scored steps of B prompts, still on the device: nothing is left out yet.
 
-    steps: n B rows, step after step. scores: (n, B, K). keep, gap: (n, B). limit: (n,), thresholds. Of
-    several processes each has its own share of the prompts.
+    steps: n B rows, step after step. scores: (n, B, K), what decides: raw scores, or of several rewards the weighted
+    mean of their group advantages. by_reward: (n, R, B, K), raw scores. keep, gap: (n, B). limit: (n,), thresholds.
+    Of several processes each has its own share of the prompts.
     """
 
     steps: Steps
     scores: torch.Tensor
+    by_reward: torch.Tensor
     keep: torch.Tensor
     gap: torch.Tensor
     limit: torch.Tensor
@@ -76,7 +70,10 @@ def rollout(
         LpoError: if a score is NaN or infinite.
     """
     made, conditioning = explore(family, reward, select, prompts, config, generator, index)
-    check_finite(made.scores)
+    check_finite(made.by_reward)
+    if isinstance(reward, SeveralRewards):
+        total, raw = (torch.cat(distributed.gathered(x.cpu()), dim=-2) for x in (made.scores, made.by_reward))
+        reward.note(raw.transpose(0, 1), total)
     keep, gap = (torch.cat(distributed.gathered(x.cpu()), dim=1) for x in (made.keep, made.gap))
     times = made.steps.t.view(keep.shape[0], -1)[:, 0].tolist()
     statistics = [
@@ -112,14 +109,15 @@ def explore(
     mine = distributed.share(torch.arange(len(prompts)))
     rows, count = mine.to(device), len(mine)
     conditioning, null = family.encode_prompts(prompts), family.null()
-    own = isinstance(reward, LatentRewardModel) and reward.backbone.denoiser is family.denoiser  # an adapter
+    rewards, weights = each_of(reward)
     transition, unused = family.transition(config.eta).to(device), idle(family, reward)
     if config.reward_timestep == "look_ahead":
         times = config.nft.reward_timesteps
         eps = torch.randn((len(times), *family.latent_shape), generator=generator).to(device, family.dtype)
-        reward, own = LookAhead(reward, family, transition, null, config.guidance_scale, times, eps), False
-    text = (conditioning if own else reward.encode_prompts(prompts))[rows].repeat(k)
-    text_null = reward.encode_prompts([""])
+        rewards = [LookAhead(r, family, transition, null, config.guidance_scale, times, eps) for r in rewards]
+    texts = [(conditioning if _is_own(r, family) else r.encode_prompts(prompts))[rows].repeat(k) for r in rewards]
+    words = list(zip(rewards, texts, [r.encode_prompts([""]) for r in rewards], strict=True))
+    weights = weights.to(device)
     outside = family.transition(0.0).to(device) if method.window else transition  # of steps that are not scored
     steps = plan(family, config)
     if method.window:
@@ -131,8 +129,10 @@ def explore(
     longest = distributed.largest_share(len(prompts))
     parts, scored_parts = (consecutive(count * n, k * config.micro_batch_size, longest * n) for n in (1, k))
 
-    def score(latents: torch.Tensor, t: torch.Tensor, own: Conditioning, parts: list[slice]) -> torch.Tensor:
-        return torch.cat([reward.score(latents[p], t[p], own[p], text_null) for p in parts])
+    def score(latents: torch.Tensor, t: torch.Tensor, every: int, parts: list[slice]) -> torch.Tensor:
+        """(R, N) of N rows, which belong to every so many rows of the texts."""
+        found = [[r.score(latents[p], t[p], text[::every][p], null) for p in parts] for r, text, null in words]
+        return torch.stack([torch.cat(scores) for scores in found])
 
     found: list[Steps] = []
     outcomes: list[tuple[torch.Tensor, ...]] = []
@@ -148,18 +148,26 @@ def explore(
                 continue
             candidates = mean[:, None] + std[:, None] * noise
             shown = told[config.reward_timestep](t, s).repeat_interleave(k)
-            scores = score(candidates.flatten(0, 1), shown, text, scored_parts).view(count, k)
+            raw = score(candidates.flatten(0, 1), shown, 1, scored_parts).view(-1, count, k)
+            scores = raw[0] if len(rewards) == 1 else combined(group_advantages, raw, weights)
             limit = _limit(config, scores, sigmas, step, now, starts)
             chosen, advantage, keep, gap = select(scores, limit)
             if method.gain:
-                gains = scores - score(x, t, text[::k], parts)[:, None]
-                advantage = _step_advantages(gains, mine).gather(1, chosen)
+                gains = raw - score(x, t, k, parts)[:, :, None]
+                advantage = combined(partial(_step_advantages, mine=mine), gains, weights).gather(1, chosen)
+            elif len(rewards) > 1:  # normalised already, each on its own
+                advantage = scores.gather(1, chosen)
             x_s = candidates[every[:, None], chosen]
             found.append(Steps(x, x_s, advantage, log_probs(transition, x_s, mean, std, config), t, s, rows))
-            outcomes.append((scores, keep, gap, limit))
+            outcomes.append((scores, raw, keep, gap, limit))
             x = candidates[every, following if config.continue_from == "random" else scores.argmax(dim=1)]
     stacked = [torch.stack(column) for column in zip(*outcomes, strict=True)]
     return Trajectory(concatenate(found), *stacked), conditioning
+
+
+def _is_own(reward: Reward, family: Family) -> bool:
+    """Whether it is an adapter of the policy's denoiser, so that it reads the policy's own conditioning."""
+    return isinstance(reward, LatentRewardModel | DinaReward) and reward.backbone.denoiser is family.denoiser
 
 
 def _step_advantages(gains: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
@@ -183,11 +191,13 @@ def within_window(steps: list[PlannedStep], window: Window, index: int) -> list[
 def idle(family: Family, reward: Reward) -> list[torch.nn.Module]:
     """What neither the steps of a rollout nor updates run: the text encoders of the policy and of a latent reward, and
     the VAE. A reward of pixels decodes, so then the VAE stays."""
-    encoders = list(family.modules().values())[1:]
-    if not isinstance(reward, LatentRewardModel):
+    rewards, encoders = each_of(reward)[0], list(family.modules().values())[1:]
+    latent = [each for each in rewards if isinstance(each, LatentRewardModel | DinaReward)]
+    encoders += [part for each in latent for part in list(each.backbone.modules().values())[1:]]
+    if len(latent) < len(rewards):
         return encoders
     assert family.codec.vae is not None
-    return [*encoders, *list(reward.backbone.modules().values())[1:], family.codec.vae]
+    return [*encoders, family.codec.vae]
 
 
 def consecutive(count: int, size: int, longest: int) -> list[slice]:
@@ -268,18 +278,3 @@ def log_probs(
     """log p (N, M) of M samples a row, x_s (N, M, C, h, w), under one mean (N, C, h, w) and std (N, 1, 1, 1) a row."""
     reduction = config.logprob_reduction
     return torch.stack([transition.log_prob(x, mean, std, reduction) for x in x_s.unbind(1)], dim=1)
-
-
-def by_timestep(seen: list[StepStatistics], learned: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
-    """What a rollout saw at every timestep, beside what was learned there."""
-    return [asdict(s) | learned.get(s.t, {}) for s in seen]
-
-
-def tracked_by_timestep(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The rows of `by_timestep`, such as tune/by_timestep/kept/t0501, as a tracker takes them."""
-    found: dict[str, float] = {}
-    names = ("kept", "gap", "clipped", "implicit_accuracy", "drift")  # the last three where a pair was learned from
-    for row in rows:
-        figures = row | {"kept": row["kept"] / row["seen"]}
-        found |= {f"tune/by_timestep/{name}/t{row['t']:04d}": float(figures[name]) for name in names if name in figures}
-    return found

@@ -29,6 +29,7 @@ from lpo.errors import LpoError
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
 from lpo.rewards.protocol import Reward
+from lpo.rewards.several import SeveralRewards, tracked
 from lpo.tracking import Tracker
 from lpo.train.common import checkpoint, distributed
 from lpo.train.common.loop import adamw, apply_gradients, check_number, update_ema
@@ -38,15 +39,8 @@ from lpo.train.policy import overoptimisation
 from lpo.train.policy.finished import State, finished, follow
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.offline import Stored, draw, noise_errors
-from lpo.train.policy.rollout import (
-    StepStatistics,
-    by_timestep,
-    idle,
-    log_probs,
-    mean_gain,
-    rollout,
-    tracked_by_timestep,
-)
+from lpo.train.policy.rollout import idle, log_probs, mean_gain, rollout
+from lpo.train.policy.statistics import StepStatistics, by_timestep, tracked_by_timestep
 from lpo.train.policy.steps import Finished, NoisyGroups, Steps
 
 log = logging.getLogger(__name__)
@@ -233,6 +227,8 @@ class PolicyTrainer:
             if self.old is not None:
                 self.old = follow(self.old, self.trained, self.config.nft.old_decay)
             entry |= self.scale.figures | learned | {"by_timestep": by_timestep(seen, learned["by_timestep"])}
+            if isinstance(self.reward, SeveralRewards):
+                entry["rewards"] = dict(self.reward.figures)
             entry["kept"] = len(pairs) / max(sum(s.seen for s in seen), 1) if seen else 1.0
             last = r + 1 == self.rollouts
             if (r + 1) % self.config.validate_every == 0 or last:
@@ -247,7 +243,7 @@ class PolicyTrainer:
             )  # fmt: skip
             shown = {k: entry[k] for k in names if k in entry}
             if tracker is not None:
-                steps = tracked_by_timestep(entry["by_timestep"])
+                steps = tracked_by_timestep(entry["by_timestep"]) | tracked(self.reward)
                 tracker.log(r, {f"tune/{k}": float(v) for k, v in shown.items()} | steps)
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
             if first and ((r + 1) % self.config.checkpoint_every == 0 or last):

@@ -24,6 +24,7 @@ from lpo.data.latents import Latents, sample_latents
 from lpo.families import DTYPES
 from lpo.families.conditioning import Conditioning
 from lpo.preference.losses import pairwise_loss, thurstone_loss
+from lpo.rewards.dina import DinaReward
 from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.spm import StepPreferenceModel
@@ -73,8 +74,9 @@ class RewardTrainer:
     """The state of a training: model, optimiser, best weights so far. `run` goes from wherever it stands to the end."""
 
     def __init__(
-        self, model: LatentRewardModel | StepPreferenceModel, latents: Latents, config: RewardModel | Spm, seed: int
-    ) -> None:
+        self, model: LatentRewardModel | StepPreferenceModel | DinaReward, latents: Latents, config: RewardModel | Spm,
+        seed: int,
+    ) -> None:  # fmt: skip
         self.model, self.latents, self.config, self.seed = model, latents, config, seed
         self.transition = model.backbone.transition(1.0)
         self.device = model.backbone.device

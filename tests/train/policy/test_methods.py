@@ -9,7 +9,6 @@ import torch
 
 from lpo import random
 from lpo.config import load_params
-from lpo.preference.losses import optimality
 from lpo.train.policy.methods import (
     METHODS,
     best_and_worst,
@@ -149,14 +148,6 @@ def test_a_good_latent_attracts_and_a_bad_one_repels(config) -> None:
     finished_loss(prediction, old, batch, config)[0].sum().backward()
     assert prediction.grad is not None
     torch.testing.assert_close(prediction.grad.flatten(1), torch.tensor([[1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]]))
-
-
-def test_optimality_by_hand() -> None:
-    """Scores (0, 4) and (1, 1): differences -2, 2, 0, 0 from their prompts' means, std sqrt(2) over all four."""
-    found = optimality(torch.tensor([[0.0, 4.0], [1.0, 1.0]]))
-    shift = math.sqrt(2) / 2 / 2
-    torch.testing.assert_close(found, torch.tensor([[0.5 - shift, 0.5 + shift], [0.5, 0.5]]))
-    assert optimality(torch.zeros(2, 3)).tolist() == [[0.5] * 3] * 2
 
 
 def test_finished_gradcheck(config) -> None:
