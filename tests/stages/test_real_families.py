@@ -53,6 +53,7 @@ def params_of(repository: Path, family: str, base: Path) -> Params:
             loaded.tune, prompts=4, prompts_per_rollout=2, num_inference_steps=4, num_candidates=3, batch_size=4,
             guidance_scale=3.0, lora_rank=2, validate_every=1, validation_prompts=2, checkpoint_every=1,
             learning_rate=1e-2, threshold=replace(loaded.tune.threshold, schedule="sigma", low=0.0, high=0.0),
+            validators=None,
         ),
         evaluate=replace(loaded.evaluate, num_inference_steps=3, batch_size=2, eta=0.0),
     )  # fmt: skip
