@@ -24,10 +24,10 @@ KEPT_RUNS = 3  # of each stage; older ones are deleted
 
 
 class Share(NamedTuple):
-    """Every `count`-th part, from the `number`-th on: what one of `count` machines makes."""
+    """Every `total`-th part, from the `number`-th on: what one of `total` machines makes."""
 
     number: int
-    count: int
+    total: int
 
 
 def share_of(text: str) -> Share:
@@ -44,7 +44,7 @@ def share_of(text: str) -> Share:
 
 def in_share(share: Share | None, part: int) -> bool:
     """Whether the part with this number, counted from 0, is of the share; without a share all are."""
-    return share is None or part % share.count == share.number - 1
+    return share is None or part % share.total == share.number - 1
 
 
 def announce(folder: Path, share: Share | None) -> None:

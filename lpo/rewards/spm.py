@@ -44,6 +44,8 @@ class StepPreferenceModel(nn.Module):
     """A CLIP, what makes it see t, and the model (`backbone`, no part of its weights) that predicts and decodes x_0."""
 
     space = "pixel"
+    pixel_mean: torch.Tensor
+    pixel_std: torch.Tensor
 
     def __init__(
         self, backbone: Family, clip: CLIPModel, tokenizer: CLIPTokenizer, mean: list[float], std: list[float],

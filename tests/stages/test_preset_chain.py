@@ -22,6 +22,7 @@ from support.dvc_lock import write_lock
 from support.flan_t5 import flan_t5_folders
 from support.judge_folders import with_tiny_judges
 from support.loopback_hub import serve
+from support.tiny_models import lcm_unet
 
 from lpo.commands import promote
 from lpo.config import Params
@@ -35,7 +36,7 @@ from lpo.train.policy import trainer
 
 pytestmark = pytest.mark.slow
 
-REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl"]
+REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl", "lcm-sdxl"]
 DOWNLOAD = """
 import pickle
 from lpo.preflight import require
@@ -51,6 +52,7 @@ def shrunk(params: Params, base: Path, project: Path) -> Params:
     flan_t5_folders(project / "t5", project / "vision")
     params = with_tiny_judges(params, project)
     sd3 = params.model.family == "sd3"
+    denoiser = str(lcm_unet(base, project / "lcm")) if params.model.denoiser else None
     free = {name: replace(m, aesthetic=-99.0, clip=-99.0, vqa=-99.0) for name, m in params.filter.strategies.items()}
     few = {
         "steps": 2, "warmup_steps": 1, "batch_size": 4, "micro_batch_size": 4, "validate_every": 2,
@@ -59,7 +61,7 @@ def shrunk(params: Params, base: Path, project: Path) -> Params:
     return replace(
         params,
         model=replace(
-            params.model, path=str(base), vae=None, denoiser=None, device="cpu", dtype="fp32", resolution=None,
+            params.model, path=str(base), vae=None, denoiser=denoiser, device="cpu", dtype="fp32", resolution=None,
             shard=False,
         ),
         score=replace(
