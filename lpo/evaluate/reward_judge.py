@@ -17,12 +17,10 @@ from lpo.errors import LpoError
 from lpo.families import codec_of, latent_space_of, load_family
 from lpo.families.latent_space import Codec, check_same, space_of
 from lpo.images import to_tensor
-from lpo.random import generator
 from lpo.rewards import dina, lrm
 from lpo.rewards.dina import DinaReward
-from lpo.rewards.ensemble import ensemble_score
+from lpo.rewards.ensemble import TIMESTEPS, ensemble_score
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.rewards.scoring import TIMESTEPS
 
 CLEAN = 1  # the timestep at which the reward reads a finished picture; DiNa-LRM reads it at TIMESTEPS together
 
@@ -43,7 +41,8 @@ class RewardJudge:
         steps = torch.full((len(latents),), CLEAN, device=self.codec.device)
         null, text = self.reward.encode_prompts([""]), self.reward.encode_prompts(list(prompts))
         if isinstance(self.reward, DinaReward):
-            transition, noise = self.reward.backbone.transition(1.0).to(latents.device), generator(0, "score")
+            transition = self.reward.backbone.transition(1.0).to(latents.device)
+            noise = torch.Generator().manual_seed(0)  # the same for every batch of images
             latents = latents.to(self.reward.backbone.dtype)
             return ensemble_score(self.reward, transition, latents, TIMESTEPS, 1, text, null, noise).cpu()
         return self.reward.score(latents, steps, text, null).cpu()

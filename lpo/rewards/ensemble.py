@@ -15,6 +15,8 @@ from lpo.families.conditioning import Conditioning
 from lpo.rewards.dina import DinaReward
 from lpo.rewards.protocol import Reward
 
+TIMESTEPS = (200, 500, 700)  # where a finished picture is scored unless a caller says otherwise
+
 
 def ensemble_score(
     reward: Reward, transition: Transition, latents: torch.Tensor, timesteps: Sequence[int], draws: int,

@@ -31,9 +31,7 @@ from lpo.families.latent_space import Codec, check_same, load_codec
 from lpo.images import to_tensor
 from lpo.random import generator
 from lpo.rewards import dina, lrm
-from lpo.rewards.ensemble import ensemble_score
-
-TIMESTEPS = (200, 500, 700)
+from lpo.rewards.ensemble import TIMESTEPS, ensemble_score
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from lpo.families.dit import sd3
 from lpo.families.dit.sd3 import SD3
 from lpo.preflight.models import policy_reward
 from lpo.rewards import dina
+from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.load import load_reward
 from lpo.train.policy.methods import METHODS
 from lpo.train.policy.rollout import rollout
@@ -185,7 +186,12 @@ def test_tune_climbs_it_and_judges_and_library_read_it(base, family, tmp_path, r
     assert list(policy_reward(whole, ["tune"])) == []
     library = Reward.load(saved, base=base, device="cpu")
     found = load_reward_judge(saved, model).score(pictures, prompts)
-    torch.testing.assert_close(found, library.score(pictures, prompts), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        latents, noise = library.encode(pictures), torch.Generator().manual_seed(0)
+        text, transition = family.encode_prompts(prompts), family.transition(1.0)
+        expected = ensemble_score(library.model, transition, latents, (200, 500, 700), 1, text, null, noise)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert library.score(pictures, prompts).std() > 1e-4
     assert found.std() > 1e-4
 
 
