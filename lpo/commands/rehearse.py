@@ -21,7 +21,7 @@ import typer
 import yaml
 
 from lpo.config import Params
-from lpo.doctor.memory import needs
+from lpo.doctor.stages import needs
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import write_json, write_text

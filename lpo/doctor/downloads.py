@@ -55,7 +55,7 @@ def _wanted(params: Params) -> Iterator[tuple[str, list[nn.Module]]]:
     scored = params.score.table is None and params.filter.strategy != "none"
     if (params.score.scorers == "published" and scored) or mpcf:
         yield from scorers(params.score.models).items()
-    yield from judges(params)
+    yield from ((source, parts) for _, source, parts in judges(params))
 
 
 def here(source: str) -> bool:

@@ -16,7 +16,8 @@ from lpo.config import Params
 from lpo.data.download import DATA_FILE, MANIFEST, missing_bytes
 from lpo.data.sources.choose import folder_of, repository_of
 from lpo.doctor.downloads import downloads
-from lpo.doctor.memory import Need, needs
+from lpo.doctor.memory import Need
+from lpo.doctor.stages import needs
 from lpo.errors import LpoError
 from lpo.families import device_of
 from lpo.files import key_of
@@ -75,7 +76,7 @@ def stage_needs(params: Params) -> list[Need]:
 
 
 def memory(params: Params, chain: Sequence[str]) -> Iterator[LpoError]:
-    """Weights and activations of every stage, computed from configurations (lpo/doctor/memory.py)."""
+    """Weights and activations of every stage, computed from configurations (lpo/doctor/stages.py)."""
     if is_small(params):
         return
     try:

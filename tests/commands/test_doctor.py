@@ -69,7 +69,7 @@ def test_every_stage_says_what_it_needs_and_how_long_it_took_with_this_model(sd1
     assert stages == ["dataset", "score", "filter", "encode", "reward", "tune", "evaluate", "report"]
     assert sd15["stage reward"].endswith("took 1.5 min here")
     assert sd15["stage tune"].endswith("not timed here yet")  # that was the embedded world's
-    assert "(25.7 GB weights" in sd15["stage score"]  # 12.8 billion weights of three scorers in bf16
+    assert "(25.8 GB weights" in sd15["stage score"]  # 12.8 billion weights of three scorers in bf16
     evaluate = float(sd15["stage evaluate"].split("memory ")[1].split(" GB")[0])
     assert evaluate > 3.9  # PickScore in float32 has that much; drawing with SD1.5 takes more in all
     assert "(1.1 GB weights" in sd15["stage evaluate"]

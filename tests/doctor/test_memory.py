@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lpo.config import load_params
-from lpo.doctor.memory import META, Alive, bytes_of, needs, peak
-from lpo.doctor.scorer_memory import largest_judge
+from lpo.doctor.memory import META, Alive, bytes_of, peak
+from lpo.doctor.scorer_memory import judging
+from lpo.doctor.stages import needs
 from lpo.families import load_family
 
 
@@ -111,7 +112,9 @@ def test_needs_of_the_stages_grow_as_they_must(repository: Path, request: pytest
     family = load_family(model, device=META)
     assert family.codec.vae is not None
     assert small["encode"].weights == bytes_of(family.codec.vae)
-    assert small["evaluate"].weights == bytes_of(*family.modules().values(), family.codec.vae)
+    held = bytes_of(*family.modules().values(), family.codec.vae)
+    adapter = sum(p.numel() for p in family.add_lora(tune.lora_rank, seed=0))
+    assert small["evaluate"].moments["drawing"][0] == held + 4 * adapter
 
 
 def test_two_gpus_hold_half_of_the_blocks_each(
@@ -135,13 +138,16 @@ def test_checkpointing_saves_memory_in_training(repository: Path, tiny_sd3_base:
     model = replace(params.model, family="sd3", path=str(tiny_sd3_base))
     reward = replace(params.reward, layer=3)
     models = [replace(model, gradient_checkpointing=on) for on in (False, True)]
-    steps = [{n.stage: n.step for n in needs(replace(params, reward=reward, model=m))} for m in models]
-    assert steps[1]["tune"] < steps[0]["tune"] and steps[1]["reward"] < steps[0]["reward"]
-    assert steps[1]["encode"] == steps[0]["encode"]
+    found = [{n.stage: n.moments for n in needs(replace(params, reward=reward, model=m))} for m in models]
+    for stage in ("tune", "reward"):
+        assert sum(found[1][stage]["training"]) < sum(found[0][stage]["training"])
+    assert found[1]["encode"] == found[0]["encode"]
 
 
-def test_the_largest_judge_counts_in_its_own_number_format(repository: Path) -> None:
+def test_a_judge_counts_in_its_own_number_format(repository: Path) -> None:
     """Qwen2-VL-7B in bfloat16, with the 152064 rows of its configuration, beside PickScore in float32."""
     params = load_params(repository / "params.yaml")
     asked = replace(params, evaluate=replace(params.evaluate, judges=("pickscore", "hpsv3")))
-    assert largest_judge(asked) == 2 * (7_744_923_136 + (152_064 - 151_658) * 3584)
+    found = judging(asked)
+    assert found["hpsv3"][0] == pytest.approx(2 * (7_744_923_136 + (152_064 - 151_658) * 3584), rel=1e-6)
+    assert found["pickscore"][0] == pytest.approx(4 * 986_109_441, rel=1e-4)
