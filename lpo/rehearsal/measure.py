@@ -111,6 +111,7 @@ class OwnMemory:
 
     def __enter__(self) -> Self:
         if STATUS.exists():
+            self.peak = status("RssAnon")
             self.thread.start()
         return self
 
