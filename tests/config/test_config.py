@@ -151,7 +151,7 @@ def test_null_turns_clipping_off_and_nothing_else(tree: dict[str, Any]) -> None:
 def test_the_ways_in_which_dvc_writes_values_are_understood(project: Path) -> None:
     """`dvc exp run -S` writes 1e-05 without a point and the strategy without quotes."""
     text = Path("params.yaml").read_text(encoding="utf-8")
-    text = text.replace('strategy: tolerant', "strategy: 1").replace("learning_rate: 3.0e-4", "learning_rate: 1e-05")
+    text = text.replace('strategy: tolerant', "strategy: 1").replace("learning_rate: 1.0e-3", "learning_rate: 1e-05")
     Path("params.yaml").write_text(text, encoding="utf-8")
     params = load_params()
     assert params.filter.strategy == "1"
