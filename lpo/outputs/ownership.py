@@ -19,8 +19,9 @@ PROJECT = (
     "metrics", "metrics.json", "plots",
     "studies/cell", "studies/spm.json", "studies/distill.json", "studies/flips.parquet", "studies/verifier.parquet",
     *(f"data/{name}" for name in (
-        "base", "scorers", "pairs", "prompts.parquet", "left_out.parquet", "scores.parquet", "filtered", "latents",
-        "reward", "spm", "few", "tuned", "evaluation", "report", "collected", "inbox", "quarantine", "sources.json",
+        "base", "scorers", "validators", "pairs", "prompts.parquet", "left_out.parquet", "scores.parquet", "filtered",
+        "latents", "reward", "spm", "few", "tuned", "evaluation", "report", "collected", "inbox", "quarantine",
+        "sources.json",
         "sources/pickapic", "sources/pickapic_v2", "sources/hpdv2", "sources/hpdv3",
     )),
 )  # fmt: skip

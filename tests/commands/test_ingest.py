@@ -265,7 +265,8 @@ def test_cut_off_anywhere_nothing_is_lost_and_nothing_doubled(
 
 @pytest.mark.slow
 def test_sigkill_after_the_first_of_many_files(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for number in range(12):
+    files = 40
+    for number in range(files):
         few(3, 3 * number).to_parquet(INBOX / f"{number}.parquet", index=False)
     command = [sys.executable, "-m", "lpo.cli", "ingest"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -274,10 +275,10 @@ def test_sigkill_after_the_first_of_many_files(lab: Path, capsys: pytest.Capture
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = len(list((INBOX / "taken").glob("*"))) if (INBOX / "taken").exists() else 0
-    assert len(list(INBOX.glob("*.parquet"))) == 12 - done > 0
+    assert len(list(INBOX.glob("*.parquet"))) == files - done > 0
     ingest.run(load_params())
     found = json.loads(capsys.readouterr().out)
-    assert found["new_pairs"] == 36 - 3 * done
+    assert found["new_pairs"] == 3 * files - 3 * done
     frame = collected()
-    assert len(frame) == 36 and frame["ranking_id"].is_unique
-    assert len(list((INBOX / "taken").iterdir())) == 12
+    assert len(frame) == 3 * files and frame["ranking_id"].is_unique
+    assert len(list((INBOX / "taken").iterdir())) == files
