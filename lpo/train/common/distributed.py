@@ -1,6 +1,6 @@
 """Several processes, one training: `torchrun --nproc_per_node 2 .venv/bin/lpo tune`.
 
-Every process draws the same random numbers, takes its share of the rows, and holds the same weights: gradients are
+Every process takes its share of the rows, draws the noise of that share, and holds the same weights: gradients are
 summed over all of them before each step. So N processes make what one makes, up to the order of a sum, no row is
 dropped whatever the shares, and a checkpoint may be resumed by another number of processes. The first process alone
 writes. With `model.shard` frozen weights are gathered while they are used (lpo/families/sharding.py), so every process

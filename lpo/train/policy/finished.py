@@ -20,6 +20,7 @@ from contextlib import contextmanager
 
 import torch
 
+from lpo import random
 from lpo.config import Tune
 from lpo.families.conditioning import Conditioning
 from lpo.families.family import Family
@@ -60,19 +61,21 @@ def finished(
     """K finished latents of each prompt by the old adapter, scored and noised, and the prompts' conditioning.
 
     grouped: a row is a group under one noise (DGPO); otherwise a row is a latent (NFT).
-    All noise is `generator`'s, on the host, and each of several processes keeps the numbers of its own prompts.
+    `generator` seeds the noise of every prompt, and draws the noise under which all are scored.
 
     Raises:
         LpoError: if a score is NaN or infinite.
     """
     mine, k, device = distributed.share(torch.arange(len(prompts))), config.num_candidates, family.device
-    parts = consecutive(len(mine) * k, k * config.micro_batch_size, distributed.largest_share(len(prompts)) * k)
+    longest = distributed.largest_share(len(prompts)) * k
+    parts = consecutive(len(mine) * k, k * config.micro_batch_size, longest)
+    generators = random.of_prompts(generator, len(prompts), mine)
     conditioning = family.encode_prompts(prompts)
     text = conditioning[mine.to(device).repeat_interleave(k)]
     own = [prompts[i] for i in mine.tolist()]  # the rewards' text encoders may be away while they score
     words = [(each.encode_prompts(own), each.encode_prompts([""])) for each in each_of(reward)[0]]
     with adapter(family, old), away(idle(family, reward), device, "rollout"):
-        x_0 = _sample(family, text, len(prompts), mine, parts, config, generator)
+        x_0 = _sample(family, text, parts, config, generators)
         scores = _scores(family, reward, words, x_0, parts, config, generator)
         scores = torch.cat(distributed.gathered(scores.view(-1, len(mine), k).cpu()), dim=1)
         check_finite(scores)
@@ -81,10 +84,10 @@ def finished(
             reward.note(scores, advantages)
         if grouped:
             advantage = advantages[mine].to(device)
-            groups = _noised_groups(family, x_0, advantage, mine, len(prompts), config, generator)
+            groups = _noised_groups(family, x_0, advantage, mine, config, generators)
             return _of_all_processes(groups), conditioning
         r = optimality(advantages)[mine].flatten().to(device)
-        rows = _noised(family, x_0, r, text, mine, len(prompts), config, generator)
+        rows = _noised(family, x_0, r, text, mine, longest, config, generators)
         return _of_all_processes(rows), conditioning
 
 
@@ -95,23 +98,17 @@ def _of_all_processes(rows: Batch) -> Batch:
     return concatenate(parts).to(rows.t.device)
 
 
-def _mine(shape: tuple[int, ...], mine: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Noise (prompts, K, ...) of all prompts; the rows of the prompts `mine`, flat."""
-    return torch.randn(shape, generator=generator)[mine].flatten(0, 1)
-
-
 def _sample(
-    family: Family, text: Conditioning, count: int, mine: torch.Tensor, parts: list[slice], config: Tune,
-    generator: torch.Generator,
-) -> torch.Tensor:  # fmt: skip
-    shape, transition = (count, config.num_candidates, *family.latent_shape), family.transition(config.eta)
-    transition = transition.to(family.device)
-    x = sent(_mine(shape, mine, generator), family.device, family.dtype)
+    family: Family, text: Conditioning, parts: list[slice], config: Tune, generators: list[torch.Generator]
+) -> torch.Tensor:
+    shape, transition = (config.num_candidates, *family.latent_shape), family.transition(config.eta).to(family.device)
+    x = sent(random.normal(generators, *shape).flatten(0, 1), family.device, family.dtype)
     for now, after in zip(*(times.tolist() for times in family.steps(config.num_inference_steps)), strict=True):
         t, s = (torch.full((len(x),), value, device=family.device) for value in (now, after))
         prediction = torch.cat([family.predict(x[p], t[p], text[p]) for p in parts])
         mean, std = transition.mean_std(prediction, x, t, s)
-        x = (mean + std * sent(_mine(shape, mine, generator), family.device, mean.dtype)).to(family.dtype)
+        noise = random.normal(generators, *shape).flatten(0, 1)
+        x = (mean + std * sent(noise, family.device, mean.dtype)).to(family.dtype)
     return x
 
 
@@ -138,18 +135,18 @@ def _scores(
 
 
 def _noised(
-    family: Family, x_0: torch.Tensor, r: torch.Tensor, text: Conditioning, mine: torch.Tensor, count: int,
-    config: Tune, generator: torch.Generator,
+    family: Family, x_0: torch.Tensor, r: torch.Tensor, text: Conditioning, mine: torch.Tensor, longest: int,
+    config: Tune, generators: list[torch.Generator],
 ) -> Finished:  # fmt: skip
-    """Every latent at several timesteps, with the old adapter's output there."""
+    """Every latent at several timesteps, with the old adapter's output there. longest: latents of any process."""
     k, device, transition = config.num_candidates, family.device, family.transition(config.eta).to(family.device)
     times = max(1, round(config.num_inference_steps / k))
-    t = _timesteps((count, k * times), mine, config, transition.num_train_timesteps, generator).to(device)
-    noise = _mine((count, k * times, *family.latent_shape), mine, generator).to(device, x_0.dtype)
+    t = _timesteps(generators, k * times, config, transition.num_train_timesteps).to(device)
+    noise = random.normal(generators, k * times, *family.latent_shape).flatten(0, 1).to(device, x_0.dtype)
     which = torch.arange(len(x_0), device=device).repeat_interleave(times)
     x_t = transition.add_noise(x_0[which], noise, t)
-    size, longest = config.micro_batch_size, distributed.largest_share(count) * k * times
-    old = torch.cat([family.predict(x_t[p], t[p], text[which[p]]) for p in consecutive(len(t), size, longest)]).float()
+    parts = consecutive(len(t), config.micro_batch_size, longest * times)
+    old = torch.cat([family.predict(x_t[p], t[p], text[which[p]]) for p in parts]).float()
     zero = torch.zeros_like(old)
     offset, _ = transition.pred_x0_eps(zero, x_t.float(), t)  # x0 = offset + slope output
     slope = transition.pred_x0_eps(torch.ones_like(old), zero, t)[0].flatten(1)[:, 0]
@@ -159,14 +156,14 @@ def _noised(
 
 
 def _noised_groups(
-    family: Family, x_0: torch.Tensor, advantage: torch.Tensor, mine: torch.Tensor, count: int, config: Tune,
-    generator: torch.Generator,
+    family: Family, x_0: torch.Tensor, advantage: torch.Tensor, mine: torch.Tensor, config: Tune,
+    generators: list[torch.Generator],
 ) -> NoisyGroups:  # fmt: skip
     """Every group at several timesteps, under one noise each."""
     k, device, transition = config.num_candidates, family.device, family.transition(config.eta).to(family.device)
     times = max(1, round(config.num_inference_steps / k))
-    t = _timesteps((count, times), mine, config, transition.num_train_timesteps, generator).to(device)
-    noise = _mine((count, times, *family.latent_shape), mine, generator).to(device, x_0.dtype)
+    t = _timesteps(generators, times, config, transition.num_train_timesteps).to(device)
+    noise = random.normal(generators, times, *family.latent_shape).flatten(0, 1).to(device, x_0.dtype)
     which = torch.arange(len(mine), device=device).repeat_interleave(times)
     groups = x_0.view(-1, k, *family.latent_shape)[which].flatten(0, 1)
     x_t = transition.add_noise(groups, noise.repeat_interleave(k, dim=0), t.repeat_interleave(k))
@@ -174,8 +171,8 @@ def _noised_groups(
 
 
 def _timesteps(
-    shape: tuple[int, int], mine: torch.Tensor, config: Tune, num_train_timesteps: int, generator: torch.Generator
+    generators: list[torch.Generator], count: int, config: Tune, num_train_timesteps: int
 ) -> torch.Tensor:
-    """t ~ U over `timestep_range` (prompts, n) of all prompts, never 0; those of the prompts `mine`, flat."""
+    """t ~ U over `timestep_range`, never 0: `count` of each prompt, flat."""
     low, high = max(config.timestep_range[0], 1), min(config.timestep_range[1], num_train_timesteps)
-    return torch.randint(low, high, shape, generator=generator)[mine].flatten()
+    return torch.cat([torch.randint(low, high, (count,), generator=each) for each in generators])

@@ -19,6 +19,7 @@ from functools import partial
 
 import torch
 
+from lpo import random
 from lpo.config import Tune, Window
 from lpo.diffusion.transitions import Transition, step_gain
 from lpo.errors import LpoError
@@ -62,7 +63,9 @@ def rollout(
     family: Family, reward: Reward, select: Select, prompts: list[str], config: Tune, generator: torch.Generator,
     index: int = 0,
 ) -> tuple[Steps, Conditioning, list[StepStatistics]]:  # fmt: skip
-    """Steps of a batch of prompts, their conditioning, and a line of statistics a step. All noise is `generator`'s.
+    """Steps of a batch of prompts, their conditioning, and a line of statistics a step.
+
+    `generator` seeds the noise of every prompt.
 
     index: which rollout of the training it is, for a window that slides.
 
@@ -122,7 +125,8 @@ def explore(
     steps = plan(family, config)
     if method.window:
         steps = within_window(steps, config.window, index)
-    x, draws = _draw(family, len(prompts), mine, config, [scored for *_, scored in steps], generator)
+    generators = random.of_prompts(generator, len(prompts), mine)
+    x, draws = _draw(family, generators, config, [scored for *_, scored in steps])
     starts, ends = family.steps(config.num_inference_steps)
     sigmas = family.transition(1.0).sigma(starts, ends)
     own_text, every = conditioning[rows], torch.arange(count, device=device)
@@ -231,27 +235,26 @@ def mean_gain(family: Family, config: Tune) -> float:
 
 
 def _draw(
-    family: Family, count: int, mine: torch.Tensor, config: Tune, scored: list[bool], generator: torch.Generator
+    family: Family, generators: list[torch.Generator], config: Tune, scored: list[bool]
 ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     """x_T (B, C, h, w); for each step its noise, (B, K, C, h, w) or unscored (B, C, h, w), and who goes on, (B,).
 
-    The numbers of all `count` prompts are drawn, and those of the rows `mine` are kept.
+    All numbers of a prompt are those of its own generator, one of the B.
     """
     k, shape = config.num_candidates, family.latent_shape
 
-    def send(values: torch.Tensor) -> torch.Tensor:
-        return sent(values[mine] if len(mine) < count else values, family.device)
-
     def normal(*shape: int) -> torch.Tensor:
-        return send(torch.randn(shape, generator=generator).to(family.dtype))
+        return sent(random.normal(generators, *shape).to(family.dtype), family.device)
 
-    x = normal(count, *shape)
+    x = normal(*shape)
     draws = []
     for has_pairs in scored:
-        noise = normal(count, k, *shape) if has_pairs else normal(count, *shape)
-        drawn = has_pairs and config.continue_from == "random"
-        following = torch.randint(k, (count,), generator=generator) if drawn else torch.zeros(count, dtype=torch.long)
-        draws.append((noise, send(following)))
+        noise = normal(k, *shape) if has_pairs else normal(*shape)
+        if has_pairs and config.continue_from == "random":
+            following = torch.cat([torch.randint(k, (1,), generator=each) for each in generators])
+        else:
+            following = torch.zeros(len(generators), dtype=torch.long)
+        draws.append((noise, sent(following, family.device)))
     return x, draws
 
 

@@ -95,13 +95,14 @@ def test_several_processes_skip_together(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "scaled", "bound"), [
-    (torch.float16, True, 0.02), (torch.float16, False, None), (torch.bfloat16, True, 0.2),
+    (torch.float16, True, 0.03), (torch.float16, False, None), (torch.bfloat16, True, 0.2),
 ])  # fmt: skip
 def test_gradients_of_every_layer_are_those_of_float32(tiny_base, config, dtype, scaled, bound):
     """At a small beta most gradients lie near or below what float16 holds, as those of trained networks do.
 
     The float32 model has the weights of the other one, so only arithmetic differs. Without a scale some layers get
-    noise. The errors that a run gave: 0.1 to 1.1 % in float16, 4 to 170 % without the scale, 1 to 7 % in bfloat16.
+    noise. The largest error of a layer in two runs: 1.1 and 2.1 % in float16, 170 and 350 % without
+    the scale, 7 and 11 % in bfloat16.
     """
     config = replace(config, beta=0.02)
     small, reward = in_dtype(tiny_base, dtype)

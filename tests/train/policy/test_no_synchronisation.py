@@ -103,10 +103,11 @@ def test_the_loop_of_a_rollout_waits_for_nothing(name, request, repository, monk
 def test_finished_latents_are_drawn_without_waiting(request, repository):
     """Of NFT and DGPO alike. The noise levels are sent once, before the first step."""
     family, _, tune = models("nft", request, repository)
-    tune, mine, generator = replace(tune, guidance_scale=1.0), torch.arange(len(PROMPTS)), random.generator(0, "test")
+    tune, every = replace(tune, guidance_scale=1.0), torch.arange(len(PROMPTS))
+    generators = random.of_prompts(random.generator(0, "test"), len(PROMPTS), every)
     text = family.encode_prompts(PROMPTS)[torch.arange(len(PROMPTS), device=META).repeat_interleave(4)]
     parts = rollout.consecutive(len(text), 4, len(text))
     with torch.no_grad(), Blocking() as blocking:
-        x_0 = finished._sample(family, text, len(PROMPTS), mine, parts, tune, generator)
+        x_0 = finished._sample(family, text, parts, tune, generators)
     assert x_0.device == META
     assert [copy.split(" of ")[1] for copy in blocking.found] == [f"{n} from cpu to meta" for n in ("(1000,)", "()")]
