@@ -13,8 +13,20 @@ from lpo.errors import LpoError
 PATIENCE = 10  # seconds that requests under way may take after the interruption
 
 
+class Announcing(uvicorn.Server):
+    """Prints the address once it listens, so that whoever waits for the line can connect at once."""
+
+    def __init__(self, config: uvicorn.Config, address: str) -> None:
+        super().__init__(config)
+        self.address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        typer.echo(self.address)
+
+
 def serve(app: ASGIApp, host: str, port: int, token: str | None, path: str = "/") -> None:
-    """Print the address, then answer requests. Port 0 takes a free port.
+    """Listen, print the address, and answer requests. Port 0 takes a free port.
 
     Raises:
         LpoError: if nothing can listen on that address.
@@ -32,8 +44,8 @@ def serve(app: ASGIApp, host: str, port: int, token: str | None, path: str = "/"
     with listener:
         name = f"[{host}]" if ":" in host else host
         query = f"?token={token}" if token else ""
-        typer.echo(f"http://{name}:{listener.getsockname()[1]}{path}{query}")
+        address = f"http://{name}:{listener.getsockname()[1]}{path}{query}"
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=PATIENCE
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        Announcing(config, address).run(sockets=[listener])
