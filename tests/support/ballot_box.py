@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from starlette.testclient import TestClient
 
 from lpo.votes.questions import Rules
 from lpo.votes.store import Store
+from lpo.web.server import listener
 from lpo.web.vote import VotePage
 
 TUNED, BASE = "lpo-123456789abc", "base@0123456789ab"
@@ -65,14 +65,13 @@ def serving(page: VotePage, token: str | None = None) -> Iterator[str]:
     """The page on a free port of loopback, in a thread; its address."""
     config = uvicorn.Config(page.app(token), log_level="error", access_log=False, server_header=False)
     server = uvicorn.Server(config)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    with listener("127.0.0.1", 0) as made:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [made]}, daemon=True)
         thread.start()
         while not server.started:
             time.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield f"http://127.0.0.1:{made.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
 from contextlib import asynccontextmanager
@@ -38,3 +39,22 @@ def test_a_service_that_does_not_start_prints_no_address(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         server.serve(Starlette(lifespan=broken), "127.0.0.1", 0, None)
     assert capsys.readouterr().out == ""
+
+
+def test_the_body_of_an_answer_does_not_wait_for_the_acknowledgement_of_its_headers() -> None:
+    """TCP_NODELAY is on for the connections of the listener."""
+
+    async def options() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with server.listener("127.0.0.1", 0) as made:
+            async with await asyncio.start_server(accepted, sock=made):
+                with socket.create_connection(made.getsockname(), timeout=10):
+                    return await asyncio.wait_for(found, 10)
+
+    assert asyncio.run(options())
