@@ -82,6 +82,9 @@ def judges_of(
             judges.append(Judge(name, partial(server, config.vlm), identity, config.judge_batch_size, may_lack=True))
             continue
         identity = {source: content(source) for source, _ in sources_of(name, config.judge_models, score.models)}
+        if name in MPCF:
+            identity["models"] = asdict(score.models)  # the number format, the tokenizer
+            identity["head"] = content(head) if (head := score.models.aesthetic_head) else None
         if name == "geneval":
             identity["tasks"] = dict(tasks)
         load = partial(published, name, config.judge_models, score.models, tasks, model)

@@ -181,6 +181,29 @@ def test_the_scorers_of_mpcf_are_judges_too(params: Params) -> None:
     assert ratio.std() < 1e-4 * abs(ratio.mean())
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("clipscore", "dtype", "fp32"), ("vqascore", "vqa_tokenizer", "another"), ("aesthetic", "aesthetic_head", "a/b")],
+)
+def test_all_that_decides_a_score_of_mpcf_is_in_its_key(project: Path, name: str, key: str, value: str) -> None:
+    """Else scores in float32 would stand for those in bfloat16. Its head is known by its content."""
+    loaded = load_params()
+
+    def identity(**values: object) -> dict[str, object]:
+        models = dataclasses.replace(loaded.score.models, **values)
+        score = dataclasses.replace(loaded.score, models=models)
+        config = dataclasses.replace(loaded.evaluate, judges=(name,))
+        (found,) = judges.judges_of(config, score, (1, 1), loaded.model, {}, None)
+        return found.identity
+
+    assert identity() == identity() != identity(**{key: value})
+    heads = []
+    for content in (b"one", b"two"):
+        Path("head.safetensors").write_bytes(content)
+        heads.append(identity(aesthetic_head="head.safetensors"))
+    assert heads[0] != heads[1]
+
+
 def test_large_pictures_are_kept_as_they_were_judged(tmp_path):
     """The results hold small ones; a part that two sides share is kept once."""
     parts = []
