@@ -6,6 +6,8 @@
 
 Pictures are resized (bicubic) to about 256 tiles of 28 x 28 pixels. The instruction is in hpsv3_prompt.txt. The model
 runs in bfloat16 and the head in float32, as published. Pictures are scored one at a time, so that no padding has a say.
+Every token has the position of a word, one after another. Qwen2-VL itself gives the tiles of a picture rows and columns;
+the published forward hands over embeddings without the picture's grid, in training and in inference, so it has none.
 Source: Ma et al. 2025 (arXiv 2508.03789) and its released code; weights MizzenAI/HPSv3, HPSv3.safetensors; tokenizer
 and configuration Qwen/Qwen2-VL-7B-Instruct.
 """
@@ -58,9 +60,10 @@ class HPSv3:
         seen = self.pixels([picture.convert("RGB")], return_tensors="pt").to(device)
         tiles = int(seen.image_grid_thw[0].prod()) // self.pixels.merge_size**2
         ids = self.tokenizer(message(prompt, tiles), return_tensors="pt").input_ids.to(device)
+        places = torch.arange(ids.shape[1], device=device).expand(3, 1, -1)  # also of the picture's tiles
         hidden = self.model(
-            input_ids=ids, pixel_values=seen.pixel_values, image_grid_thw=seen.image_grid_thw,
-            mm_token_type_ids=(ids == self.model.config.image_token_id).int(), use_cache=False,
+            input_ids=ids, position_ids=places, pixel_values=seen.pixel_values, image_grid_thw=seen.image_grid_thw,
+            use_cache=False,
         ).last_hidden_state  # fmt: skip
         place = (ids[0] == self.tokenizer.convert_tokens_to_ids(REWARD)).nonzero()[-1, 0]
         return self.head(hidden[0, place].float())

@@ -1,4 +1,4 @@
-"""HPSv3 in the published layout, against Qwen2-VL's own classes with picture, positions and head written out."""
+"""HPSv3 in the published layout, against Qwen2-VL's own classes with picture, embeddings and head written out."""
 
 from __future__ import annotations
 
@@ -39,16 +39,6 @@ def patches(picture: Image.Image, rows: int, columns: int) -> torch.Tensor:
     return torch.tensor(np.array(found), dtype=torch.float32)
 
 
-def positions(before: int, tiles: tuple[int, int], after: int) -> torch.Tensor:
-    """(3, 1, L) by arXiv 2409.12191, section 2.1: text counts, a picture's tiles have a row and a column."""
-    height, width = tiles
-    text = torch.arange(before)
-    row, column = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    seen = before + torch.stack([torch.zeros(height * width), row.flatten(), column.flatten()]).long()
-    rest = torch.arange(after) + before + max(tiles)
-    return torch.cat([text.expand(3, -1), seen, rest.expand(3, -1)], 1)[:, None]
-
-
 @torch.no_grad()
 def expected(folder: Path, weights: dict[str, torch.Tensor], judge: hpsv3.HPSv3, grid: tuple[int, int],
              picture: Image.Image, prompt: str) -> torch.Tensor:  # fmt: skip
@@ -60,10 +50,11 @@ def expected(folder: Path, weights: dict[str, torch.Tensor], judge: hpsv3.HPSv3,
     tiles = (grid[0] // 2, grid[1] // 2)
     count = tiles[0] * tiles[1]
     ids = torch.tensor([[*before, *[config.image_token_id] * count, *after]])
-    hidden = model(
-        input_ids=ids, position_ids=positions(len(before), tiles, len(after)), pixel_values=patches(picture, *grid),
-        image_grid_thw=torch.tensor([[1, *grid]]), output_hidden_states=True,
-    ).hidden_states[-1]  # fmt: skip
+    embedded = model.get_input_embeddings()(ids)
+    embedded[0, ids[0] == config.image_token_id] = model.model.visual(
+        patches(picture, *grid).to(torch.bfloat16), grid_thw=torch.tensor([[1, *grid]])
+    ).pooler_output
+    hidden = model.model.language_model(inputs_embeds=embedded).last_hidden_state  # no grid, so positions of words
     (place,) = (ids[0] == len(judge.tokenizer) - 1).nonzero()[:, 0]
     h = hidden[0, place].float()
     for layer in (0, 3, 5):
