@@ -121,6 +121,77 @@ def test_densities_of_few_steps_are_those_of_torch(kind: str) -> None:
     torch.testing.assert_close((rest / eps).flatten(1)[:, 0] ** 2 + std.flatten() ** 2, level**2, rtol=1e-3, atol=1e-4)
 
 
+def taken(step: Any, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std of a sampler's step: what `n` draws of its noise, a seed each, have in common and how they spread."""
+    drawn = [step(torch.Generator().manual_seed(seed)) for seed in range(n)]
+    noise = [normal(1, 4, 5, 3, seed=seed) for seed in range(n)]
+    std = (drawn[0] - drawn[1]).norm() / (noise[0] - noise[1]).norm()
+    return drawn[0] - std * noise[0], std
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTIONS)
+@pytest.mark.parametrize("kind", ["ddim", "lcm", "tcd", "turbo", "schnell"])
+def test_a_density_is_that_of_the_samplers_own_step(kind: str, prediction_type: str) -> None:
+    """torch's Normal with mean and std of diffusers' step, at each of its steps but the last."""
+    known: dict[str, Any] = {"prediction_type": prediction_type, "beta_schedule": "scaled_linear"}
+    x, prediction = normal(1, 4, 5, 3, seed=8), normal(1, 4, 5, 3, seed=9)
+    if kind == "schnell":
+        theirs: Any = FlowMatchEulerDiscreteScheduler(shift=1.0, stochastic_sampling=True)
+    elif kind == "turbo":
+        theirs = EulerAncestralDiscreteScheduler(**known, timestep_spacing="trailing")
+    else:
+        theirs = {"ddim": DDIMScheduler, "lcm": LCMScheduler, "tcd": TCDScheduler}[kind](**known, clip_sample=False)
+    theirs.set_timesteps(4)
+    own = {"ddim": {"eta": 0.6}, "tcd": {"eta": 0.4}}.get(kind, {})
+    if kind == "schnell":
+        transition: DDIM | Flow = Flow(1.0, "renoise")
+        t, s = theirs.sigmas[:-1], theirs.sigmas[1:]
+    else:
+        trailing = scheduler(prediction_type=prediction_type, timestep_spacing="trailing", set_alpha_to_one=True)
+        ours = trailing if kind == "turbo" else theirs
+        transition = DDIM.from_scheduler(ours, own.get("eta", 1.0))
+        t, s = ddim_timesteps(ours, 4), previous_timesteps(ours, 4)
+    for i, timestep in enumerate(theirs.timesteps[:-1]):
+        scale = after = torch.ones(())
+        if kind == "turbo":  # its latents are x / sqrt(a)
+            scale, after = ((1 + theirs.sigmas[j] ** 2) ** 0.5 for j in (i, i + 1))
+
+        def step(noise: torch.Generator, at: Any = timestep, before: Any = scale, then: Any = after) -> torch.Tensor:
+            theirs._step_index = None
+            return theirs.step(prediction, at, x * before, generator=noise, **own).prev_sample / then
+
+        mean, std = taken(step)
+        x_s = mean + std * normal(1, 4, 5, 3, seed=20 + i)
+        expected = torch.distributions.Normal(mean, std).log_prob(x_s).mean()
+        found = transition.log_prob(x_s, *transition.mean_std(prediction, x, t[i : i + 1], s[i : i + 1]))
+        torch.testing.assert_close(found, expected[None], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["ddim", "renoise", "sde"])
+def test_a_density_of_a_flow_is_that_of_torch(form: str) -> None:
+    """Mean and std written out: of the posterior of the forward chain by its precisions, and of Flow-GRPO's equation 9."""
+    t, s = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64), torch.tensor([0.7, 0.4, 0.1], dtype=torch.float64)
+    x, v, noise = (normal(3, 4, 5, 3, seed=seed, dtype=torch.float64) for seed in range(3))
+    flow = Flow(1.0 if form != "sde" else 0.7, form)  # type: ignore[arg-type]
+    column = (3, 1, 1, 1)
+    x_0 = x - t.view(column) * v
+    if form == "ddim":  # x_s ~ N((1 - s) x_0, s^2), and x_t = r x_s + sqrt(q) noise
+        r = (1 - t) / (1 - s)
+        q = t**2 - (r * s) ** 2
+        precision = 1 / s**2 + r**2 / q
+        mean = (((1 - s) / s**2).view(column) * x_0 + (r / q).view(column) * x) / precision.view(column)
+        std = precision**-0.5
+    elif form == "renoise":
+        mean, std = (1 - s).view(column) * x_0, s
+    else:
+        sigma, dt = 0.7 * (t / (1 - t)) ** 0.5, s - t
+        drift = v + (sigma**2 / (2 * t)).view(column) * (x + (1 - t).view(column) * v)
+        mean, std = x + dt.view(column) * drift, sigma * (-dt) ** 0.5
+    x_s = mean + std.view(column) * noise
+    expected = torch.distributions.Normal(mean, std.view(column)).log_prob(x_s).flatten(1).sum(1)
+    torch.testing.assert_close(flow.log_prob(x_s, *flow.mean_std(v, x, t, s), "sum"), expected)
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 7), (2, 4, 8, 8), (2, 4, 2, 3, 3)])
 def test_any_number_of_dimensions(shape: tuple[int, ...]) -> None:
     theirs = scheduler()
@@ -231,7 +302,7 @@ def test_wrong_shapes_and_settings_are_refused() -> None:
         DDIM.from_scheduler(scheduler(clip_sample=True), 1.0)
 
 
-FORMS = ["ddim", "sde"]
+FORMS = ["ddim", "renoise", "sde"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -306,11 +377,11 @@ def test_flow_true_velocity_gives_x0_and_noise_back() -> None:
 
 
 @pytest.mark.parametrize("eta", [0.4, 1.0])
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow ddim", "flow sde"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "flow ddim", "flow renoise", "flow sde"])
 def test_the_gain_of_a_step_is_what_a_log_density_pulls_at_the_prediction_with(kind: str, eta: float) -> None:
     """|d log p / d prediction| = g |z|, by autograd, whatever the latents and the prediction are."""
     if kind.startswith("flow"):
-        transition: DDIM | Flow = Flow(eta, "ddim" if kind == "flow ddim" else "sde", scale=1000)
+        transition: DDIM | Flow = Flow(eta, kind.split()[1], scale=1000)  # type: ignore[arg-type]
         t, s = torch.tensor([900.0, 500.0, 120.0]), torch.tensor([850.0, 450.0, 70.0])
     else:
         transition = DDIM.from_scheduler(scheduler(prediction_type=kind), eta)
