@@ -65,9 +65,9 @@ __all__ = [
     "Tune",
     "VlmJudge",
     "Vote",
+    "Window",
     "check_params",
     "load_params",
-    "Window",
 ]
 
 
