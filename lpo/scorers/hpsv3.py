@@ -6,8 +6,8 @@
 
 Pictures are resized (bicubic) to about 256 tiles of 28 x 28 pixels. The instruction is in hpsv3_prompt.txt. The model
 runs in bfloat16 and the head in float32, as published. Pictures are scored one at a time, so that no padding has a say.
-Every token has the position of a word, one after another. Qwen2-VL itself gives the tiles of a picture rows and columns;
-the published forward hands over embeddings without the picture's grid, in training and in inference, so it has none.
+Every token has the position of a word. Qwen2-VL itself gives the tiles of a picture rows and columns; the published
+forward hands over embeddings without the picture's grid, in training and in inference.
 Source: Ma et al. 2025 (arXiv 2508.03789) and its released code; weights MizzenAI/HPSv3, HPSv3.safetensors; tokenizer
 and configuration Qwen/Qwen2-VL-7B-Instruct.
 """
