@@ -11,7 +11,6 @@ import pandas as pd
 import typer
 
 from lpo.commands.people import Enough
-from lpo.commands.vote_pairs import source_of
 from lpo.config import Params
 from lpo.errors import LpoError
 from lpo.files import write_parquet
@@ -19,6 +18,7 @@ from lpo.votes.consistency import agreement, judged, voters_frame
 from lpo.votes.drawing import Drawing
 from lpo.votes.export import export as export_votes
 from lpo.votes.imports import import_votes, read_votes
+from lpo.votes.names import simulated
 from lpo.votes.questions import Rules
 from lpo.votes.store import PATH, Store
 
@@ -32,6 +32,9 @@ def run(params: Params, host: str, port: int) -> None:
     Raises:
         LpoError: if the pictures that vote.against names are not there, or nothing can listen on the address.
     """
+    typer.echo(f"votes go to {PATH}; stop with Ctrl-C", err=True)  # at once: the next imports take seconds
+    from lpo.commands.vote_pairs import source_of
+
     try:
         from lpo.web.access import token_for
         from lpo.web.server import serve
@@ -60,9 +63,11 @@ def show(params: Params) -> None:
     typer.echo(f"{len(used)} of {len(frame)} votes are used")
     for reason, count in frame.loc[frame["reason"] != "", "reason"].value_counts().items():
         typer.echo(f"  not used: {count}, {reason}")
+    programs = simulated()
     for name, row in voters_frame(PATH).iterrows():
         checks = f"consistency {row.consistency:.2f} over {int(row.checks)} checks" if row.checks else "no checks yet"
-        typer.echo(f"{name}: {int(row.votes)} votes, {checks}")
+        program = " (simulated)" if name in programs else ""
+        typer.echo(f"{name}{program}: {int(row.votes)} votes, {checks}")
     alpha = agreement(frame)
     typer.echo(
         "agreement: needs two voters on the same pictures" if math.isnan(alpha)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,7 @@ from lpo.errors import LpoError
 from lpo.registry.ledger import WEIGHTS, name_of
 from lpo.votes.consistency import voters_frame
 from lpo.votes.names import pseudonym, simulated, simulated_secret
-from lpo.votes.questions import Rules
+from lpo.votes.questions import Rules, answer, ask
 from lpo.votes.store import PATH, Store, votes_frame
 from lpo.web.vote import VotePage
 
@@ -146,3 +149,21 @@ def test_what_cannot_be_judged_is_told(serving: Any, params: Params, tuned: str)
         team.run(params.dataset, serving([tuned, "base@1"], page=Liar), 1, 1, 0)
     with pytest.raises(LpoError, match="no simulated annotator understands the prompt 'a poem'"):
         team.run(params.dataset, serving([tuned, "base@2"], prompt="a poem"), 1, 10**6, 0)
+
+
+def test_the_list_of_voters_needs_no_torch_and_says_who_is_a_program(project: Path) -> None:
+    """`lpo votes` reads a table only: the models that `lpo vote` loads are not imported."""
+    rng = np.random.default_rng(0)
+    (drawn,) = sample_prompts("train", 1, rng)
+    with closing(Store(PATH)) as store:
+        store.add_set("a cat", pictures(drawn, rng, 2), ["lpo-1", "base@1"], split="validation", source="s")
+        for voter in (pseudonym(simulated_secret(0)), pseudonym("a person")):
+            question, _ = ask(store, voter, Rules("s", 2, 0.0, 0))
+            assert question is not None and answer(store, voter, question.question_id, [0, 1], 1.0)
+    program = "import sys; from lpo.commands.vote import show; from lpo.config import load_params; show(load_params())"
+    program += "; assert 'torch' not in sys.modules"
+    out = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=120
+    ).stdout
+    assert f"{pseudonym(simulated_secret(0))} (simulated): 1 votes" in out
+    assert f"{pseudonym('a person')}: 1 votes" in out
