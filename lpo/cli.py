@@ -39,7 +39,7 @@ ShareOption = Annotated[
     str | None,
     typer.Option(metavar="K/N", help="Make the K-th of N shares of the parts, and no output.", show_default=False),
 ]
-Study = Literal["quick", "default", "trials", "methods", "ablations", "hacking", "guidance", "few"]
+Study = Literal["quick", "default", "trials", "methods", "ablations", "others", "hacking", "guidance", "few"]
 STUDIES = Path("studies/results")
 
 app.add_typer(data, name="data")

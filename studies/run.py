@@ -173,7 +173,7 @@ def run(cell: Cell) -> bool:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    studies = ["quick", "default", "trials", "methods", "ablations", "hacking", "guidance", "few"]
+    studies = ["quick", "default", "trials", "methods", "ablations", "others", "hacking", "guidance", "few"]
     parser.add_argument("study", choices=studies)
     parser.add_argument("--arms", nargs="+", help="run these alone; the page shows all that are there")
     parser.add_argument("--dry", action="store_true", help="only list the cells")

@@ -41,7 +41,7 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quick", "trials", "methods", "ablations", "hacking", "default", "guidance", "few"])
+@pytest.mark.parametrize("name", ["quick", "trials", "methods", "ablations", "others", "hacking", "default", "guidance", "few"])
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
         tree = yaml.safe_load(default_params())
@@ -59,13 +59,13 @@ def test_the_grid_is_arms_times_seeds_with_every_method_and_the_reference_first(
     quick, trials, methods, ablations = (
         runner.cells_of(STUDY, name, by_code("")) for name in ("quick", "trials", "methods", "ablations")
     )
-    names = ("hacking", "default", "guidance", "few")
+    names = ("others", "hacking", "default", "guidance", "few")
     others = [cell for name in names for cell in runner.cells_of(STUDY, name, by_code(""))]
     assert {cell.arm for cell in quick} <= set(METHODS) and quick[0].arm == "lpo"
     arms = {arm for question in STUDY["questions"].values() for arm in question["arms"]} | {"lpo"}
     everything = methods + ablations
     assert {cell.arm for cell in everything + others + trials} == arms, "`make study` runs the first two"
-    assert {cell.changes.get("tune.method", "lpo") for cell in everything} == set(METHODS)
+    assert {cell.changes.get("tune.method", "lpo") for cell in everything + others} == set(METHODS)
     by_method = Counter(cell.changes.get("tune.method", "lpo") for cell in trials)
     assert set(by_method) == {cell.changes.get("tune.method", "lpo") for cell in quick}
     assert len(set(by_method.values())) == 1, "as many trials a method"
