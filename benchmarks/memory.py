@@ -41,7 +41,8 @@ from lpo.train.policy.rollout import explore, idle
 from lpo.train.policy.steps import Steps
 from lpo.train.policy.trainer import PolicyTrainer
 from lpo.train.policy.validation import Validation
-from lpo.train.reward.trainer import Pairs, RewardTrainer
+from lpo.train.reward.pairs import Pairs
+from lpo.train.reward.trainer import RewardTrainer
 
 Counts = dict[tuple[str, str], int]  # (stage, moment) -> bytes
 

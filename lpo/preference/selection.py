@@ -81,6 +81,8 @@ def quantile_threshold(measures: torch.Tensor, q: float) -> torch.Tensor:
 def check_finite(scores: torch.Tensor) -> None:
     """Refuse scores of any shape that are NaN or infinite. It waits for the device: once a rollout, not once a step.
 
+    Of several processes give it the scores of all, so that all stop.
+
     Raises:
         NotFinite: if there are any.
     """

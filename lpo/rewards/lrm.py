@@ -171,7 +171,7 @@ def load(
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        heads = load_file(folder / HEADS, device=str(device))
+        heads = load_file(folder / HEADS)  # "cuda" would be the first GPU here, whichever this process has
         space, rank = config["latent_space"], config.get("adapter_rank")
         layer = {"layer": config["layer"]} if config["layer"] else {}
         if rank:

@@ -39,6 +39,7 @@ def train(params: Params) -> None:
     config, data = params.reward, reward_data(params.reward, params.seed)
     identity = {"reward": asdict(config), "model": asdict(params.model), "seed": params.seed}
     folder = resume.folder("reward", identity | reward_identity(params.model))
+    distributed.check_same("parameters, inputs or code", folder.name)
     model = reward_model(params, data.latents)
     trainer = RewardTrainer(model, data.latents, config, params.seed)
     if config.pretrained is None:

@@ -21,7 +21,7 @@ from lpo.tracking import Tracker
 from lpo.train.common import distributed
 from lpo.train.policy.load import policy_trainer
 from lpo.train.policy.methods import METHODS
-from lpo.train.policy.trainer import BASE_VALUE
+from lpo.train.policy.trainer import BASE_VALUE, PolicyTrainer
 from lpo.train.policy.validation import scorers_of_validation, validation
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def tune(params: Params) -> None:
     if config.blind is not None:
         identity |= {"judge_models": asdict(params.evaluate.judge_models)}
     folder = resume.folder("tune", identity)
+    distributed.check_same("parameters, inputs or code", folder.name)
     family = load_family(params.model)
     named = ScorerModels(params.score, params.evaluate.judge_models)
     trainer = policy_trainer(family, config, params.seed, params.model.shard, named)
@@ -76,10 +77,16 @@ def tune(params: Params) -> None:
         except NotFinite as error:
             diverged = error
             log.error("%s: the best adapter so far is written to %s", error.where, TUNED)
-    if diverged is not None and not distributed.is_first():
+    if distributed.is_first():
+        write(params, trainer, diverged)
+    distributed.wait()  # until it is written: a process that fails before ends all
+    if diverged is not None:
         raise diverged
-    if not distributed.is_first():
-        return
+
+
+def write(params: Params, trainer: PolicyTrainer, diverged: NotFinite | None) -> None:
+    """data/tuned and the figures; `diverged` is what ended the training too early."""
+    config, family = params.tune, trainer.family
     history = trainer.history
     if trainer.best_value <= BASE_VALUE:
         log.warning("no validation was better than the base: data/tuned is the untouched adapter")
@@ -105,8 +112,6 @@ def tune(params: Params) -> None:
         write_text(out / "README.md", model_card(asdict(params), {"tune": metrics}))
     write_json(paths.plot("tune_history"), [{k: v for k, v in h.items() if k != "by_timestep"} for h in history])
     write_json(paths.metrics("tune"), metrics)
-    if diverged is not None:
-        raise diverged
 
 
 def beta_per_nat(config: Tune, latent_shape: tuple[int, int, int]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Generic, TypeVar
 
 import torch
@@ -21,7 +22,8 @@ class Ahead(Generic[T]):
     def __init__(self, device: torch.device) -> None:
         self.on = device.type == "cuda"
         self.made: dict[int, Future[T]] = {}
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")  # it starts with the first task
+        settle = partial(torch.cuda.set_device, torch.cuda.current_device()) if self.on else None  # not the first GPU
+        self.thread = ThreadPoolExecutor(1, "ahead", settle)  # it starts with the first task
 
     def __call__(self, make: Callable[[int], T], step: int, steps: int) -> T:
         """The result for `step`; a failure in the thread is raised here. After the last of `steps` nothing is made."""

@@ -1,5 +1,5 @@
 """The state of a training as one safetensors file a step. No random state is stored (lpo/random.py), so a resumed run
-equals one that was never interrupted.
+equals one that was never interrupted. Of several processes the first writes and reads it, and sends it to the others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from lpo.errors import NotFinite
 from lpo.files import replacing
+from lpo.train.common import distributed
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def save_training(
     path: Path, step: int, optimizer: torch.optim.Optimizer, states: Mapping[str, Mapping[str, torch.Tensor]],
     meta: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Write the checkpoint of a step atomically, then remove the earlier ones.
+    """Write the checkpoint of a step atomically, then remove the earlier ones; all processes call it, the first writes.
 
     states: named state dicts, such as {"model": ..., "ema": ...}. meta: anything that JSON holds.
 
@@ -49,7 +50,9 @@ def save_training(
     if broken:
         what = f"the training diverged: {len(broken)} of its {len(tensors)} tensors are NaN or infinite: {broken[0]}"
         remedy = f"lower the learning rate, or compute in bf16 or fp32; the last good checkpoint is kept in {path}"
-        raise NotFinite(what, f"step {step}", remedy)
+        raise NotFinite(what, f"step {step}", remedy)  # in all processes, since they have the same weights
+    if not distributed.is_first():
+        return
     target = path / f"step-{step:08d}.safetensors"
     with replacing(target) as partial:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"meta": json.dumps(meta or {})})
@@ -59,16 +62,27 @@ def save_training(
 
 
 def load_training(path: Path, optimizer: torch.optim.Optimizer) -> Training | None:
-    """The newest checkpoint, its optimiser state already loaded into `optimizer`; None where there is no checkpoint."""
+    """The newest checkpoint, its optimiser state already loaded into `optimizer`; None where there is no checkpoint.
+
+    All processes call it and get the one that the first has, on whatever machine.
+    """
+    held = _newest(path) if distributed.is_first() else None
+    place = distributed.from_first(None if held is None else (held.step, held.meta))
+    if place is None:
+        return None
+    found = Training(place[0], distributed.tensors_from_first(None if held is None else held.tensors), place[1])
+    load_optimizer(optimizer, found.state("optimizer"))
+    return found
+
+
+def _newest(path: Path) -> Training | None:
     files = sorted(path.glob("step-*.safetensors"))
     if not files:
         return None
     with safe_open(files[-1], "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         meta = json.loads((file.metadata() or {})["meta"])
-    found = Training(int(files[-1].stem.split("-")[1]), tensors, meta)
-    load_optimizer(optimizer, found.state("optimizer"))
-    return found
+    return Training(int(files[-1].stem.split("-")[1]), tensors, meta)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

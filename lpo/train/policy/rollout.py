@@ -73,10 +73,10 @@ def rollout(
         LpoError: if a score is NaN or infinite.
     """
     made, conditioning = explore(family, reward, select, prompts, config, generator, index)
-    check_finite(made.by_reward)
+    raw = torch.cat(distributed.gathered(made.by_reward.cpu()), dim=-2)
+    check_finite(raw)
     if isinstance(reward, SeveralRewards):
-        total, raw = (torch.cat(distributed.gathered(x.cpu()), dim=-2) for x in (made.scores, made.by_reward))
-        reward.note(raw.transpose(0, 1), total)
+        reward.note(raw.transpose(0, 1), torch.cat(distributed.gathered(made.scores.cpu()), dim=-2))
     keep, gap = (torch.cat(distributed.gathered(x.cpu()), dim=1) for x in (made.keep, made.gap))
     times = made.steps.t.view(keep.shape[0], -1)[:, 0].tolist()
     statistics = [

@@ -202,8 +202,7 @@ class PolicyTrainer:
             NotFinite: where a score, a loss, a gradient or a weight is NaN or infinite. `best` and the last good
                 checkpoint stay.
         """
-        least = self.config.prompts % self.config.prompts_per_rollout or self.config.prompts_per_rollout
-        if least < distributed.count():
+        if (least := self.config.smallest_rollout) < distributed.count():
             what = f"a rollout of {least} prompts can't be shared by {distributed.count()} processes"
             raise LpoError(what, "params.yaml: tune.prompts, tune.prompts_per_rollout", "raise them, or start fewer")
         done, first = self.resume(folder), distributed.is_first()
@@ -246,7 +245,7 @@ class PolicyTrainer:
                 steps = tracked_by_timestep(entry["by_timestep"]) | tracked(self.reward)
                 tracker.log(r, {f"tune/{k}": float(v) for k, v in shown.items()} | steps)
             bar.set_postfix({k: f"{v:.3g}" for k, v in shown.items()})
-            if first and ((r + 1) % self.config.checkpoint_every == 0 or last):
+            if (r + 1) % self.config.checkpoint_every == 0 or last:
                 self.save(folder, r + 1)
             if last:
                 break

@@ -29,6 +29,12 @@ SHOWN = 8  # validation prompts whose pictures a tracker gets
 LARGEST = 256  # pixels of their side
 
 
+def of_all(scores: list[torch.Tensor]) -> np.ndarray:
+    """Scores of the prompts of all processes, in their order, from this one's parts."""
+    mine = torch.cat([part.cpu() for part in scores]) if scores else torch.empty(0)
+    return np.asarray(distributed.joined_rows(mine).numpy())
+
+
 class Validation:
     """What an adapter gained over the base on validation prompts, in standard deviations of the base's scores.
 
@@ -37,6 +43,8 @@ class Validation:
     reward      of the reward that is climbed, on finished latents: what the guard compares validation with
     blind       of one more scorer, `tune.blind`: it chooses nothing, so it can still show what the others were tuned to
     diversity   mean distance between pictures of one prompt over seeds, divided by the base's own
+
+    Several processes share the prompts: each draws, decodes and scores its own, and all get the figures of all.
 
     `blind` is one of the three scorers, which then chooses nothing, or the name of the published judge that `judge` is.
 
@@ -60,60 +68,82 @@ class Validation:
         self.group = [] if guard.action == "off" else [p for p in prompts[: guard.prompts] for _ in range(guard.seeds)]
         with family.reference():
             self.base = self.scores(self.of_base(folder / "validation.safetensors", prompts, SEED_OF_VALIDATION))
-            group = self.of_base(folder / "diversity.safetensors", self.group, SEED_OF_DIVERSITY)
-            self.spread = self.diversity(group)
+            file = folder / "diversity.safetensors"
+            self.spread = self.diversity(self.of_base(file, self.group, SEED_OF_DIVERSITY, guard.seeds))
         self.before = self.shown
 
-    def of_base(self, file: Path, prompts: list[str], first_seed: int) -> torch.Tensor:
+    def of_base(self, file: Path, prompts: list[str], first_seed: int, of: int = 1) -> torch.Tensor:
         """`draw` of the base, from the file if the first process has it."""
-        held = load_file(file)["latents"] if distributed.is_first() and file.exists() else None
-        if (held := distributed.from_first(held)) is not None:
-            return held.to(self.family.device)
-        latents = self.draw(prompts, first_seed)
+        held = load_file(file) if distributed.is_first() and file.exists() else None
+        if distributed.from_first(held is not None):
+            latents = distributed.tensors_from_first(held)["latents"]
+            mine = distributed.share(latents.unflatten(0, (len(latents) // of, of))).flatten(0, 1)
+            return mine.to(self.family.device)
+        latents = self.draw(prompts, first_seed, of)
+        every = distributed.joined_rows(latents)
         if distributed.is_first():
             with replacing(file) as unfinished:
-                save_file({"latents": latents.cpu().contiguous()}, unfinished)
+                save_file({"latents": every.contiguous()}, unfinished)
         return latents
 
-    def draw(self, prompts: list[str], first_seed: int) -> torch.Tensor:
-        """Finished latents (N, C, h, w), one seed after the other; each of several processes draws its share."""
+    def draw(self, prompts: list[str], first_seed: int, of: int = 1) -> torch.Tensor:
+        """Finished latents (N, C, h, w) of this process's prompts, one seed after the other.
+
+        of: every so many of them stay together.
+        """
         seeds = list(range(first_seed, first_seed + len(prompts)))
         parts = [torch.empty(0, *self.family.latent_shape, device=self.family.device, dtype=self.family.dtype)]
-        for rows, counts in distributed.batches(len(prompts), self.sampler.batch_size):
+        for rows, counts in distributed.batches(len(prompts), self.sampler.batch_size, of):
             drawn = sample(self.family, [prompts[i] for i in rows], [seeds[i] for i in rows], self.sampler)
             parts += [drawn] if counts else []
-        return torch.cat(distributed.gathered(torch.cat(parts).cpu())).to(self.family.device)
+        return torch.cat(parts)
 
     def pictures(self, latents: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) in [-1, 1], rounded as pictures in files are."""
-        parts = latents.split(self.sampler.batch_size)
+        parts = [part for part in latents.split(self.sampler.batch_size) if len(part)]
+        if not parts:  # of a process without prompts
+            return torch.empty(0, 3, self.family.pixels, self.family.pixels)
         return to_tensor(np.concatenate([to_uint8(self.family.decode(part)) for part in parts]))
 
     @torch.no_grad()
     def scores(self, latents: torch.Tensor) -> dict[str, np.ndarray]:
-        """Of one latent a prompt, by scorer; "reward" is the reward that is climbed."""
-        pictures, size, scorers = self.pictures(latents), self.score_batch_size, self.load()
-        self.shown = to_uint8(pictures[:SHOWN])
-        parts = [
-            scorers.score(pictures[i : i + size], self.prompts[i : i + size]) for i in range(0, len(self.prompts), size)
-        ]
-        found = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in self.names}
+        """Of one latent a prompt, by scorer; "reward" is the reward that is climbed.
+
+        latents: of this process's prompts. The scores are those of all prompts, in their order.
+        """
+        mine = distributed.share(torch.arange(len(self.prompts))).tolist()
+        prompts, size = [self.prompts[i] for i in mine], self.score_batch_size
+        batches = [slice(i, i + size) for i in range(0, len(prompts), size)]
+        pictures, scorers = self.pictures(latents), self.load()
+        self.shown = to_uint8(distributed.joined_rows(pictures[[i < SHOWN for i in mine]]))
+        parts = [scorers.score(pictures[b], prompts[b]) for b in batches]
+        found = {name: of_all([part[name] for part in parts]) for name in self.names}
         if self.blind is not None and self.blind not in found:
-            judge, batches = self.judge(), range(0, len(self.prompts), size)
+            judge = self.judge()
             assert judge is not None
-            seen = [judge.score(to_pictures(pictures[i : i + size]), self.prompts[i : i + size]) for i in batches]
-            found[self.blind] = torch.cat([part.cpu() for part in seen]).numpy()
-        rows = torch.arange(len(latents), device=latents.device).split(self.sampler.batch_size)
-        rewards = [self.reward.score(latents[r], torch.ones_like(r), self.text[r], self.null) for r in rows]
-        return found | {"reward": torch.cat(rewards).cpu().numpy()}
+            found[self.blind] = of_all([judge.score(to_pictures(pictures[b]), prompts[b]) for b in batches])
+        return found | {"reward": of_all(self.rewards(latents))}
+
+    def rewards(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Of this process's prompts, in parts; all processes run the reward equally often."""
+        found, start = [], 0
+        for rows, counts in distributed.batches(len(self.prompts), self.sampler.batch_size):
+            part = latents[start : start + len(rows)] if counts else latents.new_zeros(1, *self.family.latent_shape)
+            on_device = rows.to(latents.device)
+            score = self.reward.score(part, torch.ones_like(on_device), self.text[on_device], self.null)
+            found += [score] if counts else []
+            start += len(rows) * counts
+        return found
 
     def diversity(self, latents: torch.Tensor) -> float:
         """Root mean square difference of two pictures of one prompt, mean over pairs of seeds and prompts."""
         if not self.group:
             return 1.0
-        pictures = self.pictures(latents).flatten(1).unflatten(0, (-1, self.guard.seeds))
-        first, second = torch.triu_indices(self.guard.seeds, self.guard.seeds, offset=1)
-        return float((pictures[:, first] - pictures[:, second]).square().mean(2).sqrt().mean())
+        seeds = self.guard.seeds
+        pictures = self.pictures(latents).flatten(1).unflatten(0, (len(latents) // seeds, seeds))
+        first, second = torch.triu_indices(seeds, seeds, offset=1)
+        distance = (pictures[:, first] - pictures[:, second]).square().mean(2).sqrt()
+        return float(distributed.joined_rows(distance).mean())
 
     def before_after(self) -> np.ndarray:
         """Pictures of the first prompts, (2 H, n W, 3): the base above, the adapter validated last below."""
@@ -126,7 +156,7 @@ class Validation:
         gain = {k: (now[k] - self.base[k]).mean() / self.base[k].std() for k in now}
         reward = float(gain.pop("reward"))
         blind = {} if self.blind is None else {"blind": float(gain.pop(self.blind))}
-        diversity = self.diversity(self.draw(self.group, SEED_OF_DIVERSITY)) / self.spread
+        diversity = self.diversity(self.draw(self.group, SEED_OF_DIVERSITY, self.guard.seeds)) / self.spread
         return {"validation": float(np.mean(list(gain.values()))), "reward": reward, "diversity": diversity} | blind
 
 

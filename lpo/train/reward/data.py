@@ -11,7 +11,7 @@ from lpo.config import Model, RewardModel, Spm
 from lpo.data.latents import Latents
 from lpo.files import file_hash, folder_hash
 from lpo.paths import KEPT, LATENTS
-from lpo.train.reward.trainer import Pairs, load_pairs
+from lpo.train.reward.pairs import Pairs, load_pairs
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ checkpoint with the best mean accuracy over timestep bins is kept (8), weights n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -33,41 +31,9 @@ from lpo.train.common import checkpoint, distributed
 from lpo.train.common.ahead import Ahead, pinned
 from lpo.train.common.loop import adamw, apply_gradients, check_number, warmup_share
 from lpo.train.common.loss_scale import LossScale
+from lpo.train.reward.pairs import Pairs, of_all, verdicts
 
 BINS = 10  # of the timestep axis, in validation
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs as rows into stored latents: places_k (N, 2), captions (N,), labels (N, 2), weights (N,) of mean one."""
-
-    places_0: np.ndarray
-    places_1: np.ndarray
-    captions: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-
-def load_pairs(frame: pd.DataFrame, latents: Latents, weighted: bool) -> Pairs:
-    """The pairs of a frame with the columns of data/filtered/kept.parquet."""
-    weights = 1 / frame["num_example_per_prompt"].to_numpy(float) if weighted else np.ones(len(frame))
-    return Pairs(
-        latents.places(frame["image_0_uid"]),
-        latents.places(frame["image_1_uid"]),
-        latents.caption_rows(frame["caption"]),
-        torch.tensor(frame[["label_0", "label_1"]].to_numpy(np.float32)),
-        torch.tensor(weights / weights.mean(), dtype=torch.float32),
-    )
-
-
-def verdicts(difference: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
-    """Right (1), wrong (0) or tie (NaN) of differences of scores (B,) under labels (B, 2), (B,)."""
-    sign = (labels[:, 0] - labels[:, 1]).sign()
-    right = (difference.cpu().sign() == sign).double()
-    return torch.where(sign == 0, torch.nan, right).numpy()
 
 
 class RewardTrainer:
@@ -97,18 +63,20 @@ class RewardTrainer:
         return torch.cat([self.latents.moments(p[rows.numpy()]) for p in (pairs.places_0, pairs.places_1)])
 
     def noised(
-        self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, generator: torch.Generator
+        self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, generator: torch.Generator, kept: torch.Tensor
     ) -> torch.Tensor:
-        """Latents (2, B, C, h, w) of both images of pairs `rows`, noised to t (B,), on the CPU."""
-        moments = self.moments(pairs, rows)
-        shape = (len(moments), *self.latents.shape)
-        x0 = sample_latents(moments, torch.randn(shape, generator=generator))
-        x0 = self.model.backbone.scale(x0)
-        noise = torch.randn((len(rows) if self.config.shared_noise else len(moments), *shape[1:]), generator=generator)
-        if self.config.shared_noise:
-            noise = torch.cat([noise, noise])
-        noisy = self.transition.add_noise(x0, noise, torch.cat([t, t]))
-        return noisy.to(self.model.backbone.dtype).unflatten(0, (2, len(rows)))
+        """Latents (2, K, C, h, w) of both images of pairs `rows[kept]`, noised to t (B,), on the CPU.
+
+        The numbers of all B rows are drawn, whichever are kept, so that each gets its own.
+        """
+        shape = self.latents.shape
+        posterior = torch.randn((2, len(rows), *shape), generator=generator)[:, kept].flatten(0, 1)
+        x0 = self.model.backbone.scale(sample_latents(self.moments(pairs, rows[kept]), posterior))
+        copies = 1 if self.config.shared_noise else 2
+        noise = torch.randn((copies, len(rows), *shape), generator=generator)[:, kept]
+        times = t[kept].repeat(2)
+        noisy = self.transition.add_noise(x0, noise.expand(2, *noise.shape[1:]).flatten(0, 1), times)
+        return noisy.to(self.model.backbone.dtype).unflatten(0, (2, len(kept)))
 
     def scores(
         self, pairs: Pairs, rows: torch.Tensor, t: torch.Tensor, noisy: torch.Tensor
@@ -148,13 +116,14 @@ class RewardTrainer:
         return f"{self.name}: step {step + 1} of {self.config.steps}"
 
     def batch(self, pairs: Pairs, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rows (B,) of a step, their timesteps (B,) and noised latents, all on the CPU."""
+        """Rows (B,) of a step, their timesteps (B,), and noised latents of `distributed.batches`, all on the CPU."""
         size, per_epoch = self.config.batch_size, max(len(pairs) // self.config.batch_size, 1)
         order = torch.randperm(len(pairs), generator=random.generator(self.seed, "lrm epoch", step // per_epoch))
         rows = order[step % per_epoch * size :][:size]
         generator = random.generator(self.seed, "lrm step", step)
         t = self.timesteps(len(rows), generator)
-        return rows, t, pinned(self.noised(pairs, rows, t, generator))
+        kept = torch.cat([part for part, _ in distributed.batches(len(rows), self.config.micro_batch_size)])
+        return rows, t, pinned(self.noised(pairs, rows, t, generator, kept))
 
     def step(self, pairs: Pairs, step: int) -> torch.Tensor:
         """One optimiser step; this process's part of the loss."""
@@ -162,9 +131,10 @@ class RewardTrainer:
         rows, t, noisy = self.ahead(lambda k: self.batch(pairs, k), step, config.steps)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
-        for part, counts in distributed.batches(len(rows), config.micro_batch_size):
-            whole = len(part) == len(rows)
-            loss = self.loss(pairs, rows[part], t[part], noisy if whole else noisy[:, part])
+        parts = distributed.batches(len(rows), config.micro_batch_size)
+        latents = noisy.split([len(part) for part, _ in parts], dim=1)
+        for (part, counts), noised in zip(parts, latents, strict=True):
+            loss = self.loss(pairs, rows[part], t[part], noised)
             share = counts * len(part) / len(rows)
             self.scale.scaled(loss * share).backward()
             total += loss.detach() * share
@@ -207,7 +177,7 @@ class RewardTrainer:
                     tracker.log(step, {f"reward/{k}": v for k, v in ({"loss": loss} | self.scale.figures).items()})
             last = step + 1 == config.steps
             if (step + 1) % config.validate_every == 0 or last:
-                right = distributed.from_first(self.accuracy(validation))
+                right = self.accuracy(validation)
                 accuracy = float(np.nanmean(right))
                 self.history.append({"step": step + 1, "accuracy": accuracy})
                 if tracker is not None:
@@ -219,7 +189,7 @@ class RewardTrainer:
                 if accuracy > self.best_accuracy:
                     self.best_accuracy, self.misses = accuracy, 0
                     self.best = {k: v.detach().to("cpu", copy=True) for k, v in self.trained.items()}
-            if distributed.is_first() and ((step + 1) % config.checkpoint_every == 0 or last):
+            if (step + 1) % config.checkpoint_every == 0 or last:
                 self.save(folder, step + 1)
         self.load(self.best)
 
@@ -234,7 +204,8 @@ class RewardTrainer:
         """Right (1), wrong (0) or tie (NaN) of every pair in every timestep bin, (bins, pairs).
 
         In bin k every pair is scored at one t drawn uniformly from [k T / bins, (k + 1) T / bins), always the same.
-        batch_size: pairs whose noise is drawn together; `micro_batch_size` of them are scored at a time.
+        batch_size: pairs whose noise is drawn together; `micro_batch_size` of them are scored at a time. Several
+        processes share the pairs, and all get the whole result.
         """
         steps = self.transition.num_train_timesteps
         self.model.eval()
@@ -244,26 +215,35 @@ class RewardTrainer:
                 rows = torch.arange(start, min(start + batch_size, len(pairs)))
                 generator = random.generator(self.seed, f"lrm validation {k}", start)
                 t = torch.randint(k * steps // bins, (k + 1) * steps // bins, (len(rows),), generator=generator)
-                noisy = self.noised(pairs, rows, t, generator)
-                for part in torch.arange(len(rows)).split(self.config.micro_batch_size):
+                parts = distributed.batches(len(rows), self.config.micro_batch_size)
+                noisy = self.noised(pairs, rows, t, generator, torch.cat([part for part, _ in parts]))
+                latents = noisy.split([len(part) for part, _ in parts], dim=1)
+                for (part, counts), noised in zip(parts, latents, strict=True):
                     mine = rows[part]
-                    first, second = self.scores(pairs, mine, t[part], noisy[:, part])
-                    result[k, mine.numpy()] = verdicts(first - second, pairs.labels[mine])
-        return result
+                    first, second = self.scores(pairs, mine, t[part], noised)
+                    if counts:
+                        result[k, mine.numpy()] = verdicts(first - second, pairs.labels[mine])
+        return of_all(result)
 
     @torch.no_grad()
     def ensemble_accuracy(
         self, pairs: Pairs, timesteps: Sequence[int], draws: int, batch_size: int = 250
     ) -> np.ndarray:
-        """Right, wrong or tie of every pair, (pairs,), by the mean score over timesteps and draws of noise."""
+        """Right, wrong or tie of every pair, (pairs,), by the mean score over timesteps and draws of noise.
+
+        Several processes share the pairs, and all get the whole result.
+        """
         self.model.eval()
-        result, parts = np.full(len(pairs), np.nan), self.config.micro_batch_size
+        result = np.full(len(pairs), np.nan)
         for start in range(0, len(pairs), batch_size):
-            for rows in torch.arange(start, min(start + batch_size, len(pairs))).split(parts):
+            count = min(batch_size, len(pairs) - start)
+            for part, counts in distributed.batches(count, self.config.micro_batch_size):
+                rows = start + part
                 noise = random.generator(self.seed, "lrm ensemble", start)  # of all parts alike
-                result[rows.numpy()] = verdicts(self.ensemble_gap(pairs, rows, timesteps, draws, noise),
-                                                pairs.labels[rows])  # fmt: skip
-        return result
+                gap = self.ensemble_gap(pairs, rows, timesteps, draws, noise)
+                if counts:
+                    result[rows.numpy()] = verdicts(gap, pairs.labels[rows])
+        return of_all(result)
 
     def ensemble_gap(
         self, pairs: Pairs, rows: torch.Tensor, timesteps: Sequence[int], draws: int, noise: torch.Generator

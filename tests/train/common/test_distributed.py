@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from support.together import together
 
 from lpo.config import Tune, load_params
-from lpo.errors import LpoError
+from lpo.errors import LpoError, NotFinite
 from lpo.families import sd
 from lpo.rewards.lrm import LatentRewardModel
-from lpo.train.common import distributed
+from lpo.train.common import checkpoint, distributed
 from lpo.train.policy.rollout import consecutive
 from lpo.train.policy.trainer import PolicyTrainer
 
@@ -97,6 +98,60 @@ def test_every_process_has_as_many_parts_and_every_row_counts_once(monkeypatch, 
                 slices.add((k, len(found)))
     assert counted == list(range(count)) and len(numbers) == 1
     assert len(slices) == 2
+
+
+@pytest.mark.parametrize("count", [0, 2, 4, 10])
+def test_rows_that_belong_together_stay_together(monkeypatch, count):
+    """Three processes, groups of two rows, parts of three."""
+    monkeypatch.setattr(distributed, "count", lambda: 3)
+    owner, numbers = {}, set()
+    for rank in range(3):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        parts = distributed.batches(count, 3, of=2)
+        numbers.add(len(parts))
+        owner |= {int(i): rank for rows, counts in parts if counts for i in rows}
+    assert sorted(owner) == list(range(count)) and len(numbers) == 1
+    assert all(owner[i] == owner[i + 1] for i in range(0, count, 2))
+
+
+def test_processes_without_the_checkpoint_get_it_from_the_first_one(tmp_path):
+    """Each has a folder of its own; the second one's holds a later step of another training, which counts for nothing.
+
+    The tensors are of dtypes and shapes that a group can't send as they are.
+    """
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(3, 2))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    state = {
+        "half": torch.randn(2, 3).half(), "bf16": torch.randn(4).bfloat16(), "flags": torch.tensor([True, False]),
+        "scalar": torch.tensor(7), "none": torch.empty(0, 3), "turned": torch.randn(2, 3).t(),
+    }  # fmt: skip
+    for folder, step, scale in (("first", 4, 1), ("second", 9, 0)):
+        states = {"model": {k: v if v.dtype == torch.bool else v * scale for k, v in state.items()}}
+        checkpoint.save_training(tmp_path / folder, step, optimizer, states, {"note": [folder]})
+
+    def work():
+        with distributed.joined(torch.device("cpu")):
+            own = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(3, 2))])
+            found = checkpoint.load_training(tmp_path / ("first" if distributed.is_first() else "second"), own)
+            assert (found.step, found.meta) == (4, {"note": ["first"]})
+            held = found.state("model")
+            assert held.keys() == state.keys()
+            assert all(held[k].dtype == v.dtype and torch.equal(held[k], v) for k, v in state.items())
+            assert torch.equal(own.state_dict()["state"][0]["exp_avg"], optimizer.state[weight]["exp_avg"])
+            assert checkpoint.load_training(tmp_path / "absent", own) is None
+            checkpoint.save_training(tmp_path / f"of-{distributed.rank()}", 5, own, {"model": held})
+            with pytest.raises(NotFinite):  # in both, or one would wait for the other
+                checkpoint.save_training(tmp_path, 6, own, {"model": {"x": torch.tensor(math.nan)}})
+            distributed.check_same("numbers", "1")
+            with pytest.raises(LpoError, match="the processes have different ranks"):
+                distributed.check_same("ranks", str(distributed.rank()))
+
+    together(work, tmp_path)
+    assert [f.name for f in (tmp_path / "of-0").iterdir()] == ["step-00000005.safetensors"]
+    assert not (tmp_path / "of-1").exists() and not list(tmp_path.glob("step-*"))
 
 
 def test_more_processes_than_prompts_are_refused(tiny, tiny_reward, repository, tmp_path, monkeypatch):
