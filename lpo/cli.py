@@ -25,6 +25,7 @@ from lpo.outputs import check_file, check_folder
 from lpo.paths import share_sources
 from lpo.preflight import require
 from lpo.resume import share_of
+from lpo.train.common import launch
 
 app = typer.Typer(
     name="lpo",
@@ -111,13 +112,15 @@ def encode(share: ShareOption = None, params: ParamsFile = PARAMS) -> None:
 @app.command()
 def reward(params: ParamsFile = PARAMS) -> None:
     """Stage: train the latent reward model."""
-    timed("reward", load_params(params))
+    timed("reward", load_params(params), file=params)
 
 
 @app.command()
 def spm(params: ParamsFile = PARAMS) -> None:
     """Train SPO's reward, a CLIP that reads decoded pictures (for tune.method spo)."""
     loaded = load_params(params)
+    if launch.by_several("spm", loaded, params):
+        return
     from lpo.study.spm import run
 
     run(loaded)
@@ -135,7 +138,7 @@ def distill(params: ParamsFile = PARAMS) -> None:
 @app.command()
 def tune(params: ParamsFile = PARAMS) -> None:
     """Stage: train a LoRA on the base by preferences."""
-    timed("tune", load_params(params))
+    timed("tune", load_params(params), file=params)
 
 
 @app.command()
@@ -222,10 +225,11 @@ for tool in (
     app.command()(tool)
 
 
-def timed(stage: str, params: Params, share: str | None = None) -> None:
+def timed(stage: str, params: Params, share: str | None = None, file: Path | None = None) -> None:
     """Run lpo/stages/STAGE.py if the check before the work passes, and keep its time for `lpo doctor`.
 
-    share: K/N, only that share of its parts; then no time is kept.
+    share: K/N, only that share of its parts; then no time is kept. file: that of the parameters of a training, which
+    may start itself again by several processes.
     """
     wanted = share_of(share) if share is not None else None
     share_sources()
@@ -239,15 +243,21 @@ def timed(stage: str, params: Params, share: str | None = None) -> None:
         module.run(params, wanted)
         return
     started = time.monotonic()
-    module.run(params)
-    timings.record(stage, time.monotonic() - started, params.model.path)
+    if file is None or not launch.by_several(stage, params, file):
+        module.run(params)
+    if launch.is_first():
+        timings.record(stage, time.monotonic() - started, params.model.path)
 
 
 def main() -> None:
     """The console script. Exits with 2 on an `LpoError`, whose message goes to stderr."""
+    launch.follow()
     try:
         app()
-    except LpoError as error:
+    except Exception as error:
+        launch.end(error)
+        if not isinstance(error, LpoError):
+            raise
         typer.secho(str(error), fg=typer.colors.RED, err=True)
         sys.exit(2)
 

@@ -57,7 +57,7 @@ BELOW: dict[str, set[str]] = {
     "preflight": WORK,
     "rehearsal": WORK,
     "commands": WORK | {"preflight", "rehearsal", "web", "publish"},
-    "cli": GROUND | {"stages", "commands", "study", "preflight", "cli_tools", "cli_groups"},
+    "cli": GROUND | {"stages", "commands", "study", "preflight", "train", "cli_tools", "cli_groups"},
     "cli_tools": GROUND | {"commands", "cli_groups"},
     "cli_groups": GROUND | {"commands", "registry", "web"},
 }
@@ -68,7 +68,7 @@ HEAVY = {
 }  # fmt: skip
 LIGHT_FILES = {
     "lpo/__init__.py", "lpo/cli.py", "lpo/cli_groups.py", "lpo/cli_tools.py", "lpo/outputs/__init__.py",
-    "lpo/outputs/ownership.py", "lpo/preflight/__init__.py", "lpo/config/__init__.py",
+    "lpo/outputs/ownership.py", "lpo/preflight/__init__.py", "lpo/config/__init__.py", "lpo/train/common/launch.py",
     "lpo/config/presets.py", "lpo/config/scaling.py",
     "lpo/config/reader.py", "lpo/errors.py", "lpo/files.py", "lpo/paths.py",
 }  # fmt: skip

@@ -172,7 +172,8 @@ def measured(stage: str, folder: Path) -> tuple[int, dict[str, Any]]:
     result, log = folder / f"measured/{stage}.json", folder / f"logs/{stage}.log"
     log.parent.mkdir(exist_ok=True)
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    alone = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": first}  # one process, whose peak is that of each GPU
+    # one process, whose peak is that of each GPU
+    alone = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": first, "LPO_PROCESSES": "1"}
     command = [sys.executable, "-m", "lpo.rehearsal.measure", str(result), stage]
     with log.open("w") as output:
         done = subprocess.run(command, cwd=folder, env=os.environ | alone, stdout=output, stderr=subprocess.STDOUT)

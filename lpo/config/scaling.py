@@ -9,6 +9,7 @@ prompt. `scaled` keeps the work of each GPU instead. With k = GPUs / 4:
     batch_size, prompts_per_rollout                          times k
     steps, warmup_steps, validate_every, checkpoint_every    divided by k, so that as many pairs and prompts are seen
     learning_rate                                            times sqrt(k)
+    prompts                                                  up to whole rollouts: all GPUs share the last one too
 
 The square root is the rule for Adam of Malladi et al. 2022 (arXiv 2205.10287): the noise of a gradient falls with the
 square root of the batch. Their rule also changes the betas of Adam; here those stay. It holds for moderate k. It was
@@ -51,6 +52,8 @@ def _section(name: str, values: Mapping[str, Any], gpus: int) -> dict[str, Any]:
         changes[key] = values[key] // GPUS * gpus
     for key in (key for key in DIVIDED if values.get(key)):
         changes[key] = max(1, round(values[key] * GPUS / gpus))
+    if (size := changes.get("prompts_per_rollout")) and values["prompts"] % size:
+        changes["prompts"] = math.ceil(values["prompts"] / size) * size
     if "learning_rate" in values:
         changes["learning_rate"] = float(f"{values['learning_rate'] * math.sqrt(gpus / GPUS):.3g}")
     return changes

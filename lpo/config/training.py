@@ -124,3 +124,8 @@ class Tune:
     validation_scorers: tuple[Literal["aesthetic", "clip", "vqa"], ...]
     checkpoint_every: Count
     guard: Guard
+
+    @property
+    def smallest_rollout(self) -> int:
+        """Prompts of the last rollout, which has what is left: as many processes at most can share all rollouts."""
+        return self.prompts % self.prompts_per_rollout or self.prompts_per_rollout

@@ -50,13 +50,23 @@ def processes(device: torch.device, *models: str | Path) -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or multiprocessing.parent_process() is not None:
         return 1  # the other processes are there already
-    if found := os.environ.get(VARIABLE):
-        if not found.isdigit() or int(found) == 0:
-            raise LpoError(f"{VARIABLE} is {found!r}", "environment", "set a number from 1 up, or unset it")
-        return int(found)
+    if (found := wished()) is not None:
+        return found
     if device.type == "cuda":
         return torch.cuda.device_count()
     return cores() if all(_is_small(Path(model)) for model in models) else 1
+
+
+def wished() -> int | None:
+    """What LPO_PROCESSES says, or None.
+
+    Raises:
+        LpoError: if it is no number above zero.
+    """
+    found = os.environ.get(VARIABLE)
+    if found and (not found.isdigit() or int(found) == 0):
+        raise LpoError(f"{VARIABLE} is {found!r}", "environment", "set a number from 1 up, or unset it")
+    return int(found) if found else None
 
 
 def cores() -> int:

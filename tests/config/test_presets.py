@@ -56,11 +56,13 @@ def test_more_gpus_have_the_work_of_four_each(name: str, gpus: int) -> None:
         assert after["learning_rate"] == pytest.approx(before["learning_rate"] * (gpus / 4) ** 0.5, rel=0.005)
         assert after["validate_every"] == max(1, round(before["validate_every"] * 4 / gpus))
         if section == "tune":
-            assert after["prompts_per_rollout"] / gpus == before["prompts_per_rollout"] / 4
+            size = after["prompts_per_rollout"]
+            assert size / gpus == before["prompts_per_rollout"] / 4
+            assert after["prompts"] % size == 0 and 0 <= after["prompts"] - before["prompts"] < size
         else:
             seen = [values["steps"] * values["batch_size"] for values in (before, after)]
             assert seen[0] == pytest.approx(seen[1], rel=0.005)
-        same = before.keys() - {*DIVIDED, *TIMES, "learning_rate"}
+        same = before.keys() - {*DIVIDED, *TIMES, "learning_rate", "prompts"}
         assert {key: after[key] for key in same} == {key: before[key] for key in same}
 
 
