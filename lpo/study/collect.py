@@ -108,7 +108,9 @@ PARTS: dict[str, Callable[[Collected, dict[str, str]], str]] = {
     **dict.fromkeys(("quick", "methods"), _methods),
     "trials": lambda found, titles: markdown.trials(found.frame),
     **dict.fromkeys(("default", "guidance"), lambda found, titles: markdown.snapshots(found.frame)),
-    **dict.fromkeys(("ablations", "others", "hacking", "few"), lambda found, titles: markdown.ablations(found.table, titles)),
+    **dict.fromkeys(
+        ("ablations", "others", "hacking", "few"), lambda found, titles: markdown.ablations(found.table, titles)
+    ),
 }
 
 

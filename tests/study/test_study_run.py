@@ -41,7 +41,9 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["quick", "trials", "methods", "ablations", "others", "hacking", "default", "guidance", "few"])
+@pytest.mark.parametrize(
+    "name", ["quick", "trials", "methods", "ablations", "others", "hacking", "default", "guidance", "few"]
+)
 def test_every_cell_is_a_valid_change_of_the_parameters(runner: ModuleType, name: str) -> None:
     for cell in runner.cells_of(STUDY, name, by_code("")):
         tree = yaml.safe_load(default_params())
