@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from lpo.errors import LpoError
 from lpo.format import percent, percents, points, signed
 from lpo.study.compare import BASE, CHANCE, REFERENCE, gains, interval, wins
+
+WON = ("utility", "alignment", "aesthetic")  # axes whose win rates are shown
 
 
 def put(text: str, name: str, part: str) -> str:
@@ -23,9 +25,7 @@ def put(text: str, name: str, part: str) -> str:
         return text
     if text.count(begin) != 1 or text.count(end) != 1:
         raise LpoError(f"the comments {begin} and {end} must be there once", "docs/results.md", "restore them")
-    return re.sub(
-        f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{part}\n{end}", text, flags=re.DOTALL
-    )
+    return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: f"{begin}\n{part}\n{end}", text, flags=re.DOTALL)
 
 
 def methods(table: pd.DataFrame) -> str:
@@ -65,23 +65,37 @@ def trials(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def snapshots(frame: pd.DataFrame) -> str:
-    """One row an arm and snapshot, over all seeds: what the judge says of it at so many prompts."""
-    lines = ["| arm | seeds | prompts | validation | overall win rate | all-correct, points | gain of utility |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
-    for (arm, prompts), found in frame[frame["snapshot"] >= 0].groupby(["arm", "prompts"]):
-        last, runs = int(found["snapshot"].iloc[0]), sorted(found["run"].unique())
-        cells = [frame[(frame["arm"] == arm) & (frame["run"] == run)] for run in runs]
-        gained = {axis: [gains(cell, last, axis) for cell in cells] for axis in ("utility", "all_correct")}
-        validation = signed(found.groupby("run")["validation"].first().mean())
-        lines.append(
-            f"| {str(arm).replace('_', ' ')} | {len(runs)} | {prompts} | {validation} | "
-            f"{_share(interval([wins(of_run) for of_run in gained['utility']], CHANCE))} | "
-            f"{_points({f'gain_{k}': v for k, v in interval(gained['all_correct'], 0.0).items()})} | "
-            f"{_gain({f'gain_{k}': v for k, v in interval(gained['utility'], 0.0).items()}, 'gain')} |"
-        )
+def snapshots(frame: pd.DataFrame, revisions: Sequence[str]) -> str:
+    """One row an arm and snapshot over all seeds, and of the last snapshot one a seed: the judge's verdict on it."""
+    lines = [
+        "| arm | seeds | prompts | validation | overall win rate | alignment win rate | aesthetics win rate "
+        "| all-correct, points | gain of utility |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for arm, of_arm in frame.groupby("arm"):
+        runs, most = sorted(of_arm["run"].unique()), of_arm["prompts"].max()
+        for prompts in sorted(of_arm.loc[of_arm["snapshot"] >= 0, "prompts"].unique()):
+            lines.append(_snapshot(of_arm, str(arm), runs, prompts))
+        if len(runs) > 1:
+            lines += [_snapshot(of_arm, str(arm), [run], most) for run in runs]
     images = frame[frame["snapshot"] == BASE].groupby(["arm", "run"]).size().max()
-    return "\n".join([*lines, "", f"{images} images a seed."])
+    return "\n".join([*lines, "", f"{images} images a seed. Made with revision {', '.join(revisions)}."])
+
+
+def _snapshot(of_arm: pd.DataFrame, arm: str, runs: Sequence[int], prompts: int) -> str:
+    """The row of the adapters of some seeds after so many prompts."""
+    found = of_arm[(of_arm["prompts"] == prompts) & of_arm["run"].isin(list(runs))]
+    last, cells = int(found["snapshot"].iloc[0]), [of_arm[of_arm["run"] == run] for run in runs]
+    gained = {axis: [gains(cell, last, axis) for cell in cells] for axis in (*WON, "all_correct")}
+    won = (_share(interval([wins(of_run) for of_run in gained[axis]], CHANCE)) for axis in WON)
+    right, utility = (
+        {f"gain_{k}": v for k, v in interval(gained[axis], 0.0).items()} for axis in ("all_correct", "utility")
+    )
+    return (
+        f"| {arm.replace('_', ' ')} | {', '.join(map(str, runs))} | {prompts} | "
+        f"{signed(found.groupby('run')['validation'].first().mean())} | {' | '.join(won)} | {_points(right)} | "
+        f"{_gain(utility, 'gain')} |"
+    )
 
 
 def ablations(table: pd.DataFrame, titles: Mapping[str, str]) -> str:

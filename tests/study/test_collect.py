@@ -151,5 +151,5 @@ def test_snapshots_of_every_arm_are_listed_by_their_prompts(studies: Path) -> No
     collect.RESULTS.write_text("<!-- default -->\n<!-- /default -->\n")
     collect.run("default", studies / "out")
     lines = collect.RESULTS.read_text().splitlines()
-    assert lines[3].startswith("| four times | 1 | 256 | ") and lines[3].count("+0.800 (") == 1
-    assert lines[4].startswith("| lpo | 1 | 256 | ") and "| 75.0% (" in lines[4] and "10 images a seed." in lines[6]
+    assert lines[3].startswith("| four times | 42 | 256 | ") and lines[3].count("+0.800 (") == 1
+    assert lines[4].startswith("| lpo | 42 | 256 | ") and "| 75.0% (" in lines[4] and "10 images a seed." in lines[6]
