@@ -23,6 +23,7 @@ from support.flan_t5 import flan_t5_folders
 from support.judge_folders import with_tiny_judges
 from support.loopback_hub import serve
 from support.tiny_models import lcm_unet
+from support.tiny_transformers import MODELS
 
 from lpo.commands import promote
 from lpo.config import Params
@@ -36,7 +37,7 @@ from lpo.train.policy import trainer
 
 pytestmark = pytest.mark.slow
 
-REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl", "lcm-sdxl"]
+REAL = ["sd15", "sd21", "sdxl", "sd3", "spo-sd15", "spo-sdxl", "lcm-sdxl", "sdxl-turbo", "flux-schnell"]
 DOWNLOAD = """
 import pickle
 from lpo.preflight import require
@@ -51,7 +52,7 @@ def shrunk(params: Params, base: Path, project: Path) -> Params:
     """The preset with tiny models, few steps and few prompts. Every pair passes the filter, every result the gate."""
     flan_t5_folders(project / "t5", project / "vision")
     params = with_tiny_judges(params, project)
-    sd3 = params.model.family == "sd3"
+    transformer = params.model.family not in ("sd", "sdxl")
     denoiser = str(lcm_unet(base, project / "lcm")) if params.model.denoiser else None
     free = {name: replace(m, aesthetic=-99.0, clip=-99.0, vqa=-99.0) for name, m in params.filter.strategies.items()}
     few = {
@@ -61,8 +62,8 @@ def shrunk(params: Params, base: Path, project: Path) -> Params:
     return replace(
         params,
         model=replace(
-            params.model, path=str(base), vae=None, denoiser=denoiser, device="cpu", dtype="fp32", resolution=None,
-            shard=False,
+            params.model, path=str(base), vae=None, denoiser=denoiser, device="cpu", dtype="fp32",
+            resolution=32 if transformer else None, shard=False,
         ),
         score=replace(
             params.score, batch_size=4,
@@ -71,7 +72,7 @@ def shrunk(params: Params, base: Path, project: Path) -> Params:
         filter=replace(params.filter, strategies=free),
         encode=replace(params.encode, batch_size=4),
         reward=replace(
-            params.reward, **few, base=None, layer=2 if sd3 else None,
+            params.reward, **few, base=None, layer=2 if transformer else None,
             embedding_dim=24 if params.model.family == "sdxl" else 8,
             text_projection="clip" if "/" in params.reward.text_projection else params.reward.text_projection,
         ),
@@ -104,7 +105,10 @@ def test_from_download_to_promotion(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(trainer, "BASE_VALUE", -math.inf)  # two updates are kept even if the base is better
     preset = with_preset(name, Path("params.yaml"))
-    base = request.getfixturevalue(f"tiny_{preset.model.family}_base")
+    if name in MODELS:
+        base = request.getfixturevalue("tiny_transformer")(name)
+    else:
+        base = request.getfixturevalue(f"tiny_{preset.model.family}_base")
     params = shrunk(preset, base, project)
     write_pairs(project / "remote", {"train": 6, "validation": 3, "test": 3}, prompts=3, side=40)
     (project / "params.pickle").write_bytes(pickle.dumps(params))
