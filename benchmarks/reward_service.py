@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -110,7 +111,7 @@ def run(reward: Path, base: Path, seconds: float) -> tuple[list[Rate], float]:
     latents = torch.randn(max(ROWS), *shape, generator=random)
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(max(ROWS))]
     rates = [
-        measured("direct calls", rows, seconds, [lambda rows=rows: loaded.score(latents[:rows], prompts[:rows])])
+        measured("direct calls", rows, seconds, [partial(loaded.score, latents[:rows], prompts[:rows])])
         for rows in ROWS
     ]
     with service(reward, base) as address:
