@@ -79,7 +79,7 @@ def write(folder: Path, **model: Any) -> Path:
 
 @pytest.fixture
 def base(tiny_transformer) -> Path:
-    return tiny_transformer("sd35")
+    return tiny_transformer("sd35-medium")
 
 
 @pytest.fixture

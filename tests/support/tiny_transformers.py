@@ -172,7 +172,8 @@ def sana(folder: Path) -> Path:
 
 # name -> (model.family, writer)
 MODELS: dict[str, tuple[str, Callable[[Path], Path]]] = {
-    "sd35": ("sd3", partial(sd3, t5=True, dual=(0, 1), qk_norm="rms_norm")),
+    "sd35-medium": ("sd3", partial(sd3, t5=True, dual=(0, 1), qk_norm="rms_norm")),
+    "sd35-large": ("sd3", partial(sd3, t5=True, qk_norm="rms_norm")),
     "flux-dev": ("flux", partial(flux, guided=True)),
     "flux-schnell": ("flux", partial(flux, guided=False)),
     "flux2-klein": ("flux2_klein", flux2_klein),
