@@ -133,12 +133,11 @@ def test_the_adapter_off_is_a_frozen_copy_and_the_file_loads_everywhere(model: M
 
 @pytest.mark.slow
 def test_two_processes_with_half_of_every_block_each_are_one(
-    repository: Path, tiny_transformer: Callable[[str], Path], tiny_sd_base: Path, tiny_sdxl_base: Path, tmp_path: Path
+    repository: Path, tiny_transformer: Callable[[str], Path], tiny_sd_base: Path, tmp_path: Path
 ) -> None:
-    """Predictions, features and the adapter's gradients of every family, those with a U-Net too."""
+    """Predictions, features and the adapter's gradients of every transformer, and of SD's U-Net."""
     models = [model_of(repository, tiny_transformer(n), n) for n in MODELS]
     models.append(replace(models[0], family="sd", path=str(tiny_sd_base)))
-    models.append(replace(models[0], family="sdxl", path=str(tiny_sdxl_base)))
     models = [replace(model, gradient_checkpointing=True) for model in models]
 
     def computed(model: Model, shard: bool) -> list[torch.Tensor]:
