@@ -133,11 +133,12 @@ def test_the_adapter_off_is_a_frozen_copy_and_the_file_loads_everywhere(model: M
 
 @pytest.mark.slow
 def test_two_processes_with_half_of_every_block_each_are_one(
-    repository: Path, tiny_transformer: Callable[[str], Path], tiny_sd_base: Path, tmp_path: Path
+    repository: Path, tiny_transformer: Callable[[str], Path], tiny_sd_base: Path, tiny_sdxl_base: Path, tmp_path: Path
 ) -> None:
-    """Predictions, features and the adapter's gradients of every transformer, and of SD's U-Net."""
+    """Predictions, features and the adapter's gradients of every family, those with a U-Net too."""
     models = [model_of(repository, tiny_transformer(n), n) for n in MODELS]
     models.append(replace(models[0], family="sd", path=str(tiny_sd_base)))
+    models.append(replace(models[0], family="sdxl", path=str(tiny_sdxl_base)))
     models = [replace(model, gradient_checkpointing=True) for model in models]
 
     def computed(model: Model, shard: bool) -> list[torch.Tensor]:
@@ -158,8 +159,12 @@ def test_two_processes_with_half_of_every_block_each_are_one(
 
         with distributed.joined(torch.device("cpu")):
             for model, expected in zip(models, alone, strict=True):
-                for found, one in zip(computed(model, shard=True), expected, strict=True):
-                    torch.testing.assert_close(found, one, rtol=1e-3, atol=1e-4, msg=lambda m, n=model: f"{n}: {m}")
+                prediction, features, *gradients = computed(model, shard=True)
+                torch.testing.assert_close((prediction, features), tuple(expected[:2]), rtol=1e-4, atol=1e-5)
+                # Gradients of skip connections are summed in another order, and SDXL's cancel: 0.2 % of a layer's.
+                for found, one in zip(gradients, expected[2:], strict=True):
+                    error, size = float((found - one).norm()), float(one.norm())
+                    assert error <= 5e-3 * size + 1e-4, f"{model.family}: {error} of {size}"
 
     together(work, tmp_path)
 
