@@ -237,8 +237,8 @@ class Quiet(Validation):
 
     def __init__(self, params: Params, found: Family, reward: Any, prompts: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            for name in ("validation", "diversity"):
-                save_file({"latents": torch.zeros(1, *found.latent_shape)}, Path(folder) / f"{name}.safetensors")
+            for name, count in (("validation", 1), ("diversity", params.tune.guard.seeds)):
+                save_file({"latents": torch.zeros(count, *found.latent_shape)}, Path(folder) / f"{name}.safetensors")
             super().__init__(
                 found, reward, cast(Any, None), list(params.tune.validation_scorers), list(prompts),
                 params.evaluate.sampler, params.score.batch_size, params.tune.guard, Path(folder),
