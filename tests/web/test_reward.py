@@ -28,8 +28,10 @@ from lpo.random import generator
 from lpo.rewards.lrm import LatentRewardModel
 from lpo.rewards.scoring import Reward
 from lpo.web import reward as service
+from lpo.web import server
 from lpo.web.access import TOKEN
 from lpo.web.reward import Limits, reward_app
+from lpo.web.server import Announcing
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs/serving.md").read_text(encoding="utf-8")
 X = torch.randn(3, 4, 8, 8, generator=generator(0, "x"))
@@ -187,25 +189,26 @@ def running(tmp_path: Path, reward: Reward, tiny_base: Path, monkeypatch: pytest
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    servers: list[uvicorn.Server] = []
-    real = uvicorn.Server
+    servers: list[Announcing] = []
 
-    def keep(config: uvicorn.Config) -> uvicorn.Server:
-        servers.append(real(config))
+    def keep(config: uvicorn.Config, address: str) -> Announcing:
+        servers.append(Announcing(config, address))
         return servers[0]
 
-    monkeypatch.setattr(uvicorn, "Server", keep)
+    monkeypatch.setattr(server, "Announcing", keep)
     monkeypatch.setenv(TOKEN, "secret")
     words = (tmp_path, str(tiny_base), "cpu", "fp32", "127.0.0.1", port, Limits(max_wait_ms=50), False)
     thread = threading.Thread(target=serve.reward, args=words)
     thread.start()
     try:
+        deadline = time.monotonic() + 120
         while not (servers and servers[0].started):
-            assert thread.is_alive()
+            assert thread.is_alive() and time.monotonic() < deadline
             thread.join(0.02)
         yield port
     finally:
-        servers[0].should_exit = True
+        for each in servers:
+            each.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
 
