@@ -80,7 +80,7 @@ def iteration(size: str, **changes: Any) -> Tune:
         config, prompts=shape.prompts, prompts_per_rollout=shape.prompts, num_inference_steps=20, eta=1.0,
         guidance_scale=5.0, num_candidates=4, continue_from="random", reward_timestep="current", threshold=rule,
         beta=500.0, clip_epsilon=0.1, lora_rank=shape.lora_rank, batch_size=shape.batch_size, epochs_per_rollout=1,
-        timestep_range=(0, 1000), timestep_weights="none", micro_batch_size=shape.micro_batch_size,
+        timestep_range=(0, 1000), timestep_weights="none", kl_weight=0.0, micro_batch_size=shape.micro_batch_size,
     )  # fmt: skip
     return replace(usual, **changes)
 

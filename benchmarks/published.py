@@ -6,7 +6,7 @@
     pairs are taken out at every step; activations are recomputed in backward where the published runs do
 
 It is what this project is measured against. It computes the same numbers, which the benchmark asserts, and shares no
-code with the library but the models.
+code with the library but the models and the random streams.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from lpo.config import Tune
 from lpo.families.sd import SD
 from lpo.families.sdxl import SDXL
+from lpo.random import normal, of_prompts
 from lpo.rewards.lrm import LatentRewardModel
 
 
@@ -106,19 +107,21 @@ class Published:
         text, null = family.encode_prompts(prompts).tensors, family.null().tensors
         stride, offset = 1000 // steps, family.scheduler.config.steps_offset
 
-        def draw(*shape: int) -> torch.Tensor:
-            noise = torch.randn((*shape, *family.latent_shape), generator=generator)
-            return noise.to(family.dtype).to(family.device)
+        # Every prompt has its own stream, as in `lpo.train.policy.rollout`, so that both see the same noise.
+        streams = of_prompts(generator, count, torch.arange(count))
 
-        x, pairs = draw(count), []
+        def draw(*shape: int) -> torch.Tensor:
+            return normal(streams, *shape, *family.latent_shape).to(family.dtype).to(family.device)
+
+        x, pairs = draw(), []
         for step in reversed(range(steps)):
             t, s = step * stride + offset, max(step * stride + offset - stride, -1)
             times = torch.full((count,), t, device=family.device)
             mean, std = self.mean_std(self.predict(self.unet, x, times, text, null).float(), x.float(), t, s)
-            candidates = mean[:, None] + std * draw(count, k)
+            candidates = mean[:, None] + std * draw(k)
             flat = candidates.flatten(0, 1).to(family.dtype)
             scores = self.score(flat, times.repeat_interleave(k), [p for p in prompts for _ in range(k)]).view(count, k)
-            following = torch.randint(k, (count,), generator=generator).to(family.device)
+            following = torch.cat([torch.randint(k, (1,), generator=each) for each in streams]).to(family.device)
             gap = scores.amax(1) - scores.amin(1)
             chance = torch.tanh(gap / 2)
             keep = (

@@ -172,13 +172,12 @@ def run(cell: Cell) -> bool:
 
 
 def main(arguments: list[str]) -> int:
+    study = yaml.safe_load((ROOT / "studies/study.yaml").read_text())
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    studies = ["quick", "default", "trials", "methods", "ablations", "others", "hacking", "guidance", "few"]
-    parser.add_argument("study", choices=studies)
+    parser.add_argument("study", choices=[name for name, section in study.items() if "seeds" in section])
     parser.add_argument("--arms", nargs="+", help="run these alone; the page shows all that are there")
     parser.add_argument("--dry", action="store_true", help="only list the cells")
     asked = parser.parse_args(arguments)
-    study = yaml.safe_load((ROOT / "studies/study.yaml").read_text())
     cells, failed = cells_of(study, asked.study, fingerprint), []
     if unknown := sorted(set(asked.arms or ()) - {cell.arm for cell in cells}):
         parser.error(f"--arms: {asked.study} has no {', '.join(unknown)}; nothing was run")

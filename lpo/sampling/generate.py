@@ -13,6 +13,7 @@ from lpo.config import SamplerSettings
 from lpo.errors import NotFinite
 from lpo.families.family import Family
 from lpo.images import to_uint8
+from lpo.random import normal
 
 
 def adapter_at(family: Family, settings: SamplerSettings, t: float) -> AbstractContextManager[None]:
@@ -33,8 +34,7 @@ def sample(family: Family, prompts: Sequence[str], seeds: Sequence[int], setting
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def draw() -> torch.Tensor:
-        noise = [torch.randn(family.latent_shape, generator=g) for g in generators]
-        return torch.stack(noise).to(family.device, family.dtype)
+        return normal(generators, *family.latent_shape).to(family.device, family.dtype)
 
     conditioning, null = family.encode_prompts(list(prompts)), family.null()
     transition = family.transition(settings.eta).to(family.device)

@@ -18,6 +18,7 @@ import torch
 from lpo.config import SamplerSettings
 from lpo.errors import LpoError
 from lpo.families.family import Family
+from lpo.random import normal
 from lpo.rewards.ensemble import ensemble_score
 from lpo.rewards.protocol import Reward
 from lpo.sampling.generate import adapter_at
@@ -64,8 +65,8 @@ def search(
     generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
     def draw(count: int) -> torch.Tensor:
-        noise = [torch.randn(family.latent_shape, generator=g) for g in generators for _ in range(count)]
-        return torch.stack(noise).to(family.device, family.dtype)
+        each = [generator for generator in generators for _ in range(count)]
+        return normal(each, *family.latent_shape).to(family.device, family.dtype)
 
     conditioning, null = family.encode_prompts([prompt] * n), family.null()
     text, text_null = reward.encode_prompts([prompt]), reward.encode_prompts([""])

@@ -161,10 +161,13 @@ def test_two_processes_with_half_of_every_block_each_are_one(
             for model, expected in zip(models, alone, strict=True):
                 prediction, features, *gradients = computed(model, shard=True)
                 torch.testing.assert_close((prediction, features), tuple(expected[:2]), rtol=1e-4, atol=1e-5)
-                # Gradients of skip connections are summed in another order, and SDXL's cancel: 0.2 % of a layer's.
                 for found, one in zip(gradients, expected[2:], strict=True):
+                    if model.family != "sdxl":
+                        torch.testing.assert_close(found, one, rtol=1e-3, atol=1e-4, msg=lambda m, n=model: f"{n}: {m}")
+                        continue
+                    # Its skip connections' gradients are summed in another order, and cancel: 0.2 % of a layer's.
                     error, size = float((found - one).norm()), float(one.norm())
-                    assert error <= 5e-3 * size + 1e-4, f"{model.family}: {error} of {size}"
+                    assert error <= 5e-3 * size + 1e-4, f"{error} of {size}"
 
     together(work, tmp_path)
 

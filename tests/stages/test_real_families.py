@@ -148,7 +148,8 @@ def test_from_pictures_to_a_pipeline_with_its_lora(
     pipe.load_lora_weights("data/tuned")
     x, t, text = torch.zeros(1, *merged.latent_shape), torch.tensor([500]), merged.encode_prompts(["a cat"])
     plain = replace(merged, denoiser=getattr(pipe, merged.part))
-    torch.testing.assert_close(merged.predict(x, t, text), plain.predict(x, t, text), rtol=1e-3, atol=1e-4)
+    bounds = (1e-3, 1e-4) if name == "sd" else (1e-4, 1e-5)  # its ten times larger outputs differ by 5.6e-5
+    torch.testing.assert_close(merged.predict(x, t, text), plain.predict(x, t, text), rtol=bounds[0], atol=bounds[1])
     assert not torch.equal(load_family(params.model).predict(x, t, text), plain.predict(x, t, text))
 
 

@@ -38,12 +38,12 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "tune": {
         "prompts": 4 * ROLLOUTS, "prompts_per_rollout": 4, "num_inference_steps": 4, "batch_size": 8,
-        "learning_rate": 5.0e-3, "ema_decay": 0.5, "validate_every": 1, "validation_prompts": 8, "checkpoint_every": 1,
+        "learning_rate": 2.0e-3, "ema_decay": 0.5, "validate_every": 1, "validation_prompts": 8, "checkpoint_every": 1,
         "beta": 2.0e4, "validation_scorers": ["aesthetic", "vqa"],  # so few prompts must gain something
         "guard": {"action": "flag", "reward_margin": 1.0, "diversity_floor": 0.5, "prompts": 2, "seeds": 2},
         "threshold": {"schedule": "constant", "low": 0.0, "high": 0.0},  # a reward of few steps sees small gaps
     },
-    "evaluate": {"prompts": 12, "num_inference_steps": 4, "bootstrap": 100},
+    "evaluate": {"prompts": 16, "num_inference_steps": 4, "bootstrap": 100},
     "report": {"examples": 2},
     "promote": {  # whatever so small a training learns
         "win_rate_low": 0.0,

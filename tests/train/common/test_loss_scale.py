@@ -95,15 +95,16 @@ def test_several_processes_skip_together(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "scaled", "bound"), [
-    (torch.float16, True, 0.03), (torch.float16, False, None), (torch.bfloat16, True, 0.2),
+    (torch.float16, True, 0.02), (torch.float16, False, None), (torch.bfloat16, True, 0.2),
 ])  # fmt: skip
 def test_gradients_of_every_layer_are_those_of_float32(tiny_base, config, dtype, scaled, bound):
     """At a small beta most gradients lie near or below what float16 holds, as those of trained networks do.
 
     The float32 model has the weights of the other one, so only arithmetic differs. Without a scale some layers get
-    noise. The largest error of a layer in two runs: 1.1 and 2.1 % in float16, 170 and 350 % without
-    the scale, 7 and 11 % in bfloat16.
+    noise. The largest error of a layer with 4, 8, 16 and 32 prompts: 1.5, 1.6, 1.7 and 1.3 % in float16, 300 to 580 %
+    without the scale, 10 to 14 % in bfloat16.
     """
+    prompts = PROMPTS * 8
     config = replace(config, beta=0.02, kl_weight=0.0)
     small, reward = in_dtype(tiny_base, dtype)
     wide, other = copy.deepcopy((small, reward))
@@ -119,10 +120,10 @@ def test_gradients_of_every_layer_are_those_of_float32(tiny_base, config, dtype,
         state = {k: 0.1 * torch.randn(v.shape, generator=random.generator(5, k)) for k, v in trainer.trained.items()}
         family.load_lora_state(state)
         if not found:
-            made, conditioning = explore(family, part, trainer.method.select, PROMPTS, config, random.generator(0, "t"))
+            made, conditioning = explore(family, part, trainer.method.select, prompts, config, random.generator(0, "t"))
             steps = made.steps
         else:
-            conditioning = family.encode_prompts(PROMPTS)
+            conditioning = family.encode_prompts(prompts)
         trainer.learn(steps, conditioning)
         found.append({k: w.grad for k, w in zip(trainer.trained, trainer.weights, strict=True)})
     errors = {k: float((g - found[1][k]).norm() / found[1][k].norm()) for k, g in found[0].items()}

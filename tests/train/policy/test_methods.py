@@ -258,7 +258,8 @@ def test_the_sampling_policy_of_a_group_is_the_one_that_drew_it(tiny, tiny_rewar
     with torch.no_grad():
         loss, found = trainer.loss(batch, conditioning[batch.prompt])
         torch.testing.assert_close(trainer.log_probs(batch, conditioning[batch.prompt]), batch.log_p)
-    torch.testing.assert_close(loss, torch.zeros_like(loss), atol=1e-3, rtol=0)
+    torch.testing.assert_close(loss, -batch.advantage.mean(1), atol=1e-4, rtol=0)
+    assert float(batch.advantage.mean(1).abs().max()) < 1e-3  # a group whose scores hardly differ is rounded most
     assert float(found["clipped"].max()) == 0
 
 
