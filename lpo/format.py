@@ -45,6 +45,11 @@ def plain(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def many(count: int, noun: str) -> str:
+    """A count with its noun, as '1 vote' or '1,200 votes'."""
+    return f"{plain(count)} {noun}" if count == 1 else f"{plain(count)} {noun}s"
+
+
 def flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     """(dotted path, text) of every value in nested mappings and lists of mappings."""
     if isinstance(value, Mapping):

@@ -12,8 +12,9 @@ import typer
 from lpo import paths
 from lpo.config import Params
 from lpo.files import write_json
-from lpo.format import percent, percents, plain, signed
+from lpo.format import many, percent, percents, plain, signed
 from lpo.registry.ledger import PROMOTED, WEIGHTS, name_of
+from lpo.report.people_words import of_whom
 from lpo.statistics import Figures
 from lpo.votes.store import PATH
 
@@ -92,9 +93,9 @@ class Enough:
 
 def lines(said: Figures) -> list[str]:
     """The figures as text."""
-    out = [f"{plain(said['votes'])} votes of {plain(said['voters'])} voters on {plain(said['prompts'])} prompts count"]
+    out = [f"counted: {of_whom(said)}"]
     if said["simulated"]:
-        out.append(f"  {said['simulated']} of the voters are simulated annotators, not people")
+        out.append(f"  simulated annotators among the voters, which are no people: {plain(said['simulated'])}")
     for key, row in said["against"].items():
         name = key if key == "base" else f"the promoted model {row['opponent']}"
         rate, stopping = row["win_rate"], row["stopping"]
@@ -102,13 +103,13 @@ def lines(said: Figures) -> list[str]:
             out.append(f"against {name}: no votes on held-out prompts")
             continue
         out += [
-            f"against {name}: {percent(rate['value'])} of {plain(rate['votes'])} votes on held-out prompts "
+            f"against {name}: {percent(rate['value'])} of {many(rate['votes'], 'vote')} on held-out prompts "
             f"({percents(rate)} over voters and prompts)",
             f"  {percents(stopping)} however often one looks: {enough(stopping)}",
         ]
     for name, row in said["strengths"]["models"].items():
         interval = f"{signed(row['low'], 2)} to {signed(row['high'], 2)}"
-        out.append(f"strength {name}: {signed(row['strength'], 2)} ({interval}), {plain(row['votes'])} votes")
+        out.append(f"strength {name}: {signed(row['strength'], 2)} ({interval}), {many(row['votes'], 'vote')}")
     if said["agreement"] is not None:
         out.append(f"agreement between voters (Krippendorff's alpha): {said['agreement']:.2f}")
     return out
@@ -120,4 +121,4 @@ def enough(stopping: Figures) -> str:
         return f"enough votes, the tuned model is {stopping['verdict']}"
     if stopping["more_votes"] is None:
         return "not enough votes"
-    return f"about {plain(stopping['more_votes'])} more votes"
+    return f"about {many(stopping['more_votes'], 'more vote')}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lpo.format import percent, percents, plain, signed
+from lpo.format import many, percent, percents, plain, signed
 
 Json = Mapping[str, Any]
 WINS = ["against", "win rate", "95% interval", "at every look", "ties", "votes", "voters", "prompts", "enough"]
@@ -21,9 +21,14 @@ STRENGTHS_NOTE = (
 )
 
 
+def of_whom(said: Json) -> str:
+    """How many votes there are, of how many voters and prompts, as '1 vote of 1 voter on 1 prompt'."""
+    return f"{many(said['votes'], 'vote')} of {many(said['voters'], 'voter')} on {many(said['prompts'], 'prompt')}"
+
+
 def who(said: Json) -> str:
     """How many people voted on what, and how far they agree."""
-    words = f"{plain(said['votes'])} votes of {plain(said['voters'])} voters on {plain(said['prompts'])} prompts count."
+    words = f"Counted: {of_whom(said)}."
     if said["simulated"]:
         who = "All" if said["simulated"] == said["voters"] else plain(said["simulated"])
         words += f" {who} of the voters are simulated annotators: programs, not people."
