@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from dataclasses import replace
@@ -11,7 +10,7 @@ import pytest
 import torch
 from support.together import together
 
-from lpo import random
+from benchmarks import gradients
 from lpo.config import load_params
 from lpo.errors import NotFinite
 from lpo.families import sd
@@ -19,7 +18,6 @@ from lpo.rewards.lrm import LatentRewardModel
 from lpo.train.common import distributed, loss_scale
 from lpo.train.common.loop import apply_gradients
 from lpo.train.common.loss_scale import LossScale
-from lpo.train.policy.rollout import explore
 from lpo.train.policy.trainer import PolicyTrainer
 
 PROMPTS = ["a cat", "two dogs at night", "a red heart above a taxi", "a star on grass"]
@@ -104,30 +102,9 @@ def test_gradients_of_every_layer_are_those_of_float32(tiny_base, config, dtype,
     noise. The largest error of a layer with 4, 8, 16 and 32 prompts: 1.5, 1.6, 1.7 and 1.3 % in float16, 300 to 580 %
     without the scale, 10 to 14 % in bfloat16.
     """
-    prompts = PROMPTS * 8
     config = replace(config, beta=0.02, kl_weight=0.0)
-    small, reward = in_dtype(tiny_base, dtype)
-    wide, other = copy.deepcopy((small, reward))
-    for model in (wide, other.backbone):
-        for part in model.modules().values():
-            part.float()
-        model.dtype = torch.float32
-    found = []
-    for family, part in ((small, reward), (wide, other)):
-        trainer = PolicyTrainer(family, part, replace(config, max_grad_norm=None), seed=0)
-        trainer.scale.on &= scaled
-        trainer.scale.value = trainer.scale.value if scaled else 1.0
-        state = {k: 0.1 * torch.randn(v.shape, generator=random.generator(5, k)) for k, v in trainer.trained.items()}
-        family.load_lora_state(state)
-        if not found:
-            made, conditioning = explore(family, part, trainer.method.select, prompts, config, random.generator(0, "t"))
-            steps = made.steps
-        else:
-            conditioning = family.encode_prompts(prompts)
-        trainer.learn(steps, conditioning)
-        found.append({k: w.grad for k, w in zip(trainer.trained, trainer.weights, strict=True)})
-    errors = {k: float((g - found[1][k]).norm() / found[1][k].norm()) for k, g in found[0].items()}
-    assert len(errors) == 96 and trainer.weights[0].dtype == torch.float32
+    errors = gradients.errors(*in_dtype(tiny_base, dtype), config, PROMPTS * 8, scaled)
+    assert len(errors) == 96
     assert max(errors.values()) < bound if bound else max(errors.values()) > 0.5
 
 
