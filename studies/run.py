@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from lpo.files import folder_hash
 from lpo.study import evidence
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +76,16 @@ def cells_of(study: dict[str, Any], name: str, fingerprint: Callable[[str], str]
             seeded = {path: seed for path in plan.get("seeds_of", ["seed"])}
             everything = study["common"] | plan["set"] | changes | seeded
             text = json.dumps(everything, sort_keys=True) + fingerprint(changes.get("tune.reward", DEFAULT_REWARD))
+            if folder := denoiser_of(everything):
+                text += folder_hash(folder) if folder.exists() else "missing"
             key = hashlib.sha256(text.encode()).hexdigest()[:8]
             found.append(Cell(name, arm, question, seed, everything, key))
     return found
+
+
+def denoiser_of(changes: dict[str, Any]) -> Path | None:
+    """The folder of the denoiser that takes the place of the base's, if the changes name one."""
+    return ROOT / changes["model.denoiser"] if "model.denoiser" in changes else None
 
 
 @functools.cache
@@ -181,6 +189,10 @@ def main(arguments: list[str]) -> int:
     cells, failed = cells_of(study, asked.study, fingerprint), []
     if unknown := sorted(set(asked.arms or ()) - {cell.arm for cell in cells}):
         parser.error(f"--arms: {asked.study} has no {', '.join(unknown)}; nothing was run")
+    folders = {folder for cell in cells if (folder := denoiser_of(cell.changes))}
+    for folder in sorted(folders):  # a cell's copy of the project has what git knows of
+        if not asked.dry and not _git("ls-files", str(folder)):
+            parser.error(f"git does not know {folder.name}: dvc repro studies/dvc.yaml:distill && git add {folder}")
     for i, cell in enumerate(cells):
         print(f"[{i + 1}/{len(cells)}] {cell.arm}, seed {cell.seed}: {'done' if cell.done else 'to run'}", flush=True)
         chosen = not asked.arms or cell.arm in asked.arms
