@@ -176,7 +176,7 @@ def verifier(params: ParamsFile = PARAMS) -> None:
 
 @app.command()
 def study(
-    name: Annotated[Study, typer.Argument(metavar="NAME", help="quick, trials, methods, ablations, hacking or few.")],
+    name: Annotated[Study, typer.Argument(metavar="NAME", help="One of studies/study.yaml.")],
     out: Annotated[
         Path | None,
         typer.Option(

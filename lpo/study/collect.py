@@ -107,10 +107,10 @@ def _methods(found: Collected, titles: dict[str, str]) -> str:
 PARTS: dict[str, Callable[[Collected, dict[str, str]], str]] = {
     **dict.fromkeys(("quick", "methods"), _methods),
     "trials": lambda found, titles: markdown.trials(found.frame),
-    **dict.fromkeys(("default", "guidance"), lambda found, titles: markdown.snapshots(found.frame, found.revisions)),
     **dict.fromkeys(
-        ("ablations", "others", "hacking", "few"), lambda found, titles: markdown.ablations(found.table, titles)
+        ("default", "guidance", "few"), lambda found, titles: markdown.snapshots(found.frame, found.revisions)
     ),
+    **dict.fromkeys(("ablations", "others", "hacking"), lambda found, titles: markdown.ablations(found.table, titles)),
 }
 
 
