@@ -15,7 +15,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from support.workspace import REPOSITORY, changed, contents, dvc, git, outs, ran, stages
+from support.workspace import REPOSITORY, SMALL, changed, contents, dvc, git, outs, ran, stages
 from typer.testing import CliRunner
 
 from lpo import cli
@@ -154,8 +154,9 @@ def test_every_model_drew_the_same_held_out_prompts_with_the_same_seeds(finished
     drawn = {model: list(zip(rows["prompt"], rows["seed"], strict=True)) for model, rows in results.groupby("model")}
     assert set(drawn) == {"base", "base_matched", "tuned"}
     assert drawn["tuned"] == drawn["base"] == drawn["base_matched"]
-    assert [prompt for prompt, _ in drawn["tuned"]] == prompts[:12]
-    assert len({seed for _, seed in drawn["tuned"]}) == 12
+    count = SMALL["evaluate"]["prompts"]
+    assert [prompt for prompt, _ in drawn["tuned"]] == prompts[:count] and len(prompts) > count
+    assert len({seed for _, seed in drawn["tuned"]}) == count
 
 
 # metrics
@@ -184,7 +185,7 @@ def test_metrics_of_the_reward_model(finished: Path) -> None:
 def test_metrics_of_the_evaluation(finished: Path) -> None:
     found = metrics(finished, "evaluate")
     assert set(found["win_rate"]) == {"overall", "alignment", "aesthetics"}
-    assert all(ordered(rate) and rate["prompts"] == 12 for rate in found["win_rate"].values())
+    assert all(ordered(rate) and rate["prompts"] == SMALL["evaluate"]["prompts"] for rate in found["win_rate"].values())
     right = found["all_correct"]
     assert right["difference"] == pytest.approx(right["tuned"] - right["base"], abs=1e-4)
     assert -1 <= right["low"] <= right["difference"] <= right["high"] <= 1

@@ -28,7 +28,7 @@ LRM_STEPS, ROLLOUTS = 5 + KILLS, 3 + KILLS  # each with a checkpoint, so that al
 SMALL: dict[str, dict[str, Any]] = {
     "dataset": {
         "rendered_pairs": 240, "sampled_prompts": 4, "images_per_prompt": 2, "held_out_rendered_pairs": 40,
-        "held_out_sampled_prompts": 2, "train_prompts": 40, "validation_prompts": 8, "test_prompts": 16,
+        "held_out_sampled_prompts": 2, "train_prompts": 40, "validation_prompts": 8, "test_prompts": 20,
         "num_inference_steps": 4,
     },
     "encode": {"shard_size": 128},  # more than one shard
