@@ -14,6 +14,7 @@ from lpo.evaluate.metrics import evaluate_results
 from lpo.report import plots
 from lpo.report.data_section import thumbnail
 from lpo.report.page import render_report
+from lpo.report.people_words import of_whom
 from lpo.report.pictures import choose
 from lpo.report.sections import TUNE_CURVES, timesteps
 
@@ -170,6 +171,7 @@ def test_what_people_said_is_told_where_somebody_voted(quick):
         assert words in reader.words
     team = Reader(render_report(context(metrics=metrics() | {"people": people(5, simulated=5)}))).words
     assert "All of the voters are simulated annotators: programs, not people." in team
+    assert of_whom({"votes": 1, "voters": 2, "prompts": 1200}) == "1 vote of 2 voters on 1,200 prompts"
 
 
 def test_timesteps_weigh_by_what_the_means_are_of():
