@@ -133,7 +133,8 @@ def test_dropped_and_quarantined_rows_say_why(finished: Path) -> None:
 
 def test_no_prompt_of_a_split_is_in_another(finished: Path) -> None:
     prompts = pd.read_parquet(finished / "data/prompts.parquet")
-    assert prompts["split"].value_counts().to_dict() == {"train": 40, "test": 16, "validation": 8}
+    wanted = {split: SMALL["dataset"][f"{split}_prompts"] for split in ("train", "validation", "test")}
+    assert prompts["split"].value_counts().to_dict() == wanted
     seen = {
         split: {
             *pd.read_parquet(finished / f"data/pairs/{split}-00000.parquet")["caption"],
