@@ -47,7 +47,8 @@ def of_reward(params: Params) -> Need:
     def encode(tokens: torch.Tensor) -> Conditioning:
         return backbone.encode_tokens(tokens)
 
-    return _training("reward", config, model, encode, trained, held, sum(p.numel() for p in model.parameters()))
+    weights = sum(p.numel() for p in model.parameters())
+    return _training("reward", config, model, encode, trained, held, weights, params.model.device)
 
 
 def latent_reward(backbone: Family, config: RewardModel, rank: int | None) -> LatentRewardModel:
@@ -72,7 +73,8 @@ def of_spm(params: Params, family: Family) -> Need:
     def encode(tokens: torch.Tensor) -> Conditioning:
         return read_by(model, tokens)
 
-    return _training("spm", params.spm, model, encode, trained, held, sum(p.numel() for p in model.parameters()))
+    weights = sum(p.numel() for p in model.parameters())
+    return _training("spm", params.spm, model, encode, trained, held, weights, params.model.device)
 
 
 def read_by(model: StepPreferenceModel, tokens: torch.Tensor) -> Conditioning:
@@ -93,13 +95,13 @@ def preference_model(config: Spm, family: Family) -> StepPreferenceModel:
 
 def _training(
     stage: str, config: RewardModel | Spm, model: LatentRewardModel | StepPreferenceModel,
-    encode: Callable[[torch.Tensor], Conditioning], trained: Sequence[nn.Module], held: int, weights: int,
+    encode: Callable[[torch.Tensor], Conditioning], trained: Sequence[nn.Module], held: int, weights: int, device: str,
 ) -> Need:  # fmt: skip
     """Trained weights: float32, gradient, Adam. The step makes the copies of weights in the dtype of the forward pass.
 
     Validation and test score as many pairs at a time as a training step and keep nothing for a backward pass;
     gradients are there until the next step. Saving copies convolutions, whose channels come last on CUDA, into the
-    order of a file. The best so far is in host memory.
+    order of a file. The best so far is in host memory, which on a CPU is the one that everything is in.
 
     Args:
         held: bytes of all weights that are there.
@@ -125,12 +127,13 @@ def _training(
     sent = latents.nbytes * -(-config.batch_size // pairs)
     convolutions = sum(p.numel() for p in tensors if p.dim() == 4)
     saving = (4 + 8) * convolutions + FINITE * max((p.numel() for p in tensors), default=0)
-    beside = held + count * ADAM
+    best = 4 * count
+    beside = held + count * ADAM + (best if device == "cpu" else 0)
     moments: Mapping[str, tuple[int, int]] = {
         "training": (beside, training + sent), "validation": (beside, scoring + sent),
         "test": (beside, scoring + 3 * latents.nbytes), "saving": (beside, saving),
     }  # fmt: skip
     checkpoint = count * (4 + 8 + 4)  # weights, moments and best
     stored = DVC * 4 * weights + 2 * checkpoint  # the artifact; a checkpoint is written before the last one goes
-    host = 4 * count + checkpoint  # the best, and a checkpoint while it is written
-    return Need(stage, moments, stored, host)
+    host = best + checkpoint  # and a checkpoint while it is written
+    return Need(stage, moments, stored, 0 if device == "cpu" else host)

@@ -144,6 +144,18 @@ def test_checkpointing_saves_memory_in_training(repository: Path, tiny_sd3_base:
     assert found[1]["encode"] == found[0]["encode"]
 
 
+def test_on_a_cpu_the_best_reward_so_far_is_beside_what_trains(repository: Path, tiny_base: Path) -> None:
+    """On a GPU it waits in host memory, from where it takes 4 bytes of each trained weight."""
+    params = load_params(repository / "params.yaml")
+    params = replace(params, reward=replace(params.reward, trainable="full"))
+    of = {}
+    for device in ("cpu", "cuda"):
+        model = replace(params.model, path=str(tiny_base), device=device)
+        (of[device],) = [need for need in needs(replace(params, model=model)) if need.stage == "reward"]
+    (sizes,) = {of["cpu"].moments[moment][0] - of["cuda"].moments[moment][0] for moment in of["cpu"].moments}
+    assert sizes == of["cuda"].host // 5 and of["cpu"].host == 0  # a checkpoint holds weights, two moments and the best
+
+
 def test_a_judge_counts_in_its_own_number_format(repository: Path) -> None:
     """Qwen2-VL-7B in bfloat16, with the 152064 rows of its configuration, beside PickScore in float32."""
     params = load_params(repository / "params.yaml")
