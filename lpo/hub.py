@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,7 +108,8 @@ def weights_of(path: Path, prefix: str = "") -> Any:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as opened:
                 return {name: opened.get_tensor(name) for name in opened.keys() if name.startswith(prefix)}  # noqa: SIM118
-        return torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # its pages are read when they are needed; older files cannot be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         what = f"no weights can be read, and no code of it was run: {_first_line(error)}"
         remedy = "download the file again, from its authors; a pickle may hold tensors only"
@@ -192,13 +194,16 @@ def tokenizer_of(cls: Any, source: str) -> Any:
 
 
 def fill(module: M, weights: Mapping[str, torch.Tensor], where: str) -> M:
-    """The module with these weights in float32, frozen.
+    """The module with these weights in float32, frozen. Its own are dropped first: memory holds one of them at a time.
 
     Raises:
         LpoError: if a name is missing or left over, or a shape differs.
     """
+    for part in module.modules():
+        for name, weight in list(part.named_parameters(recurse=False)):
+            setattr(part, name, nn.Parameter(weight.to("meta")))
     try:
-        module.load_state_dict({name: value.float() for name, value in weights.items()})
+        module.load_state_dict({name: value.float().contiguous() for name, value in weights.items()}, assign=True)
     except RuntimeError as error:
         raise LpoError(f"the weights don't fit: {error}", where, "take the published file") from error
     return module.requires_grad_(False).eval()
