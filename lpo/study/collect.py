@@ -108,9 +108,10 @@ PARTS: dict[str, Callable[[Collected, dict[str, str]], str]] = {
     **dict.fromkeys(("quick", "methods"), _methods),
     "trials": lambda found, titles: markdown.trials(found.frame),
     **dict.fromkeys(
-        ("default", "guidance", "few"), lambda found, titles: markdown.snapshots(found.frame, found.revisions)
+        ("default", "guidance", "few", "hacking"),
+        lambda found, titles: markdown.snapshots(found.frame, found.revisions),
     ),
-    **dict.fromkeys(("ablations", "others", "hacking"), lambda found, titles: markdown.ablations(found.table, titles)),
+    **dict.fromkeys(("ablations", "others"), lambda found, titles: markdown.ablations(found.table, titles)),
 }
 
 

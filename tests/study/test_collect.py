@@ -107,7 +107,7 @@ def test_comments_that_are_not_there_twice_are_not_written_between() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["methods", "trials", "ablations", "default", "guidance", "others", "few"])
+@pytest.mark.parametrize("name", ["methods", "trials", "ablations", "default", "guidance", "others", "few", "hacking"])
 def test_the_committed_results_are_those_of_the_committed_evidence(
     name: str, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
