@@ -24,8 +24,12 @@ def test_whoever_reads_the_address_can_connect_at_once(monkeypatch: pytest.Monke
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(server.typer, "echo", echo)
-    with pytest.raises(KeyboardInterrupt):
-        server.serve(Starlette(), "127.0.0.1", 0, "secret", "/here")
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            server.serve(Starlette(), "127.0.0.1", 0, "secret", "/here")
+    finally:
+        signal.signal(signal.SIGINT, usual)
     ((scheme, address, path, query, _),) = printed
     assert (scheme, path, query) == ("http", "/here", "token=secret") and address.startswith("127.0.0.1:")
 
