@@ -174,7 +174,8 @@ def of_tune(params: Params) -> Counts:
     n, method, per_rollout = config.validation_prompts, METHODS[config.method], config.prompts_per_rollout
     with metering() as meter:
         part = min(config.batch_size, config.micro_batch_size)
-        trainer = PolicyTrainer(family, reward, replace(config, batch_size=part), seed=0)
+        with META:  # beside another adapter peft would leave the new one on the CPU
+            trainer = PolicyTrainer(family, reward, replace(config, batch_size=part), seed=0)
         meter.restart()
         validate = models.Quiet(params, family, reward, models.captions(n))
         prompts = meter.peak
