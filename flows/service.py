@@ -28,9 +28,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from lpo.errors import LpoError
+from lpo.timings.gpus import visible
 from tasks.daemons import PATIENCE, alive, free_port, start, stop, taken, wait_for
 from tasks.dispatch import POOL
-from tasks.gpus import visible
 from tasks.workspace import ROOT, STATE, locked
 
 QUEUES = ("cpu", "gpu")

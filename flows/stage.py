@@ -7,6 +7,7 @@ from typing import Any
 from prefect import flow
 from prefect.states import Completed
 
+from tasks.gpus import with_use
 from tasks.stage import work
 from tasks.workspace import Place, here, place_of, run_workspace
 
@@ -16,7 +17,7 @@ def stage(name: str, place: dict[str, str] | None = None, force: bool = False, s
     """Bring one stage up to date.
 
     The final state is named Ran, Fetched or Unchanged, and its message is the worker's clone. Of a share it is named
-    Made, and its message is the folder of the parts.
+    Made, and its message is the folder of the parts. A second line says what GPUs did.
 
     Args:
         name: a stage of dvc.yaml.
@@ -25,7 +26,7 @@ def stage(name: str, place: dict[str, str] | None = None, force: bool = False, s
         share: K/N, to make only the K-th of N shares of the stage's parts and send them to the remote.
     """
     there = Place(**place) if place else place_of(run_workspace([]))
-    done = work(name, there, force, share)
+    done, use = work(name, there, force, share)
     if share is not None:
-        return Completed(name="Made", message=done)
-    return Completed(name=done.capitalize(), message=here())
+        return Completed(name="Made", message=with_use(done, use))
+    return Completed(name=done.capitalize(), message=with_use(here(), use))

@@ -25,6 +25,7 @@ from lpo.outputs import check_file, check_folder
 from lpo.paths import share_sources
 from lpo.preflight import require
 from lpo.resume import share_of
+from lpo.timings import gpus
 from lpo.train.common import launch
 
 app = typer.Typer(
@@ -243,10 +244,12 @@ def timed(stage: str, params: Params, share: str | None = None, file: Path | Non
         module.run(params, wanted)
         return
     started = time.monotonic()
-    if file is None or not launch.by_several(stage, params, file):
-        module.run(params)
+    on_gpus = stage in gpus.STAGES and params.model.device != "cpu" and launch.is_first()
+    with gpus.measured(gpus.visible() if on_gpus else []) as meter:
+        if file is None or not launch.by_several(stage, params, file):
+            module.run(params)
     if launch.is_first():
-        timings.record(stage, time.monotonic() - started, params.model.path)
+        timings.record(stage, time.monotonic() - started, params.model.path, meter.use)
 
 
 def main() -> None:

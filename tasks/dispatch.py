@@ -21,7 +21,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling
 
 from lpo.errors import LpoError
+from lpo.timings.gpus import Use
 from tasks import reproduce
+from tasks.gpus import read_use
 from tasks.graph import Stage
 from tasks.process import STOP, Stopped
 from tasks.reproduce import StageFailed, Transient
@@ -31,7 +33,8 @@ from tasks.workspace import has_remote, here, place_of
 POOL = "lpo"
 NO_WORKER = 120.0  # seconds that a stage run waits for a worker while none asks for work
 SENT: set[str] = set()  # stages whose results this run has put in the remote
-MADE: dict[tuple[str, str], str] = {}  # (stage, share): the folder of its parts; this run has them in the remote
+# (stage, share): the folder of its parts, which this run has in the remote, and what a GPU did for them
+MADE: dict[tuple[str, str], tuple[str, Use | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Outcome:
     how: str  # ran | fetched | unchanged | failed | skipped
     minutes: float | None = None  # None where nothing was measured
     message: str = ""
+    uses: tuple[Use, ...] = ()  # of GPUs, by this run
 
 
 def check_workers(stages: Sequence[Stage]) -> None:
@@ -99,9 +103,10 @@ def _outcome(state: State[Any]) -> Outcome:
 def advance(stage: Stage, folder: Path, stale: bool, force: bool, upstream: Sequence[Outcome]) -> Outcome:
     """One stage: leave it alone, restore its result from the cache, or run it on a worker of its queue."""
     start = time.monotonic()
+    uses: list[Use | None] = []
 
     def done(how: str) -> Outcome:
-        return Outcome(how, (time.monotonic() - start) / 60)
+        return Outcome(how, (time.monotonic() - start) / 60, uses=tuple(use for use in uses if use is not None))
 
     if not (stale or any(other.how != "unchanged" for other in upstream)):
         return done("unchanged")
@@ -113,16 +118,19 @@ def advance(stage: Stage, folder: Path, stale: bool, force: bool, upstream: Sequ
             if other not in SENT:
                 reproduce.push(folder, other)
                 SENT.add(other)
-        make_shares(stage, folder)
-    how, clone = dispatch(stage, folder, force)
+        uses += make_shares(stage, folder)
+    how, clone, use = dispatch(stage, folder, force)
+    uses.append(use)
     SENT.add(stage.name)  # by the worker
     if clone != here() and not reproduce.restore(folder, stage.name, remote):
         raise StageFailed(f"{stage.name} ran in {clone}, but its result did not arrive through the remote")
     return done(how)
 
 
-def make_shares(stage: Stage, folder: Path) -> None:
+def make_shares(stage: Stage, folder: Path) -> list[Use | None]:
     """Let workers make the stage's parts, a share for each slot of the limit `gpu`; nothing if the stage has no parts.
+
+    Returns what GPUs did for each share.
 
     A single worker makes no shares: it runs the whole stage on all of its GPUs.
     What this run has made already, before it was retried, is not asked for again.
@@ -133,7 +141,7 @@ def make_shares(stage: Stage, folder: Path) -> None:
     """
     count = slots_of_workers() if stage.shared else 0
     if count < 2:
-        return
+        return []
     shares = [share for number in range(count) if (stage.name, share := f"{number + 1}/{count}") not in MADE]
     runs = {share: start_run(stage, folder, share=share) for share in shares}
     states: dict[str, State[Any]] = {}
@@ -145,16 +153,18 @@ def make_shares(stage: Stage, folder: Path) -> None:
             for share in runs.keys() - states.keys():
                 client.set_flow_run_state(runs[share], Cancelled(message="no worker took it"), force=True)
             raise
-    MADE.update({(stage.name, share): str(s.message) for share, s in states.items() if s.is_completed()})
+    MADE.update({(stage.name, share): read_use(str(s.message)) for share, s in states.items() if s.is_completed()})
     for kind in (StageFailed, Transient):
         for share, state in states.items():
             if isinstance(error := failure(f"{stage.name} {share}", state), kind):
                 raise error
-    if len(folders := {MADE[stage.name, f"{number + 1}/{count}"] for number in range(count)}) > 1:
+    made = [MADE[stage.name, f"{number + 1}/{count}"] for number in range(count)]
+    if len(folders := {folder for folder, _ in made}) > 1:
         get_run_logger().warning(
             "the workers differ in their device or their code: they made parts of %s in %s. Parts that do not fit are "
             "made again", stage.name, ", ".join(sorted(folders)),
         )  # fmt: skip
+    return [use for _, use in made]
 
 
 def slots_of_workers() -> int:
@@ -166,8 +176,10 @@ def slots_of_workers() -> int:
         return client.read_global_concurrency_limit_by_name("gpu").limit
 
 
-def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str]:
-    """Run the stage on a worker of its queue. Returns ("ran", "fetched" or "unchanged", the worker's clone).
+def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str, Use | None]:
+    """Run the stage on a worker of its queue.
+
+    Returns "ran", "fetched" or "unchanged", the worker's clone, and what its GPUs did.
 
     Raises:
         Transient: if the worker was lost.
@@ -178,7 +190,7 @@ def dispatch(stage: Stage, folder: Path, force: bool) -> tuple[str, str]:
         state = final_state(client, run, stage)
     if error := failure(stage.name, state):
         raise error
-    return str(state.name).lower(), str(state.message)  # see flows/stage.py
+    return str(state.name).lower(), *read_use(str(state.message))  # see flows/stage.py
 
 
 def start_run(stage: Stage, folder: Path, **parameters: Any) -> UUID:

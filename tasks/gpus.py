@@ -1,4 +1,4 @@
-"""The GPUs of this machine: which there are, and holding some of them so that no other stage uses them.
+"""Holding some GPUs of this machine, so that no other stage uses them.
 
     with held(visible(), 1) as gpus:
         process.run(command, folder, environment=gpus.environment, keep=gpus.files)
@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
-import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lpo.timings.gpus import VARIABLE, Use, read
 from tasks.process import STOP, Stopped
 
-VARIABLE = "CUDA_VISIBLE_DEVICES"
 LOCKS = Path(tempfile.gettempdir())  # one for all clones and users of the machine
-QUERY = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
 
 
 @dataclass(frozen=True)
@@ -41,31 +39,6 @@ class Gpus:
     def environment(self) -> dict[str, str]:
         """Variables that let a process see these GPUs alone; none where the machine has no GPU."""
         return {VARIABLE: ",".join(self.names)} if self.names else {}
-
-
-def visible() -> list[str]:
-    """The GPUs that this process may use, by names that mean the same to every process of the machine.
-
-    These are NVIDIA's UUIDs, such as GPU-8f6c..., where the driver tells them. Without an NVIDIA driver there are none.
-    """
-    listed = _listed()
-    wanted = os.environ.get(VARIABLE)
-    if wanted is None:
-        return list(listed.values())
-    names = []
-    for name in (part.strip() for part in wanted.split(",")):
-        if name in ("", "-1"):  # CUDA takes no notice of what comes after
-            break
-        names.append(listed.get(name, name))
-    return names
-
-
-def _listed() -> dict[str, str]:
-    """UUIDs of all GPUs by their numbers, from the driver's own program."""
-    if not shutil.which(QUERY[0]):
-        return {}
-    done = subprocess.run(QUERY, capture_output=True, text=True, check=False)
-    return dict(re.findall(r"^(\d+), (\S+)$", done.stdout, re.MULTILINE)) if done.returncode == 0 else {}
 
 
 @contextmanager
@@ -111,3 +84,14 @@ def _lock(folder: Path, name: str) -> int | None:
         os.close(file)
         return None
     return file
+
+
+def with_use(message: str, use: Use | None) -> str:
+    """A state's message, and below it what GPUs did, which has no other way to the run that started this one."""
+    return message if use is None else f"{message}\n{json.dumps(asdict(use))}"
+
+
+def read_use(message: str) -> tuple[str, Use | None]:
+    """What `with_use` was given."""
+    first, _, use = message.partition("\n")
+    return first, read(json.loads(use)) if use else None

@@ -16,6 +16,8 @@ from prefect.logging import get_logger
 from prefect.runtime import flow_run
 from prefect.variables import Variable
 
+from lpo.config import load_params
+from lpo.timings.gpus import cost, total
 from tasks.dispatch import Outcome
 from tasks.workspace import ROOT, STATE
 
@@ -45,8 +47,8 @@ def publish(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str
 
 
 def summary(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str, Any] | None = None) -> str:
-    """The run in Markdown: win rates with 95 % intervals, one row per stage, the gate's decision, places that the model
-    in use has not reached, the report's path."""
+    """The run in Markdown: win rates with 95 % intervals, one row per stage, what GPUs did, the gate's decision, places
+    that the model in use has not reached, the report's path."""
     lines = []
     metrics = folder / "metrics/evaluate.json"
     if metrics.exists():
@@ -57,9 +59,12 @@ def summary(outcomes: Mapping[str, Outcome], folder: Path, decision: Mapping[str
             for name, words in AXES.items()
             if name in rates
         ]
-    lines += ["", "| stage | result | minutes |", "| --- | --- | --- |"]
+    lines += ["", "| stage | result | minutes | GPU-hours |", "| --- | --- | --- | --- |"]
     minutes = {name: "" if outcome.minutes is None else f"{outcome.minutes:.1f}" for name, outcome in outcomes.items()}
-    lines += [f"| {name} | {outcome.how} | {minutes[name]} |" for name, outcome in outcomes.items()]
+    hours = {name: f"{total(outcome.uses)[0]:.2f}" if outcome.uses else "" for name, outcome in outcomes.items()}
+    lines += [f"| {name} | {outcome.how} | {minutes[name]} | {hours[name]} |" for name, outcome in outcomes.items()]
+    if uses := [use for outcome in outcomes.values() for use in outcome.uses]:
+        lines += ["", f"On GPUs: {cost(*total(uses), load_params(folder / 'params.yaml').report.gpu_hour_price)}"]
     lines += ["", *(f"**{name} failed.** {o.message}\n" for name, o in outcomes.items() if o.how == "failed")]
     if decision:
         verdict = "promoted" if decision["promoted"] else "not promoted"

@@ -21,6 +21,7 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 
+from lpo.timings.gpus import Use, measured, visible
 from tasks import gpus, reproduce, tracked
 from tasks.gpus import Gpus
 from tasks.graph import Stage, before, find, read_graph
@@ -42,19 +43,25 @@ def fetch_inputs(folder: Path, name: str) -> None:
 
 
 @task(name="reproduce", **RETRIED)
-def run_stage(folder: Path, stage: Stage, force: bool) -> str:
-    """`dvc repro --single-item`, with its output in the log, on all GPUs of this machine if the stage uses them."""
+def run_stage(folder: Path, stage: Stage, force: bool) -> tuple[str, Use | None]:
+    """`dvc repro --single-item`, with its output in the log, on all GPUs of this machine if the stage uses them.
+
+    Returns what it did, and what GPUs did for it if it ran.
+    """
     logger = get_run_logger()
-    with gpu_slots(stage) as held:
+    show = progress(stage.name)
+    with gpu_slots(stage) as held, measured(held.names) as meter:
         environment = own_code(folder) | held.environment
-        return reproduce.repro(folder, stage.name, force, logger.info, progress(stage.name), environment, held.files)
+        outcome = reproduce.repro(folder, stage.name, force, logger.info, show, environment, held.files)
+    return outcome, meter.use if outcome == "ran" else None
 
 
 @task(name="make parts", **RETRIED)
-def run_share(folder: Path, stage: Stage, share: str) -> str:
-    """`lpo STAGE --share K/N` on one GPU. Parts go to the remote as they are made. Returns the folder that holds them.
+def run_share(folder: Path, stage: Stage, share: str) -> tuple[str, Use | None]:
+    """`lpo STAGE --share K/N` on one GPU. Parts go to the remote as they are made.
 
-    Parts that the remote has are fetched first, and are not made again.
+    Returns the folder that holds them, and what the GPU did. Parts that the remote has are fetched first, and are not
+    made again.
     """
     logger, name = get_run_logger(), stage.name
     parts: list[str] = []
@@ -65,12 +72,12 @@ def run_share(folder: Path, stage: Stage, share: str) -> str:
             parts.append(found[1])
 
     reproduce.pull_parts(folder, name, share)
-    with gpu_slots(stage, 1) as held, sending(folder, name, share, parts):
+    with gpu_slots(stage, 1) as held, measured(held.names) as meter, sending(folder, name, share, parts):
         environment = own_code(folder) | held.environment
         reproduce.make_share(folder, name, share, on_line, progress(name), environment, held.files)
     for made in parts[-1:]:
         reproduce.push_parts(folder, name, made, share)
-    return "".join(parts[-1:])
+    return "".join(parts[-1:]), meter.use
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def gpu_slots(stage: Stage, most: int | None = None) -> Iterator[Gpus]:
     if not stage.gpu:
         yield Gpus((), ())
         return
-    logger, names = get_run_logger(), gpus.visible()
+    logger, names = get_run_logger(), visible()
     with get_client(sync_client=True) as client:
         slots = client.read_global_concurrency_limit_by_name("gpu").limit
     wanted = min(len(names), most or len(names))
@@ -137,11 +144,13 @@ def push_results(folder: Path, name: str) -> None:
     reproduce.push(folder, name)
 
 
-def work(name: str, place: Place, force: bool, share: str | None = None) -> str:
-    """Run the stage in the folder of `place`, or in a copy of it. Returns "ran", "fetched" or "unchanged".
+def work(name: str, place: Place, force: bool, share: str | None = None) -> tuple[str, Use | None]:
+    """Run the stage in the folder of `place`, or in a copy of it.
+
+    Returns "ran", "fetched" or "unchanged", of a share the folder that holds its parts; and what GPUs did for it.
 
     Args:
-        share: K/N; make only this share of the stage's parts. Returns the folder that holds them.
+        share: K/N; make only this share of the stage's parts.
     """
     logger = get_run_logger()
     label = name if share is None else f"{name}-{share.partition('/')[0]}"
@@ -157,10 +166,10 @@ def work(name: str, place: Place, force: bool, share: str | None = None) -> str:
                 return run_share(folder, stage, share)
             if stage.shared and has_remote():
                 fetch_parts(folder, name)
-            outcome = run_stage(folder, stage, force)
+            outcome, use = run_stage(folder, stage, force)
             if has_remote():
                 push_results(folder, name)
-    return outcome
+    return outcome, use
 
 
 def progress(name: str) -> Callable[[float, str], None]:

@@ -70,9 +70,10 @@ LIGHT_FILES = {
     "lpo/__init__.py", "lpo/cli.py", "lpo/cli_groups.py", "lpo/cli_tools.py", "lpo/outputs/__init__.py",
     "lpo/outputs/ownership.py", "lpo/preflight/__init__.py", "lpo/config/__init__.py", "lpo/train/common/launch.py",
     "lpo/config/presets.py", "lpo/config/scaling.py",
-    "lpo/config/reader.py", "lpo/errors.py", "lpo/files.py", "lpo/paths.py",
+    "lpo/config/reader.py", "lpo/errors.py", "lpo/files.py", "lpo/paths.py", "lpo/timings/__init__.py",
+    "lpo/timings/gpus.py",
 }  # fmt: skip
-LIGHT_ROOMS = {"config", "errors", "files"}  # what flows and tasks may import of the library
+LIGHT_ROOMS = {"config", "errors", "files", "timings"}  # what flows and tasks may import of the library
 TRACKERS = {"tracking.py", "wandb_registry.py"}
 OUTSIDE = {"prefect", "dvc", "flows", "tasks"}  # what the library does not know
 

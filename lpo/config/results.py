@@ -72,6 +72,7 @@ class Evaluate:
 @dataclass(frozen=True)
 class Report:
     examples: Count
+    gpu_hour_price: NotNegative | None
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from lpo.report.judge_section import judges
 from lpo.report.people_section import people
 from lpo.report.pictures import pictures
 from lpo.report.sections import changes, reward_model, tuning, wins
+from lpo.timings import gpus
 
 Json = Mapping[str, Any]
 SHOWN = {  # id of a section -> its name in the line of links
@@ -160,7 +161,7 @@ def _use(params: Json) -> str:
 
 
 def _provenance(context: ReportContext) -> str:
-    bodies = [heading("Time by stage"), *_times(context.timings)]
+    bodies = [heading("Time by stage"), *_times(context.timings, context.params["report"].get("gpu_hour_price"))]
     bodies += [heading("Code"), text(f"Last commit that changed lpo/ or params.yaml: {context.revision}.")]
     if context.code:
         bodies.append(folded("Code of each stage", _hashes(context.code)))
@@ -173,17 +174,20 @@ def _provenance(context: ReportContext) -> str:
     return section("provenance", "Provenance", *bodies)
 
 
-def _times(timings: Mapping[str, Json]) -> list[str]:
+def _times(timings: Mapping[str, Json], price: float | None) -> list[str]:
     if not timings:
         return [text("No stage ran on this machine: the results were fetched.", "soft")]
+    uses = {stage: use for stage, row in timings.items() if (use := gpus.read(row.get("gpu"))) is not None}
     rows = [
-        [stage, f"{row['seconds'] / 60:.1f}", row.get("finished", ""), row.get("machine", "")]
+        [stage, f"{row['seconds'] / 60:.1f}", f"{uses[stage].hours:.2f}" if stage in uses else "",
+         row.get("finished", ""), row.get("machine", "")]
         for stage, row in timings.items()
-    ]
-    total = sum(row["seconds"] for row in timings.values()) / 60
+    ]  # fmt: skip
+    minutes = sum(row["seconds"] for row in timings.values()) / 60
     note = "The last run of each stage on this machine. Of a resumed stage, the time since it was resumed."
-    rows.append(["total", f"{total:.1f}", "", ""])
-    return [text(note, "soft"), table(["stage", "minutes", "finished", "machine"], rows)]
+    rows.append(["total", f"{minutes:.1f}", f"{gpus.total(uses.values())[0]:.2f}" if uses else "", "", ""])
+    said = [text(f"On GPUs: {gpus.cost(*gpus.total(uses.values()), price)}.")] if uses else []
+    return [text(note, "soft"), table(["stage", "minutes", "GPU-hours", "finished", "machine"], rows), *said]
 
 
 def _hashes(items: Sequence[Artifact]) -> str:

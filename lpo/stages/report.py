@@ -1,6 +1,6 @@
 """report: metrics, histories, images, hashes -> data/report/ (page, model card, two pictures), metrics.json.
 
-Same inputs, same bytes. No clock is read: dates and minutes come from a file that `lpo STAGE` writes (lpo/timings.py).
+Same inputs, same bytes. No clock is read: dates and minutes come from a file that `lpo STAGE` writes (lpo/timings).
 Of git, only the last commit that changed code or parameters is shown, so a commit of anything else, such as these
 results, changes nothing. The hashes are those of the stages before this one in dvc.lock.
 """

@@ -245,7 +245,12 @@ def test_large_images_of_pairs_are_shown_small_and_small_ones_as_they_are():
 
 
 def test_the_page_says_when_where_and_how_long_each_stage_ran(page, quick):
-    assert '<td class="text">tune</td><td>1.5</td><td>2026-01-02</td>' in page
+    assert '<td class="text">tune</td><td>1.5</td><td></td><td>2026-01-02</td>' in page and "On GPUs" not in page
+    gpu = {"gpus": 4, "seconds": 90.0, "joules": 3.6e6}
+    params = PARAMS | {"report": PARAMS["report"] | {"gpu_hour_price": 20.0}}
+    timings = {"tune": {"seconds": 90.0, "gpu": gpu}, "filter": {"seconds": 30.0, "gpu": "broken"}}
+    priced = render_report(context(timings=timings, params=params))
+    assert "On GPUs: 0.10 GPU-hours, 1.00 kWh, cost 2.00." in priced
     assert "No stage ran on this machine" in render_report(context(timings={}))
 
 

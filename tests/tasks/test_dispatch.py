@@ -47,7 +47,7 @@ def ran(server: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if stage.name == "b":
             raise StageFailed("b has no pairs")
         names.append(stage.name)
-        return "ran", dispatch.here()
+        return "ran", dispatch.here(), None
 
     monkeypatch.setattr(dispatch, "dispatch", run)
     monkeypatch.setattr(dispatch, "has_remote", lambda: False)

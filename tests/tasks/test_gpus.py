@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lpo.timings.gpus import visible
 from tasks import process
-from tasks.gpus import Gpus, held, visible
+from tasks.gpus import Gpus, held
 
 NAMES = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
 HOLDS = """

@@ -8,28 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.workspace import write_params
 
+from lpo.timings.gpus import Use
 from tasks import publish
 from tasks.dispatch import Outcome
 from tasks.publish import notify, summary
 
 
 def test_the_summary_by_hand(tmp_path: Path) -> None:
+    write_params(tmp_path, {"report": {"gpu_hour_price": 2.0}})
     (tmp_path / "metrics").mkdir()
     rate = {"value": 0.7, "low": 0.65, "high": 0.75}
     (tmp_path / "metrics/evaluate.json").write_text(json.dumps({"win_rate": {"overall": rate}}))
-    outcomes = {"reward": Outcome("ran", 12.34), "tune": Outcome("failed", message="no pairs")}
+    use = Use(gpus=4, seconds=720.0, joules=3.6e6)
+    outcomes = {"reward": Outcome("ran", 12.34, uses=(use,)), "tune": Outcome("failed", message="no pairs")}
     waits = ["hub team/model: ConnectError: no route", "folder share: no space left"]
     decision = {"promoted": False, "reason": "not surely better", "name": "m7", "pending": waits}
-    assert summary(outcomes, tmp_path, decision).splitlines()[:20] == [
+    assert summary(outcomes, tmp_path, decision).splitlines()[:22] == [
         "| tuned model against its base | win rate | 95 % interval |",
         "| --- | --- | --- |",
         "| overall | 70.0% | 65.0% to 75.0% |",
         "",
-        "| stage | result | minutes |",
-        "| --- | --- | --- |",
-        "| reward | ran | 12.3 |",
-        "| tune | failed |  |",
+        "| stage | result | minutes | GPU-hours |",
+        "| --- | --- | --- | --- |",
+        "| reward | ran | 12.3 | 0.80 |",
+        "| tune | failed |  |  |",
+        "",
+        "On GPUs: 0.80 GPU-hours, 1.00 kWh, cost 1.60",
         "",
         "**tune failed.** no pairs",
         "",

@@ -1,8 +1,8 @@
 """How long each stage took the last time on this machine, for `lpo doctor` and the report.
 
-    .checkpoints/timings.json    stage -> {seconds, model, finished, machine, metrics}
+    .checkpoints/timings.json    stage -> {seconds, model, finished, machine, metrics, gpu}
 
-finished is a date, metrics the hash of metrics/STAGE.json as the stage wrote it.
+finished is a date, metrics the hash of metrics/STAGE.json as the stage wrote it, gpu what GPUs did (gpus.py).
 
 The file is no output of DVC: times differ from run to run, and results do not.
 """
@@ -14,19 +14,25 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from lpo import paths
 from lpo.files import file_hash, write_json
+from lpo.timings.gpus import Use
 
 TIMINGS = Path(".checkpoints/timings.json")
 
 
-def record(stage: str, seconds: float, model: str) -> None:
-    """Note a stage that has just ended."""
-    row = {"seconds": round(seconds, 1), "model": model, "finished": date.today().isoformat(), "machine": machine()}
+def record(stage: str, seconds: float, model: str, use: Use | None = None) -> None:
+    """Note a stage that has just ended, and what GPUs did for it."""
+    row: dict[str, Any] = {
+        "seconds": round(seconds, 1), "model": model, "finished": date.today().isoformat(), "machine": machine(),
+    }  # fmt: skip
+    if use is not None:
+        row["gpu"] = asdict(use)
     if paths.metrics(stage).exists():
         row["metrics"] = file_hash(paths.metrics(stage))
     write_json(TIMINGS, known() | {stage: row})
