@@ -16,8 +16,10 @@ from prefect.logging import disable_run_logger
 from prefect.states import Completed, Crashed, Failed, Scheduled
 from prefect.testing.utilities import prefect_test_harness
 
+from lpo.timings.gpus import Use
 from tasks import dispatch
 from tasks.dispatch import Outcome, final_state, make_shares, run_stages
+from tasks.gpus import with_use
 from tasks.graph import Stage
 from tasks.reproduce import StageFailed, Transient
 
@@ -159,13 +161,14 @@ def asked(workers: list[Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_lost_share_is_asked_for_again_when_the_others_are_made(
     asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = Completed(name="Made", message=".checkpoints/score/k")
-    states = {"1/3": [made], "2/3": [Crashed(message="killed"), made], "3/3": [made]}
+    uses = [Use(1, 60.0, 5.0), Use(1, 30.0), None]  # by share: one GPU tells its energy, one does not, and a CPU
+    made = [Completed(name="Made", message=with_use(".checkpoints/score/k", use)) for use in uses]
+    states = {"1/3": [made[0]], "2/3": [Crashed(message="killed"), made[1]], "3/3": [made[2]]}
     monkeypatch.setattr(dispatch, "final_state", lambda client, run, stage: states[run].pop(0))
     with pytest.raises(Transient, match="score 2/3: the worker was lost"):
         make_shares(SHARED, Path())
-    make_shares(SHARED, Path())
-    make_shares(GPU, Path())  # it has no parts
+    assert make_shares(SHARED, Path()) == uses, "those of the first try count too"
+    assert make_shares(GPU, Path()) == []  # it has no parts
     assert asked == ["1/3", "2/3", "3/3", "2/3"] and not any(states.values())
 
 
