@@ -244,8 +244,7 @@ def timed(stage: str, params: Params, share: str | None = None, file: Path | Non
         module.run(params, wanted)
         return
     started = time.monotonic()
-    on_gpus = stage in gpus.STAGES and params.model.device != "cpu" and launch.is_first()
-    with gpus.measured(gpus.visible() if on_gpus else []) as meter:
+    with gpus.measured(gpus.of_stage(stage, params.model.device) if launch.is_first() else []) as meter:
         if file is None or not launch.by_several(stage, params, file):
             module.run(params)
     if launch.is_first():

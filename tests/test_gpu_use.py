@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from lpo.timings import gpus
@@ -76,6 +77,24 @@ def test_a_use_is_read_back_and_a_broken_one_is_none() -> None:
     assert read_use(with_use("vm:/a clone", None)) == ("vm:/a clone", None)
     for broken in (None, {}, 3, {"gpus": "many", "seconds": 1, "joules": None}):
         assert read(broken) is None
+
+
+@pytest.mark.parametrize(
+    ("stage", "device", "cuda", "found"),
+    [
+        ("tune", "auto", True, ["GPU-a"]),
+        ("tune", "cuda", True, ["GPU-a"]),
+        ("tune", "auto", False, []),  # a torch for CPUs on a machine with a GPU
+        ("tune", "cpu", True, []),
+        ("filter", "auto", True, []),
+    ],
+)
+def test_a_stage_counts_the_gpus_that_it_computes_on(
+    stage: str, device: str, cuda: bool, found: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(gpus, "visible", lambda: ["GPU-a"])
+    assert gpus.of_stage(stage, device) == found
 
 
 def test_the_stages_that_use_gpus_are_those_of_the_pipeline(repository: Path) -> None:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -97,6 +98,17 @@ def cost(hours: float, kwh: float | None, price: float | None) -> str:
     words += [f"{kwh:.2f} kWh"] if kwh is not None else []
     words += [f"cost {hours * price:.2f}"] if price is not None else []
     return ", ".join(words)
+
+
+def of_stage(stage: str, device: str) -> list[str]:
+    """The GPUs that a command `lpo STAGE` takes, which has imported torch; device: `model.device`.
+
+    A torch without CUDA takes none, whatever the machine has.
+    """
+    torch = sys.modules.get("torch")
+    if stage not in STAGES or device == "cpu" or torch is None or not torch.cuda.is_available():
+        return []
+    return visible()
 
 
 def visible() -> list[str]:
